@@ -1,0 +1,68 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+/// Every Swift target: Swift 6 mode, and a warning is an error.
+let strict: [SwiftSetting] = [.swiftLanguageMode(.v6), .treatAllWarnings(as: .error)]
+
+/// The core also compiles in Embedded Swift; permits are `~Escapable`, which needs the lifetime attributes.
+let core: [SwiftSetting] = strict + [.enableExperimentalFeature("Lifetimes")]
+
+let package = Package(
+    name: "Faultline",
+    products: [
+        .library(
+            name: "Faultline",
+            targets: ["Frames", "Synchrony", "Audit", "HostMemory", "GuestMemory", "Paging", "Hardware", "Machine"]),
+        .library(name: "FaultlineTools", targets: ["Scenario", "TraceAudit", "Report"]),
+        .executable(name: "faultline", targets: ["faultline"]),
+    ],
+    dependencies: [
+        .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.0"),
+        .package(url: "https://github.com/jpsim/Yams", from: "6.2.0"),
+        .package(url: "https://github.com/swiftlang/swift-subprocess", from: "1.0.0"),
+    ],
+    targets: [
+        // The core, leaf first. It imports nothing but the standard library and Synchronization.
+        .target(name: "CSchedule"),
+        .target(name: "Frames", swiftSettings: core),
+        .target(name: "Synchrony", dependencies: ["CSchedule"], swiftSettings: core),
+        .target(name: "Audit", dependencies: ["Frames"], swiftSettings: core),
+        .target(name: "HostMemory", dependencies: ["Frames", "Synchrony", "Audit"], swiftSettings: core),
+        .target(
+            name: "GuestMemory", dependencies: ["Frames", "Synchrony", "Audit", "HostMemory"], swiftSettings: core),
+        .target(
+            name: "Paging", dependencies: ["Frames", "Synchrony", "Audit", "HostMemory", "GuestMemory"],
+            swiftSettings: core),
+        .target(name: "Hardware", dependencies: ["Frames", "Synchrony", "HostMemory"], swiftSettings: core),
+
+        // Outside the core.
+        .target(
+            name: "Machine",
+            dependencies: [
+                "Frames", "Synchrony", "Audit", "HostMemory", "GuestMemory", "Paging", "Hardware",
+            ], swiftSettings: core),
+        .target(
+            name: "Scenario", dependencies: ["Machine", .product(name: "Yams", package: "Yams")],
+            swiftSettings: strict),
+        .target(
+            name: "TraceAudit",
+            dependencies: ["Audit", .product(name: "Subprocess", package: "swift-subprocess")],
+            swiftSettings: strict),
+        .target(name: "Report", dependencies: ["Scenario", "TraceAudit", "Machine"], swiftSettings: strict),
+        .target(name: "CBenchmarkLimits"),
+        .target(name: "Benchmarks", dependencies: ["Machine", "CBenchmarkLimits"], swiftSettings: strict),
+        .executableTarget(
+            name: "faultline",
+            dependencies: [
+                "Scenario", "TraceAudit", "Report", "Benchmarks", "Machine",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ], swiftSettings: strict),
+
+        .testTarget(
+            name: "CoreTests",
+            dependencies: ["Frames", "Synchrony", "Audit", "HostMemory", "GuestMemory", "Paging", "Hardware", "Machine"],
+            swiftSettings: core),
+        .testTarget(name: "TraceAuditTests", dependencies: ["TraceAudit"], swiftSettings: strict),
+        .testTarget(name: "ScenarioTests", dependencies: ["Scenario", "Report"], swiftSettings: strict),
+    ]
+)
