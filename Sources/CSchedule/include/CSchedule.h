@@ -1,1 +1,61 @@
+// The running task, as the core sees it. The core's only C.
+//
+// A task is a thread, a fiber of the explorer, or a hart. It owns what the checks of lock order need, and, when an
+// explorer drives it, the hook that is called at every scheduling point. Both belong to the task, never to the
+// process: two explorers and real threads run side by side.
 #pragma once
+#include <stdint.h>
+
+/// What a task holds, and what went wrong in how it held it.
+typedef struct fl_held {
+    uint64_t ranks;             ///< bit r: a lock of rank r is held
+    uint32_t atomic_depth;      ///< spinning locks and read-side sections in which sleeping is forbidden
+    uint32_t order_violations;  ///< acquisitions against the lock order
+    uint32_t sleep_violations;  ///< sleeping operations while atomic_depth > 0
+    uint32_t first_held;        ///< ranks of the first violation
+    uint32_t first_wanted;
+} fl_held;
+
+/// A task that an explorer drives.
+typedef struct fl_task {
+    void (*point)(struct fl_task *task, uint32_t kind, uintptr_t object);
+    uint32_t identity;
+    fl_held held;
+} fl_task;
+
+#if defined(__linux__)
+#define FL_TASK_LOCAL _Thread_local __attribute__((tls_model("initial-exec")))
+#else
+#define FL_TASK_LOCAL  // bare metal: one hart
+#endif
+
+extern FL_TASK_LOCAL fl_task *fl_task_current;
+extern FL_TASK_LOCAL fl_held fl_held_default;
+
+static inline int fl_attached(void) { return fl_task_current != 0; }
+
+static inline void fl_point(uint32_t kind, uintptr_t object) {
+    fl_task *task = fl_task_current;
+    if (__builtin_expect(task != 0, 0)) task->point(task, kind, object);
+}
+
+static inline fl_held *fl_held_current(void) {
+    fl_task *task = fl_task_current;
+    return task ? &task->held : &fl_held_default;
+}
+
+static inline void fl_attach(fl_task *task) { fl_task_current = task; }
+
+/// Tells the processor that the task spins.
+static inline void fl_pause(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#else
+    __asm__ volatile("" ::: "memory");
+#endif
+}
+
+/// Gives the processor to another task: `sched_yield` on Linux; on bare metal a pause.
+void fl_yield(void);

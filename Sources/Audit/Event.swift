@@ -1,0 +1,118 @@
+// Audit: the event vocabulary, the ledger of page references, and the numbered invariants of the specification.
+//
+// It knows frames and nothing else: what happened is told to it, and it says which rule that breaks. It never looks at
+// memory and never changes anything.
+
+import Frames
+
+/// For whom a page reference or pin is held, or a page's flags are changed. Spec: generic section 8 (owner tags).
+public enum Holder: UInt8, Sendable, CaseIterable {
+    /// A guest fault, between fault-in and release. Spec: generic 2.8.
+    case guestFault
+    /// Prefetch of neighbouring entries. Spec: generic 2.11.
+    case prefetch
+    /// A host mapping of guest memory. Kernel: `kvm_vcpu_map`. Spec: generic 2.12.
+    case hostMap
+    /// A page handed out for itself. Kernel: `gfn_to_page`. Spec: generic 2.10.
+    case framePage
+    /// The heuristic of the policies `guess` and `tracked`: nobody knows. Spec: generic 10.1.
+    case heuristic
+    /// Get-user-pages outside of KVM.
+    case getUserPages
+    /// The host's own page tables and caches.
+    case primary
+    /// A device driver.
+    case driver
+
+    /// Whether the holder is KVM, whose references must be gone when it is idle (I-1).
+    public var isKVM: Bool {
+        switch self {
+        case .guestFault, .prefetch, .hostMap, .framePage, .heuristic: true
+        case .getUserPages, .primary, .driver: false
+        }
+    }
+}
+
+/// How a fault's page was released. Spec: generic 2.9.
+public enum ReleaseKind: UInt8, Sendable {
+    case unused, clean, dirty
+}
+
+/// One thing that happened to guest memory. Plain data, the same in every build.
+public struct Event: Sendable, Equatable {
+    public enum Kind: UInt8, Sendable, CaseIterable {
+        // Faults. `guest` is the guest frame.
+        /// A guest access missed: `value` = access kind (AccessKind raw value), `extra` = vCPU.
+        case fault
+        /// `value` = FaultOutcome raw value.
+        case faultResolved
+        /// The invalidation sequence was read: `value` = the count.
+        case snapshot
+        /// A guest frame was translated: `frame`; `value` bit 0 writable, bit 1 holds a reference, bit 2 PFN-mapped.
+        case translated
+        /// A translation failed: `value` = index in TranslationError.allCases.
+        case translationFailed
+        /// The retry check refused: an invalidation came between.
+        case retry
+
+        // References. `frame` is the page, `holder` whose it is.
+        case referenceTaken, referenceDropped
+        case pinTaken, pinDropped
+        /// `value` = ReleaseKind; bit 8: mmu_lock held.
+        case released
+        /// A page owner went out of scope without a release.
+        case forgotten
+        case markedAccessed, markedDirty
+
+        // Stage-2 entries. `guest`, `frame`, `level`, `value` new entry, `extra` old entry.
+        case entryInstalled
+        case entryZapped
+        case entryChanged
+        case tableLinked, tableRemoved
+        case flush
+
+        // Host memory.
+        case notifierStart, notifierEnd
+        /// A host entry: `guest` = virtual page, `frame`, `value` = new host entry.
+        case hostEntrySet, hostEntryCleared
+        case pageAllocated, pageFreed
+        case copyOnWrite
+
+        // Hardware.
+        case tlbFill, hardwareAccessed, hardwareDirty
+
+        // KVM.
+        case slotCreated, slotDeleted, slotMoved, slotFlags
+        case dirtyLogged, dirtyHarvested, dirtyCleared
+        /// MMIO exit: `guest` = address, `value` = data.
+        case mmioRead, mmioWrite
+    }
+
+    public var kind: Kind
+    public var holder: Holder
+    public var level: UInt8
+    /// The task that did it: vCPU number, or 0xff for a host task.
+    public var task: UInt8
+    /// Host frame number, or `Event.none`.
+    public var frame: UInt64
+    /// Guest frame number (or virtual page, where the kind says so), or `Event.none`.
+    public var guest: UInt64
+    public var value: UInt64
+    public var extra: UInt64
+
+    public static let none = UInt64.max
+
+    public init(
+        _ kind: Kind, holder: Holder = .primary, frame: HostFrame? = nil, guest: UInt64 = Event.none,
+        level: UInt8 = 0, value: UInt64 = 0, extra: UInt64 = 0, task: UInt8 = 0xff
+    ) {
+        self.kind = kind
+        self.holder = holder
+        self.level = level
+        self.task = task
+        self.frame = frame?.number ?? Event.none
+        self.guest = guest
+        self.value = value
+        self.extra = extra
+    }
+}

@@ -1,0 +1,77 @@
+/// The numbered rules that a run or a recording is checked against. The raw value's hundreds tell the family:
+/// 1xx generic `I-n`, 2xx x86 `Xn`, 3xx RISC-V `RV-n`. Spec: generic section 8, x86 section 8, arches 2.4.
+public enum Invariant: UInt16, Sendable, CaseIterable {
+    case i1 = 101, i2, i3, i4, i5, i6, i7, i8, i9, i10, i11, i12, i13, i14, i15, i16, i17, i18, i19, i20, i21, i22
+    case i23, i24, i25, i26, i27, i28, i29
+    case x11 = 211, x12 = 212
+    case x18 = 218, x19 = 219, x21 = 221, x22 = 222, x23 = 223, x24 = 224
+    case x28 = 228, x29 = 229, x36 = 236, x38 = 238, x39 = 239, x44 = 244, x63 = 263
+    case rv1 = 301, rv2, rv3, rv4, rv5, rv6, rv7
+
+    /// The rule's name in the specification: `I-6`, `X19`, `RV-2`.
+    public var family: StaticString {
+        switch rawValue / 100 {
+        case 1: "I-"
+        case 2: "X"
+        default: "RV-"
+        }
+    }
+    public var number: Int { Int(rawValue % 100) }
+
+    /// One sentence.
+    public var statement: StaticString {
+        switch self {
+        case .i1: "when KVM is idle it owns no page reference"
+        case .i2: "nothing is put that was not got; a page with count 0 is never touched"
+        case .i3: "references are put and pins are unpinned"
+        case .i4: "no page frame is derived from a stage-2 entry"
+        case .i5: "a PFN mapping takes no reference and never fails because of the page's count"
+        case .i6: "no stale entry: after an invalidation started, nothing maps the old page"
+        case .i7: "an entry equals the primary translation when it is installed, and is writable only if that is"
+        case .i8: "the invalidation snapshot is taken before the translation"
+        case .i9: "invalidations in progress are those started and not ended"
+        case .i10: "a fault's page is released dirty or accessed only under mmu_lock"
+        case .i11: "a page the guest can write was marked dirty when the entry was made"
+        case .i12: "a write to a logged slot is in the dirty log"
+        case .i13: "after a flush no vCPU uses the old translation"
+        case .i14: "the flags of reserved pages are never changed"
+        case .i15: "the page output is defined on every path"
+        case .i16: "a PFN mapping is pinned only with allow_unsafe_mappings"
+        case .i17: "no fault's reference outlives the fault"
+        case .i18: "an error value never reaches an entry"
+        case .i19: "needs-IO only with no-wait; signal-pending only with a signal"
+        case .i20: "both sets of slots agree at rest, without overlap, and generations grow"
+        case .i21: "a deleted slot has no entries"
+        case .i22: "a slot's memory lies in user space"
+        case .i23: "read-only memory is never written"
+        case .i24: "a frame cache holds no reference"
+        case .i25: "a guest_memfd binding belongs to one slot"
+        case .i26: "prefetch never changes an existing entry"
+        case .i27: "each reset ring entry is consumed once"
+        case .i28: "after the VM is gone nothing is left"
+        case .i29: "the page of a read-only translation is the one in the primary table"
+        case .x11: "after a notifier's start no root and no TLB maps the range"
+        case .x12: "nothing is installed for a frame whose invalidation is in progress"
+        case .x18: "an entry is shadow-present exactly if bit 11 is set"
+        case .x19: "a leaf's writability is one of the four legal states"
+        case .x21: "a present leaf never changes its frame in place"
+        case .x22: "a huge leaf is aligned"
+        case .x23: "no reserved bit is set"
+        case .x24: "on EPT every entry suppresses #VE"
+        case .x28: "a frozen entry is never overwritten"
+        case .x29: "a table has exactly one parent"
+        case .x36: "the page counts equal the leaves"
+        case .x38: "a huge leaf lies in its slot, congruent, and the host maps as much"
+        case .x39: "no writable huge leaf in a logged slot"
+        case .x44: "a writable leaf of a logged slot is in the log"
+        case .x63: "the lock order holds and nobody sleeps under a spinning lock"
+        case .rv1: "a G-stage leaf has V, U, R and X, and no PBMT, RSW or N"
+        case .rv2: "a G-stage leaf is aligned to its level"
+        case .rv3: "no entry maps beyond the guest's address bits"
+        case .rv4: "the D bit is never cleared; logging uses W"
+        case .rv5: "a page is put exactly once, under mmu_lock"
+        case .rv6: "a page is marked dirty only with a writable leaf"
+        case .rv7: "a change is followed by a fence before mmu_lock is dropped"
+        }
+    }
+}

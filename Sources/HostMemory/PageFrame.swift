@@ -1,0 +1,91 @@
+import Audit
+import Frames
+import Synchronization
+
+/// The state of one 4 KiB frame of RAM: 64 bytes, like the kernel's. Kernel: `struct page`.
+///
+/// Reference and pin counts of a compound page are kept in its head. A frame of a *non-compound* higher-order
+/// allocation has its own count: 1 in the first frame, 0 in the others, which is what a graphics driver's buffer looks
+/// like and what this project is about.
+///
+/// Only this module sees page frames. Stage-2 code has frame numbers and can't get here from them (Spec: I-4).
+@usableFromInline struct PageFrame: ~Copyable {
+    /// `PageFlags` bits.
+    @usableFromInline let flags = Atomic<UInt64>(0)
+    @usableFromInline let referenceCount = Atomic<Int32>(0)
+    /// Host page-table entries that map this very frame.
+    @usableFromInline let mapCount = Atomic<Int32>(0)
+    /// FOLL_PINs of a large folio; a small one adds `pinBias` to `referenceCount` instead.
+    @usableFromInline let pinCount = Atomic<Int32>(0)
+    /// Frames to go back to the head of the compound page; 0 in heads and ordinary pages.
+    @usableFromInline var headDistance: UInt32 = 0
+    /// The order of a head or of a free block.
+    @usableFromInline var order: UInt8 = 0
+    @usableFromInline var reserved0: UInt8 = 0
+    @usableFromInline var reserved1: UInt16 = 0
+    /// Links of the free list, or of the frame's user: indices of page frames, `UInt32.max` for none.
+    @usableFromInline var next: UInt32 = .max
+    @usableFromInline var previous: UInt32 = .max
+    @usableFromInline var reserved2: UInt32 = 0
+    /// For the frame's user: a table keeps its guest frame, level and parent here. Kernel: `ptdesc`, `page_private`.
+    @usableFromInline var word0: UInt64 = 0
+    @usableFromInline var word1: UInt64 = 0
+
+    @usableFromInline init() {}
+
+    /// What a pin adds to a small folio's reference count. Kernel: `GUP_PIN_COUNTING_BIAS`. Spec: generic 1.9.
+    static let pinBias: Int32 = 1024
+}
+
+/// Flag bits of a page frame, with who set accessed and dirty kept apart. Spec: generic 1.9 (side marks), section 8.
+public struct PageFlags: Sendable, Equatable {
+    public var bits: UInt64
+    @inlinable public init(_ bits: UInt64) { self.bits = bits }
+
+    /// Kernel: `PG_reserved`: nobody but the owner may touch the other flags. Spec: I-14.
+    public static let reserved: UInt64 = 1 << 0
+    /// The head of a compound page. Kernel: `PG_head`.
+    public static let head: UInt64 = 1 << 1
+    /// A tail of a compound page.
+    public static let tail: UInt64 = 1 << 2
+    /// In the buddy allocator's free list.
+    public static let free: UInt64 = 1 << 3
+    /// An anonymous page. Kernel: `PAGE_MAPPING_ANON`.
+    public static let anonymous: UInt64 = 1 << 4
+    /// Mapped by one address space only, and not shared with a child. Kernel: `PG_anon_exclusive`.
+    public static let anonymousExclusive: UInt64 = 1 << 5
+    /// The frame's bytes are zero. The model's own, so that a fresh arena need not be touched.
+    public static let knownZero: UInt64 = 1 << 6
+    /// Kernel: `PG_hwpoison`.
+    public static let poisoned: UInt64 = 1 << 7
+    /// A page-table page of a secondary or primary MMU.
+    public static let table: UInt64 = 1 << 8
+    /// In a driver's buffer.
+    public static let driver: UInt64 = 1 << 9
+    /// The shared page of zeros. Kernel: `ZERO_PAGE`.
+    public static let zeroPage: UInt64 = 1 << 10
+
+    /// Accessed and dirty, by originator: bit `16 + Originator`, bit `24 + Originator`.
+    public static func accessed(_ by: Originator) -> UInt64 { 1 << (16 + UInt64(by.rawValue)) }
+    public static func dirty(_ by: Originator) -> UInt64 { 1 << (24 + UInt64(by.rawValue)) }
+    public static let anyAccessed: UInt64 = 0xff << 16
+    public static let anyDirty: UInt64 = 0xff << 24
+
+    public var isReserved: Bool { bits & Self.reserved != 0 }
+    public var isAccessed: Bool { bits & Self.anyAccessed != 0 }
+    public var isDirty: Bool { bits & Self.anyDirty != 0 }
+    public func isAccessed(by originator: Originator) -> Bool { bits & Self.accessed(originator) != 0 }
+    public func isDirty(by originator: Originator) -> Bool { bits & Self.dirty(originator) != 0 }
+}
+
+/// Who set a page's accessed or dirty state.
+public enum Originator: UInt8, Sendable, CaseIterable {
+    /// Get-user-pages, on behalf of its caller.
+    case getUserPages
+    /// The primary page table's entry, when it went away or was harvested.
+    case primaryEntry
+    /// KVM's release or, under the old policies, KVM's zap.
+    case kvm
+    /// The kernel or a driver itself.
+    case driver
+}

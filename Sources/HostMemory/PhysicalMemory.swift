@@ -1,0 +1,141 @@
+import Audit
+import Frames
+import Synchrony
+import Synchronization
+
+/// The host's physical memory: real bytes in one arena, a page frame for each frame of RAM, and after RAM a stretch of
+/// device memory without page frames (a BAR, VRAM).
+///
+/// Frame numbers: RAM is `ram`, device memory `device`, directly after it. Frame 0 is never handed out.
+/// The caller owns the arena and keeps it alive longer than this object.
+public final class PhysicalMemory: @unchecked Sendable {
+    // Unchecked: the arena is raw memory, changed through atomics or by the one owner of a frame; the page frames'
+    // plain fields belong to the allocator (under the zone lock) or to the frame's one user.
+    @usableFromInline let arena: UnsafeMutableRawPointer
+    @usableFromInline let frames: UnsafeMutablePointer<PageFrame>
+    public let ram: Range<HostFrame>
+    public let device: Range<HostFrame>
+    /// The journal of the run, if there is one.
+    public let journal: Journal?
+    let zone = SpinLock(.zone)
+    /// Heads of the free lists by order.
+    var freeHeads: [UInt32]
+    var freeCount: Int = 0
+    /// Device frames handed out so far.
+    var deviceNext: UInt64
+
+    /// The largest order of the buddy allocator: 2^10 frames, 4 MiB. Kernel: `MAX_PAGE_ORDER`.
+    public static let largestOrder = 10
+
+    /// - Parameters:
+    ///   - arena: page-aligned, `(ramFrames + deviceFrames) * 4096` bytes.
+    ///   - arenaIsZero: whether the arena's bytes are zero (fresh anonymous memory), so that frames need no clearing.
+    public init(
+        arena: UnsafeMutableRawPointer, ramFrames: Int, deviceFrames: Int = 0, arenaIsZero: Bool,
+        journal: Journal? = nil
+    ) {
+        precondition(MemoryLayout<PageFrame>.size == 64 && MemoryLayout<PageFrame>.stride == 64)
+        precondition(UInt(bitPattern: arena) % UInt(pageSize) == 0, "the arena must be page-aligned")
+        precondition(ramFrames >= 16, "at least 16 frames of RAM")
+        self.arena = arena
+        self.journal = journal
+        ram = HostFrame(0)..<HostFrame(UInt64(ramFrames))
+        device = HostFrame(UInt64(ramFrames))..<HostFrame(UInt64(ramFrames + deviceFrames))
+        deviceNext = UInt64(ramFrames)
+        frames = UnsafeMutablePointer<PageFrame>.allocate(capacity: ramFrames)
+        freeHeads = Array(repeating: UInt32.max, count: Self.largestOrder + 1)
+        let initial: UInt64 = arenaIsZero ? PageFlags.knownZero : 0
+        for i in 0..<ramFrames {
+            (frames + i).initialize(to: PageFrame())
+            frames[i].flags.store(initial, ordering: .relaxed)
+        }
+        frames[0].flags.store(initial | PageFlags.reserved, ordering: .relaxed)
+        frames[0].referenceCount.store(1, ordering: .relaxed)
+        freeAtStart(1, ramFrames)
+    }
+
+    deinit {
+        frames.deinitialize(count: ram.count)
+        frames.deallocate()
+    }
+
+    /// Whether a page frame exists for `frame`. Says nothing about counts. Kernel: `pfn_valid`.
+    @inlinable public func hasPageFrame(_ frame: HostFrame) -> Bool { frame < ram.upperBound }
+
+    /// Whether `frame` is memory at all.
+    @inlinable public func exists(_ frame: HostFrame) -> Bool { frame < device.upperBound }
+
+    /// The one question about a frame that stage-2 code may ask. Kernel: `PageReserved(pfn_to_page(pfn))`. Spec: I-4.
+    @inlinable public func isReserved(_ frame: HostFrame) -> Bool {
+        guard hasPageFrame(frame) else { return false }
+        return frames[Int(frame.number)].flags.load(ordering: .relaxed) & PageFlags.reserved != 0
+    }
+
+    /// The bytes of `frame`.
+    @inlinable @inline(__always)
+    public func bytes(of frame: HostFrame) -> UnsafeMutableRawPointer {
+        arena + Int(truncatingIfNeeded: frame.number << pageShift)
+    }
+
+    /// The 8-byte entry at physical address `address`. Precondition (checked): inside the arena, 8-byte aligned.
+    @inlinable @inline(__always)
+    public func word(at address: UInt64) -> AtomicWord {
+        precondition(address & 7 == 0 && address >> pageShift < device.upperBound.number)
+        return AtomicWord(at: arena + Int(truncatingIfNeeded: address))
+    }
+
+    /// Entry `index` (0..<512, or ..<2048 for a 16 KiB root) of the table at `frame`, unchecked but for debug builds.
+    @inlinable @inline(__always)
+    public func entry(_ index: Int, of frame: HostFrame) -> AtomicWord {
+        AtomicWord(at: arena + Int(truncatingIfNeeded: frame.number << pageShift) + index &* 8)
+    }
+
+    /// For reports and tests: flags and counts of a frame, nil where no page frame exists.
+    public func inspect(_ frame: HostFrame) -> PageState? {
+        guard hasPageFrame(frame) else { return nil }
+        let page = frames + Int(frame.number)
+        let head = page - Int(page.pointee.headDistance)
+        return PageState(
+            flags: PageFlags(page.pointee.flags.load(ordering: .relaxed)),
+            headFlags: PageFlags(head.pointee.flags.load(ordering: .relaxed)),
+            referenceCount: Int(page.pointee.referenceCount.load(ordering: .relaxed)),
+            headReferenceCount: Int(head.pointee.referenceCount.load(ordering: .relaxed)),
+            mapCount: Int(page.pointee.mapCount.load(ordering: .relaxed)),
+            pinCount: Int(head.pointee.pinCount.load(ordering: .relaxed)))
+    }
+
+    @inlinable func page(_ frame: HostFrame) -> UnsafeMutablePointer<PageFrame> { frames + Int(frame.number) }
+    @inlinable func head(of page: UnsafeMutablePointer<PageFrame>) -> UnsafeMutablePointer<PageFrame> {
+        page - Int(page.pointee.headDistance)
+    }
+    @inlinable func frame(of page: UnsafeMutablePointer<PageFrame>) -> HostFrame {
+        HostFrame(UInt64(page - frames))
+    }
+
+    @inlinable @inline(__always)
+    func record(_ event: @autoclosure () -> Event) {
+        if let journal { journal.record(event()) }
+    }
+
+    /// Sets `bits`, if they are not all set already; a reserved page is left alone (Spec: I-14). Returns whether it
+    /// changed anything.
+    @inlinable @discardableResult
+    func mark(_ page: UnsafeMutablePointer<PageFrame>, _ bits: UInt64) -> Bool {
+        let old = page.pointee.flags.load(ordering: .relaxed)
+        if old & bits == bits || old & PageFlags.reserved != 0 { return false }
+        page.pointee.flags.bitwiseOr(bits, ordering: .relaxed)
+        return true
+    }
+}
+
+/// What `PhysicalMemory.inspect` tells about one frame.
+public struct PageState: Sendable, Equatable {
+    public var flags: PageFlags
+    /// The flags of the folio's head: where accessed and dirty are kept.
+    public var headFlags: PageFlags
+    /// This frame's own counter: 0 in every tail page.
+    public var referenceCount: Int
+    public var headReferenceCount: Int
+    public var mapCount: Int
+    public var pinCount: Int
+}

@@ -1,0 +1,73 @@
+import Synchronization
+
+/// An 8-byte page-table entry in raw memory, changed only by atomic operations: software and (modelled) hardware share
+/// it. Every access passes a scheduling point.
+@frozen
+public struct AtomicWord: @unchecked Sendable {
+    // Unchecked: the pointee is an `Atomic`, so sharing the pointer is sharing the atomic. Who may write which value is
+    // the rule of the owner (mmu_lock, page-table lock), not of this type.
+    @usableFromInline let pointer: UnsafeMutablePointer<Atomic<UInt64>>
+
+    /// `address` must be 8-byte aligned and stay valid while the word is used.
+    @inlinable @inline(__always)
+    public init(at address: UnsafeMutableRawPointer) {
+        pointer = address.assumingMemoryBound(to: Atomic<UInt64>.self)
+    }
+
+    @inlinable @inline(__always) public var identity: UInt { UInt(bitPattern: pointer) }
+
+    @inlinable @inline(__always)
+    public func load() -> UInt64 {
+        schedulingPoint(.entryRead, identity)
+        return pointer.pointee.load(ordering: .acquiring)
+    }
+
+    @inlinable @inline(__always)
+    public func store(_ value: UInt64) {
+        schedulingPoint(.entryWrite, identity)
+        pointer.pointee.store(value, ordering: .releasing)
+    }
+
+    /// Kernel: `xchg`.
+    @inlinable @inline(__always)
+    public func exchange(_ value: UInt64) -> UInt64 {
+        schedulingPoint(.entryWrite, identity)
+        return pointer.pointee.exchange(value, ordering: .acquiringAndReleasing)
+    }
+
+    /// Kernel: `try_cmpxchg64`. Nil on success, else the value found.
+    @inlinable @inline(__always)
+    public func compareExchange(expected: UInt64, desired: UInt64) -> UInt64? {
+        schedulingPoint(.entryWrite, identity)
+        let (exchanged, original) = pointer.pointee.compareExchange(
+            expected: expected, desired: desired, ordering: .acquiringAndReleasing)
+        return exchanged ? nil : original
+    }
+
+    /// Clears the bits that are 0 in `mask`; returns the old value. Kernel: `atomic64_fetch_and`.
+    @inlinable @inline(__always)
+    public func fetchAnd(_ mask: UInt64) -> UInt64 {
+        schedulingPoint(.entryWrite, identity)
+        return pointer.pointee.bitwiseAnd(mask, ordering: .acquiringAndReleasing).oldValue
+    }
+
+    /// Sets `bits`; returns the old value.
+    @inlinable @inline(__always)
+    public func fetchOr(_ bits: UInt64) -> UInt64 {
+        schedulingPoint(.entryWrite, identity)
+        return pointer.pointee.bitwiseOr(bits, ordering: .acquiringAndReleasing).oldValue
+    }
+}
+
+/// A counter that writers bracket and readers check. Kernel: `seqcount_t`; used by the fast GUP walk against fork.
+public final class SequenceCount: Sendable {
+    let value = Atomic<UInt64>(0)
+    public init() {}
+    public func beginWrite() { value.add(1, ordering: .acquiringAndReleasing) }
+    public func endWrite() { value.add(1, ordering: .acquiringAndReleasing) }
+    /// The value to check later; odd while a writer is inside.
+    public func read() -> UInt64 { value.load(ordering: .acquiring) }
+    public func changed(since seen: UInt64) -> Bool {
+        seen & 1 == 1 || value.load(ordering: .acquiring) != seen
+    }
+}

@@ -1,0 +1,124 @@
+import CSchedule
+
+/// The lock order: a task may take a lock only if every lock it holds has a *smaller* number here.
+/// Spec: generic 3.7, x86 section 7. Ranks marked *sleeping* may not be taken while a spinning lock is held.
+public enum LockRank: UInt8, Sendable, CaseIterable {
+    /// `kvm->slots_lock`, sleeping: memslot updates and the dirty-log ioctls.
+    case slots = 1
+    /// `kvm->slots_arch_lock`, sleeping: slot metadata; never held over an SRCU grace period.
+    case slotsArch = 2
+    /// `mm->mmap_lock`, sleeping: the VMAs of one address space.
+    case mmap = 3
+    /// A second address space's `mmap_lock` (the child's, in fork).
+    case mmapNested = 4
+    /// A graphics buffer's reservation, sleeping: where the buffer is.
+    case buffer = 5
+    /// `i_mmap_rwsem`, sleeping: the VMAs that map one object.
+    case mapping = 6
+    /// The pages of one memory object, sleeping.
+    case objectPages = 7
+    /// The list of an address space's notifiers, spinning.
+    case notifierList = 8
+    /// `kvm->mn_invalidate_lock`, spinning: the count of running invalidations against the swap of slot sets.
+    case mnInvalidate = 9
+    /// `kvm->mmu_lock`, spinning, read-write on x86 and arm64: the stage-2 tables.
+    case mmu = 10
+    /// `tdp_mmu_pages_lock`, spinning: the list of roots and of freed tables.
+    case tdpPages = 11
+    /// The page-table lock of one address space, spinning: host entries.
+    case pageTable = 12
+    /// A memory object's page array while a host entry is made, spinning.
+    case objectIndex = 13
+    /// The buddy allocator's zone lock, spinning. Innermost.
+    case zone = 14
+    /// The journal, spinning; taken anywhere and takes nothing.
+    case journal = 15
+
+    /// Kernel name, for messages.
+    public var kernelName: StaticString {
+        switch self {
+        case .slots: "slots_lock"
+        case .slotsArch: "slots_arch_lock"
+        case .mmap: "mmap_lock"
+        case .mmapNested: "mmap_lock (nested)"
+        case .buffer: "dma_resv"
+        case .mapping: "i_mmap_rwsem"
+        case .objectPages: "object pages"
+        case .notifierList: "notifier list"
+        case .mnInvalidate: "mn_invalidate_lock"
+        case .mmu: "mmu_lock"
+        case .tdpPages: "tdp_mmu_pages_lock"
+        case .pageTable: "page_table_lock"
+        case .objectIndex: "object index"
+        case .zone: "zone lock"
+        case .journal: "journal"
+        }
+    }
+}
+
+/// What the running task did against the lock order. Violations are counted, never hidden: a run reports them as
+/// findings (Spec: X63).
+public struct LockViolations: Sendable, Equatable {
+    public var order: UInt32
+    public var sleeping: UInt32
+    public var firstHeld: LockRank?
+    public var firstWanted: LockRank?
+
+    /// The violations of the running task since `clear()`.
+    public static func ofCurrentTask() -> LockViolations {
+        let held = fl_held_current().pointee
+        return LockViolations(
+            order: held.order_violations, sleeping: held.sleep_violations,
+            firstHeld: LockRank(rawValue: UInt8(truncatingIfNeeded: held.first_held)),
+            firstWanted: LockRank(rawValue: UInt8(truncatingIfNeeded: held.first_wanted)))
+    }
+
+    public static func clear() {
+        let held = fl_held_current()!
+        held.pointee.order_violations = 0
+        held.pointee.sleep_violations = 0
+        held.pointee.first_held = 0
+        held.pointee.first_wanted = 0
+    }
+}
+
+/// Whether the running task holds a lock of `rank`. For assertions.
+public func isHeld(_ rank: LockRank) -> Bool {
+    fl_held_current().pointee.ranks & (1 << UInt64(rank.rawValue)) != 0
+}
+
+/// Asserts that the running task may sleep; a violation is counted. Kernel: `might_sleep`. Spec: generic 2.3, row 13.
+public func mightSleep() {
+    let held = fl_held_current()!
+    if held.pointee.atomic_depth > 0 { held.pointee.sleep_violations &+= 1 }
+}
+
+@usableFromInline func noteAcquire(_ rank: LockRank, spinning: Bool) {
+    let held = fl_held_current()!
+    let bit: UInt64 = 1 << UInt64(rank.rawValue)
+    if held.pointee.ranks & ~(bit - 1) != 0 {
+        if held.pointee.order_violations == 0 {
+            held.pointee.first_held = UInt32(63 - held.pointee.ranks.leadingZeroBitCount)
+            held.pointee.first_wanted = UInt32(rank.rawValue)
+        }
+        held.pointee.order_violations &+= 1
+    }
+    if spinning {
+        held.pointee.atomic_depth &+= 1
+    } else if held.pointee.atomic_depth > 0 {
+        held.pointee.sleep_violations &+= 1
+    }
+    held.pointee.ranks |= bit
+}
+
+@usableFromInline func noteRelease(_ rank: LockRank, spinning: Bool) {
+    let held = fl_held_current()!
+    held.pointee.ranks &= ~(1 << UInt64(rank.rawValue))
+    if spinning { held.pointee.atomic_depth &-= 1 }
+}
+
+/// A section in which sleeping is forbidden though no lock is held (RCU). Kernel: `rcu_read_lock`.
+@usableFromInline func noteAtomicSection(entering: Bool) {
+    let held = fl_held_current()!
+    if entering { held.pointee.atomic_depth &+= 1 } else { held.pointee.atomic_depth &-= 1 }
+}

@@ -1,0 +1,97 @@
+import Synchronization
+
+/// A spinning mutual-exclusion lock. Kernel: `spinlock_t`.
+public final class SpinLock: Sendable {
+    let state = Atomic<UInt32>(0)
+    public let rank: LockRank
+    public init(_ rank: LockRank) { self.rank = rank }
+    var identity: UInt { UInt(bitPattern: Unmanaged.passUnretained(self).toOpaque()) }
+
+    public func lock() {
+        schedulingPoint(.lockAcquire, identity)
+        var backoff = Backoff()
+        while !state.compareExchange(expected: 0, desired: 1, ordering: .acquiring).exchanged { backoff.wait(identity) }
+        noteAcquire(rank, spinning: true)
+    }
+
+    public func unlock() {
+        noteRelease(rank, spinning: true)
+        state.store(0, ordering: .releasing)
+        schedulingPoint(.lockRelease, identity)
+    }
+}
+
+/// A lock whose holder may sleep. Kernel: `struct mutex`. Here it waits by yielding the processor.
+public final class SleepingLock: Sendable {
+    let state = Atomic<UInt32>(0)
+    public let rank: LockRank
+    public init(_ rank: LockRank) { self.rank = rank }
+    var identity: UInt { UInt(bitPattern: Unmanaged.passUnretained(self).toOpaque()) }
+
+    public func lock() {
+        noteAcquire(rank, spinning: false)
+        schedulingPoint(.lockAcquire, identity)
+        var backoff = Backoff()
+        while !state.compareExchange(expected: 0, desired: 1, ordering: .acquiring).exchanged { backoff.wait(identity) }
+    }
+
+    public func unlock() {
+        noteRelease(rank, spinning: false)
+        state.store(0, ordering: .releasing)
+        schedulingPoint(.lockRelease, identity)
+    }
+}
+
+/// Many readers or one writer. `spinning` makes it Kernel: `rwlock_t` (mmu_lock), else `rw_semaphore` (mmap_lock).
+/// A waiting writer does not hold back new readers.
+public final class ReadWriteLock: Sendable {
+    /// Bit 31: a writer; below: the number of readers.
+    let state = Atomic<UInt32>(0)
+    static let writer: UInt32 = 1 << 31
+    public let rank: LockRank
+    public let spinning: Bool
+    public init(_ rank: LockRank, spinning: Bool) {
+        self.rank = rank
+        self.spinning = spinning
+    }
+    var identity: UInt { UInt(bitPattern: Unmanaged.passUnretained(self).toOpaque()) }
+
+    public func lockForRead() {
+        noteAcquire(rank, spinning: spinning)
+        schedulingPoint(.lockAcquire, identity)
+        var backoff = Backoff()
+        while true {
+            let old = state.load(ordering: .relaxed)
+            if old & Self.writer == 0,
+                state.weakCompareExchange(expected: old, desired: old + 1, ordering: .acquiring).exchanged
+            {
+                return
+            }
+            backoff.wait(identity)
+        }
+    }
+
+    public func unlockRead() {
+        noteRelease(rank, spinning: spinning)
+        state.subtract(1, ordering: .releasing)
+        schedulingPoint(.lockRelease, identity)
+    }
+
+    public func lockForWrite() {
+        noteAcquire(rank, spinning: spinning)
+        schedulingPoint(.lockAcquire, identity)
+        var backoff = Backoff()
+        while !state.compareExchange(expected: 0, desired: Self.writer, ordering: .acquiring).exchanged {
+            backoff.wait(identity)
+        }
+    }
+
+    public func unlockWrite() {
+        noteRelease(rank, spinning: spinning)
+        state.store(0, ordering: .releasing)
+        schedulingPoint(.lockRelease, identity)
+    }
+
+    public var isWriteLocked: Bool { state.load(ordering: .relaxed) & Self.writer != 0 }
+    public var isLocked: Bool { state.load(ordering: .relaxed) != 0 }
+}
