@@ -68,6 +68,10 @@ open class SecondaryMMU: @unchecked Sendable {
     open var retryLooksAtRange: Bool { false }
     /// Whether an entry has a spare bit for `tracked`. Spec: generic 10.2.
     open var hasReferenceBit: Bool { false }
+    /// Whether the old policies mark a page when its *entry* goes (x86), not when the fault ends. Spec: x86 3.12.
+    open var marksPagesFromEntries: Bool { false }
+    /// Whether ageing for `clear_flush_young` leaves the TLBs alone. Kernel: `CONFIG_KVM_ELIDE_TLB_FLUSH_IF_YOUNG`.
+    open var elidesFlushIfYoung: Bool { false }
 
     /// Handles a guest fault. Caller: the vCPU's task, outside guest mode, inside `vm.withSlots`, no lock held.
     open func handleFault(_ cpu: VirtualCPU, _ fault: GuestFault) -> FaultOutcome { .failed(.EIO) }

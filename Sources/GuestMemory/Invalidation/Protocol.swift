@@ -136,13 +136,14 @@ extension VirtualMachine {
         in range: Range<UserAddress>, flushing: Bool = true, firstHit: () -> Void,
         _ handler: (MemorySlot, Range<GuestFrame>, borrowing MMUGuard) -> Bool
     ) {
+        let set = slots.active
         var hits = false
-        slots.active.forEach(intersecting: range) { _, _ in hits = true }
+        set.forEach(intersecting: range) { _, _ in hits = true }
         guard hits else { return }
         let guardian = lockMMU()
         firstHit()
         var flush = false
-        slots.active.forEach(intersecting: range) { slot, frames in
+        set.forEach(intersecting: range) { slot, frames in
             if handler(slot, frames, guardian) { flush = true }
         }
         if flush && flushing { flushRemoteTLBs() }
@@ -151,7 +152,8 @@ extension VirtualMachine {
 }
 
 /// The VM's end of the host's notifier. Kernel: `kvm_mmu_notifier_ops`.
-final class VirtualMachineNotifier: MMUNotifier {
+final class VirtualMachineNotifier: MMUNotifier, @unchecked Sendable {
+    // Unchecked: restates the base class's; the only stored property never changes.
     unowned let vm: VirtualMachine
     init(_ vm: VirtualMachine) {
         self.vm = vm

@@ -6,7 +6,7 @@ import HostMemory
 public struct Guess: ReferencePolicy {
     @usableFromInline let pages: LegacyPageLookup
 
-    init(memory: PhysicalMemory) { pages = LegacyPageLookup(memory) }
+    init(memory: PhysicalMemory) { pages = LegacyPageLookup(memory: memory) }
 
     @inlinable @inline(__always)
     public func leafRemoved(_ frame: HostFrame, counted: Bool, accessed: Bool, dirty: Bool) {

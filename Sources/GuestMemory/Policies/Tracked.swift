@@ -9,7 +9,7 @@ public struct Tracked: ReferencePolicy {
     let entryHasSoftwareBit: Bool
 
     init(memory: PhysicalMemory, entryHasSoftwareBit: Bool) {
-        pages = LegacyPageLookup(memory)
+        pages = LegacyPageLookup(memory: memory)
         self.entryHasSoftwareBit = entryHasSoftwareBit
     }
 
