@@ -86,7 +86,7 @@ struct RadixTables<Format: RadixFormat> {
     /// The runs of possible leaves that intersect `range`, in ascending order. A huge leaf is given whole. Level-1 runs
     /// are given without looking at their entries.
     func runs(in range: Range<GuestFrame>) -> LeafRuns<Format> {
-        LeafRuns(tables: self, cursor: range.lowerBound, end: min(range.upperBound, end))
+        LeafRuns(tables: self, cursor: range.lowerBound, end: Swift.min(range.upperBound, end))
     }
 }
 
@@ -102,7 +102,7 @@ struct LeafRuns<Format: RadixFormat>: Sequence, IteratorProtocol {
             let level = position.level
             let start = cursor.aligned(to: level)
             if level == .page4K {
-                let count = min(512 - position.index, Int(end.number - cursor.number))
+                let count = Swift.min(512 - position.index, Int(end.number - cursor.number))
                 cursor = cursor.advanced(by: count)
                 return LeafRun(
                     table: position.table, level: level, firstIndex: position.index, count: count, base: start)
