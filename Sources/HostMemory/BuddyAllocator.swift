@@ -139,7 +139,7 @@ extension PhysicalMemory {
     }
 
     /// Says that the frame's bytes may change from now on. Must be called before a frame becomes writable for anyone.
-    func willWrite(_ frame: HostFrame, count: Int = 1) {
+    public func willWrite(_ frame: HostFrame, count: Int = 1) {
         guard hasPageFrame(frame) else { return }
         for i in 0..<count {
             let page = frames + Int(frame.number) + i
