@@ -57,7 +57,7 @@ public final class Journal: @unchecked Sendable {
 
     private func change(_ event: Event, references: Int, pins: Int) {
         guard event.holder.isKVM else { return }
-        if event.holder == .heuristic, references > 0 {
+        if event.holder == .heuristic, references > 0, event.value == 0 {
             report(.i5, "a reference was taken on a PFN-mapped page because its count was not zero", event)
         }
         for i in ledger.indices where ledger[i].frame == event.frame && ledger[i].holder == event.holder {

@@ -1,7 +1,7 @@
 import Audit
 import Frames
-import Synchrony
 import Synchronization
+import Synchrony
 
 /// The buddy allocator. Kernel: `alloc_pages`, `__free_pages`. Lock: the zone lock, innermost but the journal's.
 extension PhysicalMemory {

@@ -1,7 +1,7 @@
 import Audit
 import Frames
-import Synchrony
 import Synchronization
+import Synchrony
 
 /// The host's physical memory: real bytes in one arena, a page frame for each frame of RAM, and after RAM a stretch of
 /// device memory without page frames (a BAR, VRAM).

@@ -1,0 +1,79 @@
+import Audit
+import Frames
+import HostMemory
+import Synchrony
+
+/// The dirty log of slots: for migration, and nothing to do with the page's own dirty flag. Spec: generic section 5.
+extension VirtualMachine {
+    /// Kernel: `mark_page_dirty_in_slot`. Any lock. Spec: generic 2.19.
+    public func markDirty(_ frame: GuestFrame, in slot: MemorySlot) {
+        guard slot.isLogged, let bitmap = slot.dirtyBitmap else { return }
+        schedulingPoint(.atomicUpdate, UInt(frame.number))
+        bitmap.set(frame.number - slot.baseFrame.number)
+        record(Event(.dirtyLogged, guest: frame.number, value: UInt64(slot.id)))
+    }
+
+    /// Sets the flags of `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2`; EINVAL for `initiallySet` without `enabled`.
+    public func setManualProtect(_ flags: ManualProtect) throws(Errno) {
+        if flags.initiallySet && !flags.enabled { throw .EINVAL }
+        slotsLock.lock()
+        manualProtect = flags
+        slotsLock.unlock()
+    }
+
+    /// The bitmap's words. In legacy mode they are taken and the pages protected again; in manual mode only copied.
+    /// Takes slotsLock. Kernel: `KVM_GET_DIRTY_LOG`. Spec: generic 5.3: bit taken, then protected, then flushed, then
+    /// reported, so that a write through a stale translation is covered by this very report (X47).
+    public func getDirtyLog(slot id: UInt32) throws(Errno) -> [UInt64] {
+        guard id & 0xffff < Self.userSlots, id >> 16 == 0 else { throw .EINVAL }
+        slotsLock.lock()
+        defer { slotsLock.unlock() }
+        guard let slot = slots.active.slot(id: UInt16(id)), let bitmap = slot.dirtyBitmap else { throw .ENOENT }
+        var report = [UInt64](repeating: 0, count: bitmap.wordCount)
+        if manualProtect.enabled {
+            for i in report.indices { report[i] = bitmap.word(i) }
+            return report
+        }
+        let guardian = lockMMU()
+        var flush = false
+        for i in report.indices where bitmap.word(i) != 0 {
+            report[i] = bitmap.take(i)
+            flush = true
+            mmu.protect(slot, first: slot.baseFrame.advanced(by: i * 64), mask: report[i], holding: guardian)
+        }
+        guardian.unlock()
+        if flush { flushRemoteTLBs() }
+        for i in report.indices where report[i] != 0 {
+            record(
+                Event(.dirtyHarvested, guest: slot.baseFrame.number + UInt64(i * 64), value: report[i], extra: UInt64(id)))
+        }
+        return report
+    }
+
+    /// Clears the bits that are set in `bitmap` (bit 0 is `firstPage`) and protects those pages again. Takes slotsLock.
+    /// Kernel: `KVM_CLEAR_DIRTY_LOG`. Spec: generic 5.4, its checks in order.
+    public func clearDirtyLog(slot id: UInt32, firstPage: UInt64, pages: UInt64, bitmap mask: [UInt64]) throws(Errno) {
+        guard id & 0xffff < Self.userSlots, id >> 16 == 0 else { throw .EINVAL }
+        guard firstPage % 64 == 0 else { throw .EINVAL }
+        slotsLock.lock()
+        defer { slotsLock.unlock() }
+        guard let slot = slots.active.slot(id: UInt16(id)), let bitmap = slot.dirtyBitmap else { throw .ENOENT }
+        guard firstPage <= slot.pageCount, pages <= slot.pageCount - firstPage,
+            pages % 64 == 0 || firstPage + pages == slot.pageCount
+        else { throw .EINVAL }
+        guard UInt64(mask.count) * 64 >= pages else { throw .EFAULT }
+        let guardian = lockMMU()
+        var flush = false
+        for i in 0..<Int((pages + 63) / 64) {
+            let index = Int(firstPage / 64) + i
+            let taken = bitmap.take(index, mask[i])
+            guard taken != 0 else { continue }
+            flush = true
+            let first = slot.baseFrame.advanced(by: index * 64)
+            mmu.protect(slot, first: first, mask: taken, holding: guardian)
+            record(Event(.dirtyCleared, guest: first.number, value: taken, extra: UInt64(id)))
+        }
+        guardian.unlock()
+        if flush { flushRemoteTLBs() }
+    }
+}

@@ -1,0 +1,109 @@
+import Audit
+import Frames
+import HostMemory
+import Synchrony
+
+/// mmu_lock, held. It ends with `unlock()` or with its scope, and cannot be copied: a function that borrows it runs
+/// under the lock. Kernel: `read_lock(&kvm->mmu_lock)` or `write_lock`.
+public struct MMUGuard: ~Copyable {
+    unowned(unsafe) let vm: VirtualMachine
+    /// Held for writing: nobody else changes the tables, but for the processor's A and D bits and the lockless fast path.
+    public let exclusive: Bool
+
+    fileprivate init(_ vm: VirtualMachine, exclusive: Bool) {
+        self.vm = vm
+        self.exclusive = exclusive
+        if exclusive { vm.mmuLock.lockForWrite() } else { vm.mmuLock.lockForRead() }
+    }
+
+    deinit { if exclusive { vm.mmuLock.unlockWrite() } else { vm.mmuLock.unlockRead() } }
+
+    /// Ends the section here.
+    public consuming func unlock() {}
+
+    /// The retry check and, if it passes, the right to map exactly this frame while the lock is held.
+    ///
+    /// The largest level is found here, under the lock and after the check, because only then is the host's mapping
+    /// level a fact (Spec: X15). Nil: an invalidation came between; the caller releases the page as unused and lets the
+    /// guest try again. Kernel: `is_page_fault_stale`, `mmu_invalidate_retry`. Spec: generic 3.3, I-6, X12.
+    @_lifetime(borrow self)
+    public borrowing func check(
+        _ faulted: borrowing FaultedFrame, largest: PageLevel = .page4K
+    ) -> InstallPermit? {
+        precondition(faulted.snapshot.vm.toOpaque() == Unmanaged.passUnretained(vm).toOpaque(), "another VM's frame")
+        if vm.isStale(faulted.snapshot.sequence, faulted.guestFrame, ranged: vm.mmu.retryLooksAtRange) {
+            vm.record(Event(.retry, frame: faulted.frame, guest: faulted.guestFrame.number))
+            return nil
+        }
+        var level = PageLevel.page4K
+        if largest > .page4K {
+            let host = vm.addressSpace.mappingLevel(of: faulted.slot.userAddress(of: faulted.guestFrame))
+            level = min(largest, host)
+            while level > .page4K, !faulted.slot.allowsHugeLeaf(at: faulted.guestFrame, level) { level = level.below }
+        }
+        return InstallPermit(
+            guestFrame: faulted.guestFrame, frame: faulted.frame, largest: level, writable: faulted.isWritable,
+            counted: faulted.isCounted)
+    }
+
+    /// The right to map prefetched pages: there is no snapshot, so no invalidation may be in progress at all. One that
+    /// starts later must first take mmu_lock. Spec: generic 2.11, X14.
+    @_lifetime(borrow self)
+    public borrowing func prefetchPermit() -> PrefetchPermit? {
+        vm.isInvalidating ? nil : PrefetchPermit()
+    }
+}
+
+/// The right to map one frame: given by `MMUGuard.check` alone, it cannot outlive the lock, and installing anything else
+/// than what it says traps. Spec: I-6, I-7.
+public struct InstallPermit: ~Copyable, ~Escapable {
+    public let guestFrame: GuestFrame
+    public let frame: HostFrame
+    /// The largest leaf that may map it.
+    public let largest: PageLevel
+    /// Whether the primary mapping lets the guest write.
+    public let writable: Bool
+    /// Whether a counted page stands behind the frame, for the software bit of `tracked`.
+    public let counted: Bool
+
+    @_lifetime(immortal)
+    init(guestFrame: GuestFrame, frame: HostFrame, largest: PageLevel, writable: Bool, counted: Bool) {
+        self.guestFrame = guestFrame
+        self.frame = frame
+        self.largest = largest
+        self.writable = writable
+        self.counted = counted
+    }
+
+    /// The first host frame of a leaf of `level`. Traps if the permit does not reach that far.
+    public borrowing func frame(at level: PageLevel) -> HostFrame {
+        precondition(level <= largest, "the permit does not allow a leaf of this level (X38)")
+        let first = frame.aligned(to: level)
+        precondition(
+            frame.number - first.number == guestFrame.number & (level.frames - 1), "guest and host are not congruent")
+        return first
+    }
+}
+
+/// The right to map prefetched pages while the lock is held. Spec: generic 2.11.
+public struct PrefetchPermit: ~Copyable, ~Escapable {
+    @_lifetime(immortal) init() {}
+
+    /// The permit for one prefetched page, whose reference the caller still owns: for write, 4 KiB.
+    @_lifetime(copy self)
+    public borrowing func permit(for page: borrowing PageReference, at guestFrame: GuestFrame) -> InstallPermit {
+        InstallPermit(
+            guestFrame: guestFrame, frame: page.frame, largest: .page4K, writable: true, counted: true)
+    }
+}
+
+extension VirtualMachine {
+    /// Takes mmu_lock for writing.
+    public func lockMMU() -> MMUGuard { MMUGuard(self, exclusive: true) }
+
+    /// Takes mmu_lock as a fault does: for reading where faults run in parallel.
+    public func lockMMUForFault() -> MMUGuard { MMUGuard(self, exclusive: !mmu.faultsInParallel) }
+
+    /// Takes mmu_lock for reading.
+    public func lockMMUForRead() -> MMUGuard { MMUGuard(self, exclusive: false) }
+}

@@ -1,0 +1,177 @@
+import Audit
+import Frames
+import HostMemory
+import Synchronization
+import Synchrony
+
+/// The proof that the invalidation count was read *before* a translation. `faultIn` takes it and gives it back inside
+/// its result; the retry check reads it there and nowhere else. Spec: generic 2.8, 3.4, I-8.
+///
+/// The race it closes: if the count were read after the translation, an invalidation could run in between, and the
+/// check would compare with a count that already includes it; a freed page would be mapped.
+public struct InvalidationSnapshot: ~Copyable {
+    let sequence: UInt64
+    let vm: Unmanaged<VirtualMachine>
+    fileprivate init(_ sequence: UInt64, _ vm: VirtualMachine) {
+        self.sequence = sequence
+        self.vm = Unmanaged.passUnretained(vm)
+    }
+}
+
+extension VirtualMachine {
+    /// Reads the invalidation count, with acquire order. No lock held. Spec: generic 0.4, 2.8 step 1.
+    public func snapshot() -> InvalidationSnapshot {
+        schedulingPoint(.atomicLoad, invalidateIdentity)
+        let sequence = invalidateSequence.load(ordering: .acquiring)
+        record(Event(.snapshot, value: sequence))
+        return InvalidationSnapshot(sequence, self)
+    }
+
+    var invalidateIdentity: UInt { UInt(bitPattern: Unmanaged.passUnretained(self).toOpaque()) }
+
+    /// A look without the lock, to save a useless lookup: may be wrong in both directions.
+    /// Kernel: `mmu_invalidate_retry_gfn_unsafe`. Spec: generic 3.3.
+    public func mayBeStale(_ snapshot: borrowing InvalidationSnapshot, _ frame: GuestFrame) -> Bool {
+        isStale(snapshot.sequence, frame, ranged: true)
+    }
+
+    /// The retry check. Kernel: `mmu_invalidate_retry` or, `ranged`, `mmu_invalidate_retry_gfn`.
+    /// In-progress is loaded first, with acquire: whoever sees 0 there also sees the count that came before it.
+    func isStale(_ seen: UInt64, _ frame: GuestFrame, ranged: Bool) -> Bool {
+        schedulingPoint(.atomicLoad, invalidateIdentity)
+        if invalidateInProgress.load(ordering: .acquiring) != 0 {
+            if !ranged { return true }
+            let start = invalidateStart.load(ordering: .relaxed)
+            let end = invalidateEnd.load(ordering: .relaxed)
+            // An unset range is a bug of the protocol; refusing is the safe answer (Spec: generic 3.3).
+            if start == UInt64.max || (frame.number >= start && frame.number < end) { return true }
+        }
+        schedulingPoint(.atomicLoad, invalidateIdentity)
+        return invalidateSequence.load(ordering: .relaxed) != seen
+    }
+
+    /// Whether any invalidation runs. Caller holds mmuLock.
+    var isInvalidating: Bool { invalidateInProgress.load(ordering: .acquiring) != 0 }
+
+    /// Invalidations that started and have not ended. For checks at rest (Spec: I-9).
+    public var invalidationsInProgress: Int { invalidateInProgress.load(ordering: .acquiring) }
+    public var activeNotifierCount: Int { activeInvalidations.load(ordering: .acquiring) }
+
+    // MARK: begin and end. Caller holds mmuLock for writing. Kernel: kvm_mmu_invalidate_begin, _range_add, _end.
+
+    private func beginInvalidation() {
+        if invalidateInProgress.add(1, ordering: .acquiringAndReleasing).newValue == 1 {
+            invalidateStart.store(.max, ordering: .relaxed)
+            invalidateEnd.store(.max, ordering: .relaxed)
+        }
+        schedulingPoint(.atomicUpdate, invalidateIdentity)
+    }
+
+    private func addRange(_ frames: Range<GuestFrame>) {
+        let start = invalidateStart.load(ordering: .relaxed)
+        if start == .max {
+            invalidateStart.store(frames.lowerBound.number, ordering: .relaxed)
+            invalidateEnd.store(frames.upperBound.number, ordering: .relaxed)
+        } else {
+            let end = invalidateEnd.load(ordering: .relaxed)
+            invalidateStart.store(min(start, frames.lowerBound.number), ordering: .relaxed)
+            invalidateEnd.store(max(end, frames.upperBound.number), ordering: .relaxed)
+        }
+    }
+
+    private func endInvalidation() {
+        invalidateSequence.add(1, ordering: .acquiringAndReleasing)
+        schedulingPoint(.atomicUpdate, invalidateIdentity)
+        let old = invalidateInProgress.subtract(1, ordering: .acquiringAndReleasing).oldValue
+        schedulingPoint(.atomicUpdate, invalidateIdentity)
+        precondition(old > 0, "an invalidation ends that did not start (I-9)")
+    }
+
+    // MARK: the notifier's callbacks. Spec: generic 3.2.
+
+    func invalidateRangeStart(_ range: Range<UserAddress>, blockable: Bool) {
+        guard range.lowerBound < range.upperBound else { return }
+        // From here to the end of the invalidation the sets of slots stay: start and end see the same slots.
+        invalidateLock.lock()
+        activeInvalidations.add(1, ordering: .acquiringAndReleasing)
+        invalidateLock.unlock()
+
+        let side = slotReaders.enter()
+        defer { slotReaders.exit(side) }
+        forEachSlot(in: range, firstHit: { beginInvalidation() }) { slot, frames, guardian in
+            addRange(frames)
+            return mmu.unmap(frames, holding: guardian, mayBlock: blockable)
+        }
+    }
+
+    func invalidateRangeEnd(_ range: Range<UserAddress>) {
+        guard range.lowerBound < range.upperBound else { return }
+        let side = slotReaders.enter()
+        forEachSlot(in: range, firstHit: { endInvalidation() }) { _, _, _ in false }
+        slotReaders.exit(side)
+
+        invalidateLock.lock()
+        let old = activeInvalidations.subtract(1, ordering: .acquiringAndReleasing).oldValue
+        invalidateLock.unlock()
+        precondition(old > 0, "an invalidation ends that did not start (I-9)")
+    }
+
+    /// Ages, or asks, the entries of `range`. Spec: generic 3.2.
+    func ageRange(_ range: Range<UserAddress>, test: Bool, flush: Bool) -> Bool {
+        guard range.lowerBound < range.upperBound else { return false }
+        let side = slotReaders.enter()
+        defer { slotReaders.exit(side) }
+        var young = false
+        forEachSlot(in: range, flushing: flush, firstHit: {}) { _, frames, guardian in
+            let hit = test ? mmu.testAge(frames, holding: guardian) : mmu.age(frames, holding: guardian)
+            young = young || hit
+            return hit
+        }
+        return young
+    }
+
+    /// The common walk: takes mmuLock at the first slot that `range` hits, and flushes, if any handler wants it, before
+    /// the lock is dropped. Spec: generic 3.2, I-13.
+    private func forEachSlot(
+        in range: Range<UserAddress>, flushing: Bool = true, firstHit: () -> Void,
+        _ handler: (MemorySlot, Range<GuestFrame>, borrowing MMUGuard) -> Bool
+    ) {
+        let set = slots.active
+        var hits = false
+        set.forEach(intersecting: range) { _, _ in hits = true }
+        guard hits else { return }
+        let guardian = lockMMU()
+        firstHit()
+        var flush = false
+        set.forEach(intersecting: range) { slot, frames in
+            if handler(slot, frames, guardian) { flush = true }
+        }
+        if flush && flushing { flushRemoteTLBs() }
+        guardian.unlock()
+    }
+}
+
+/// The VM's end of the host's notifier. Kernel: `kvm_mmu_notifier_ops`.
+final class VirtualMachineNotifier: MMUNotifier, @unchecked Sendable {
+    // Unchecked: restates the base class's; the only stored property never changes.
+    unowned let vm: VirtualMachine
+    init(_ vm: VirtualMachine) {
+        self.vm = vm
+        super.init()
+    }
+
+    override func invalidateRangeStart(_ range: Range<UserAddress>, blockable: Bool) {
+        vm.invalidateRangeStart(range, blockable: blockable)
+    }
+    override func invalidateRangeEnd(_ range: Range<UserAddress>, blockable: Bool) {
+        vm.invalidateRangeEnd(range)
+    }
+    override func clearFlushYoung(_ range: Range<UserAddress>) -> Bool {
+        vm.ageRange(range, test: false, flush: !vm.mmu.elidesFlushIfYoung)
+    }
+    override func clearYoung(_ range: Range<UserAddress>) -> Bool { vm.ageRange(range, test: false, flush: false) }
+    override func testYoung(_ address: UserAddress) -> Bool {
+        vm.ageRange(address..<(address + 1), test: true, flush: false)
+    }
+    override func release() { vm.mmu.flushAll() }
+}

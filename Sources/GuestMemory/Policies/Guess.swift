@@ -1,0 +1,57 @@
+import Audit
+import Frames
+import HostMemory
+
+/// Up to 6.12: whether a frame is counted is guessed from its number, at every step. Spec: generic 10.1.
+public struct Guess: ReferencePolicy {
+    @usableFromInline let pages: LegacyPageLookup
+
+    init(memory: PhysicalMemory) { pages = LegacyPageLookup(memory: memory) }
+
+    @inlinable @inline(__always)
+    public func leafRemoved(_ frame: HostFrame, counted: Bool, accessed: Bool, dirty: Bool) {
+        if accessed { pages.setPFNAccessed(frame) }
+        if dirty { pages.setPFNDirty(frame) }
+    }
+
+    @inlinable @inline(__always)
+    public func dirtyCleared(_ frame: HostFrame, counted: Bool) { pages.setPFNDirty(frame) }
+
+    /// A PFN-mapped frame was found: takes a reference if the heuristic says "counted".
+    /// False: the count is 0, the lookup fails. Caller holds the page-table lock. Kernel: `kvm_try_get_pfn`.
+    func takeMapped(_ frame: HostFrame) -> Bool {
+        guard let page = pages.refcountedPage(of: frame) else { return true }
+        return page.tryGet()
+    }
+
+    /// The reference that GUP gave is forgotten; only the frame number remains.
+    func forget(_ reference: consuming PageReference) { pages.adopt(reference) }
+
+    /// Kernel: `kvm_release_pfn_*`: what was taken is guessed again.
+    func release(_ frame: HostFrame, _ kind: ReleaseKind, underLock: Bool) {
+        guard let page = pages.refcountedPage(of: frame) else { return }
+        if kind == .dirty { page.setDirty() }
+        if kind != .unused { page.setAccessed() }
+        page.put()
+    }
+}
+
+/// What a fault holds under `guess`: maybe a reference.
+struct GuessedReference: ~Copyable {
+    let policy: Guess
+    let frame: HostFrame
+
+    init(_ policy: Guess, _ frame: HostFrame) {
+        self.policy = policy
+        self.frame = frame
+    }
+
+    deinit { policy.release(frame, .unused, underLock: true) }
+
+    consuming func release(_ kind: ReleaseKind, underLock: Bool) {
+        let policy = policy
+        let frame = frame
+        discard self
+        policy.release(frame, kind, underLock: underLock)
+    }
+}

@@ -1,0 +1,138 @@
+import Frames
+import HostMemory
+
+/// What a guest access that missed needs.
+public struct GuestFault: Sendable, Equatable {
+    public var address: GuestAddress
+    public var access: AccessKind
+    /// The tables had a present entry for the address. Kernel: PFERR_PRESENT.
+    public var entryPresent: Bool
+    public init(address: GuestAddress, access: AccessKind, entryPresent: Bool) {
+        self.address = address
+        self.access = access
+        self.entryPresent = entryPresent
+    }
+    public var frame: GuestFrame { address.frame }
+}
+
+/// How a fault ended. Kernel: `RET_PF_*`. Spec: x86 2.2.
+public enum FaultOutcome: Sendable, Equatable {
+    /// Nothing is wrong, run the guest again.
+    case retry
+    /// The access is emulated: MMIO, or a write to read-only memory.
+    case emulate
+    /// The frame is write-tracked.
+    case writeProtected
+    /// An entry was installed or upgraded.
+    case fixed
+    /// The entry already allowed it.
+    case spurious
+    /// KVM_RUN fails with this errno.
+    case failed(Errno)
+
+    /// For the journal.
+    public var code: UInt64 {
+        switch self {
+        case .retry: 1
+        case .emulate: 2
+        case .writeProtected: 3
+        case .fixed: 5
+        case .spurious: 6
+        case .failed(let errno): UInt64(100 + errno.rawValue)
+        }
+    }
+}
+
+/// The stage-2 page tables of one VM, for one architecture. `Paging` derives one for each format.
+///
+/// Every method says which lock its caller holds; none may sleep where a guard is passed in.
+open class SecondaryMMU: @unchecked Sendable {
+    // Unchecked: subclasses protect their tables with `vm.mmuLock`.
+    public private(set) unowned(unsafe) var vm: VirtualMachine!
+
+    public init() {}
+
+    func attach(_ vm: VirtualMachine) {
+        self.vm = vm
+        attached()
+    }
+
+    /// Called once, when `vm` is set.
+    open func attached() {}
+
+    /// Bits of a guest physical address.
+    open var guestAddressBits: Int { 48 }
+    /// Whether faults hold `mmuLock` for reading only (x86 TDP, arm64).
+    open var faultsInParallel: Bool { false }
+    /// Whether the retry check looks at the range of a running invalidation. Kernel: `mmu_invalidate_retry_gfn`.
+    open var retryLooksAtRange: Bool { false }
+    /// Whether an entry has a spare bit for `tracked`. Spec: generic 10.2.
+    open var hasReferenceBit: Bool { false }
+    /// Whether the old policies mark a page when its *entry* goes (x86), not when the fault ends. Spec: x86 3.12.
+    open var marksPagesFromEntries: Bool { false }
+    /// Whether ageing for `clear_flush_young` leaves the TLBs alone. Kernel: `CONFIG_KVM_ELIDE_TLB_FLUSH_IF_YOUNG`.
+    open var elidesFlushIfYoung: Bool { false }
+
+    /// Handles a guest fault. Caller: the vCPU's task, outside guest mode, inside `vm.withSlots`, no lock held.
+    open func handleFault(_ cpu: VirtualCPU, _ fault: GuestFault) -> FaultOutcome { .failed(.EIO) }
+
+    /// Gives the vCPU a root. Caller: the vCPU's task, no lock held.
+    open func loadRoot(_ cpu: VirtualCPU) {}
+    /// Takes the vCPU's root away if it is obsolete. Caller as for `loadRoot`.
+    open func freeObsoleteRoot(_ cpu: VirtualCPU) {}
+
+    /// Removes every leaf that intersects `frames`. Returns whether TLBs must be flushed. Kernel: `kvm_unmap_gfn_range`.
+    open func unmap(_ frames: Range<GuestFrame>, holding guardian: borrowing MMUGuard, mayBlock: Bool) -> Bool {
+        false
+    }
+    /// Clears accessed bits; whether any was set. Kernel: `kvm_age_gfn`.
+    open func age(_ frames: Range<GuestFrame>, holding guardian: borrowing MMUGuard) -> Bool { false }
+    /// Whether any entry of `frames` was accessed. Kernel: `kvm_test_age_gfn`.
+    open func testAge(_ frames: Range<GuestFrame>, holding guardian: borrowing MMUGuard) -> Bool { false }
+
+    /// Protects the pages of one bitmap word for logging: page `first + i` for each bit i of `mask`; only 4 KiB leaves
+    /// (larger ones were split or protected before). Kernel: `kvm_arch_mmu_enable_log_dirty_pt_masked`.
+    open func protect(
+        _ slot: MemorySlot, first: GuestFrame, mask: UInt64, holding guardian: borrowing MMUGuard
+    ) {}
+    /// Logging was turned on for `slot`: write-protects every leaf, splits huge ones. Takes mmuLock itself; flushes.
+    open func loggingEnabled(_ slot: MemorySlot) {}
+    /// Logging was turned off: huge mappings may come back. Takes mmuLock itself.
+    open func loggingDisabled(_ slot: MemorySlot) {}
+    /// A slot is about to appear: makes its metadata, or refuses. Caller holds slotsLock and slotsArchLock.
+    open func prepare(_ slot: MemorySlot) throws(Errno) {}
+    /// Removes everything mapped through `slot`, which is INVALID now. Takes mmuLock itself. Kernel:
+    /// `kvm_arch_flush_shadow_memslot`.
+    open func flushSlot(_ slot: MemorySlot) {}
+    /// The address space died: removes everything. Kernel: `kvm_flush_shadow_all`.
+    open func flushAll() {}
+    /// The VM ends; no vCPU runs. Frees every table.
+    open func destroy() {}
+
+    /// Calls `body` for each present leaf: for checks and reports, with nobody else running.
+    open func forEachLeaf(_ body: (StageTwoLeaf) -> Void) {}
+}
+
+/// A present leaf, decoded for checks and reports.
+public struct StageTwoLeaf: Sendable, Equatable {
+    public var guestFrame: GuestFrame
+    public var frame: HostFrame
+    public var level: PageLevel
+    public var writable: Bool
+    public var accessed: Bool
+    public var dirty: Bool
+    /// The raw entry.
+    public var entry: UInt64
+    public init(
+        guestFrame: GuestFrame, frame: HostFrame, level: PageLevel, writable: Bool, accessed: Bool, dirty: Bool,
+        entry: UInt64
+    ) {
+        self.guestFrame = guestFrame
+        self.frame = frame
+        self.level = level
+        self.writable = writable
+        self.accessed = accessed
+        self.dirty = dirty
+        self.entry = entry
+    }
+}

@@ -1,0 +1,119 @@
+import Frames
+import HostMemory
+import Synchronization
+
+/// Flags of a slot. Kernel: `KVM_MEM_*`.
+public struct SlotFlags: Sendable, Equatable {
+    /// Kernel: `KVM_MEM_LOG_DIRTY_PAGES`.
+    public var logDirtyPages = false
+    /// Kernel: `KVM_MEM_READONLY`.
+    public var readOnly = false
+    public init(logDirtyPages: Bool = false, readOnly: Bool = false) {
+        self.logDirtyPages = logDirtyPages
+        self.readOnly = readOnly
+    }
+}
+
+/// A stretch of guest memory backed by a stretch of the process's. Kernel: `struct kvm_memory_slot`.
+/// Spec: generic 1.4.
+///
+/// A slot object never changes but for its bitmap's bits and its large-page counts; an update replaces it.
+public final class MemorySlot: @unchecked Sendable {
+    // Unchecked: immutable but for `dirtyBitmap` (atomic words) and `largePages` (under mmuLock, or not shared yet).
+    public let id: UInt16
+    public let baseFrame: GuestFrame
+    public let pageCount: UInt64
+    /// The user address of the first page.
+    public let userAddress: UserAddress
+    public let flags: SlotFlags
+    /// Kernel: `KVM_MEMSLOT_INVALID`: the slot is being deleted or moved.
+    public let isInvalid: Bool
+    public let dirtyBitmap: DirtyBitmap?
+    /// Why a block can't be a huge page, per level. Kernel: `lpage_info`. Made by the MMU's `prepare`.
+    public var largePages: LargePageCounts?
+
+    init(
+        id: UInt16, baseFrame: GuestFrame, pageCount: UInt64, userAddress: UserAddress, flags: SlotFlags,
+        isInvalid: Bool = false, dirtyBitmap: DirtyBitmap?, largePages: LargePageCounts? = nil
+    ) {
+        self.id = id
+        self.baseFrame = baseFrame
+        self.pageCount = pageCount
+        self.userAddress = userAddress
+        self.flags = flags
+        self.isInvalid = isInvalid
+        self.dirtyBitmap = dirtyBitmap
+        self.largePages = largePages
+    }
+
+    /// A copy that every lookup refuses. Spec: generic 4.5.
+    func invalidCopy() -> MemorySlot {
+        MemorySlot(
+            id: id, baseFrame: baseFrame, pageCount: pageCount, userAddress: userAddress, flags: flags,
+            isInvalid: true, dirtyBitmap: dirtyBitmap, largePages: largePages)
+    }
+
+    public var frames: Range<GuestFrame> { baseFrame..<GuestFrame(baseFrame.number + pageCount) }
+    public var userRange: Range<UserAddress> { userAddress..<(userAddress + pageCount << pageShift) }
+    /// Whether writes to pages of the slot are logged.
+    public var isLogged: Bool { flags.logDirtyPages }
+
+    /// The user address of `frame`. Kernel: `__gfn_to_hva_memslot`.
+    public func userAddress(of frame: GuestFrame) -> UserAddress {
+        userAddress + (frame.number - baseFrame.number) << pageShift
+    }
+
+    /// The guest frames whose user addresses intersect `range`: start rounded down, end up. Spec: generic 3.2.
+    func frames(intersecting range: Range<UserAddress>) -> Range<GuestFrame>? {
+        let low = max(range.lowerBound, userRange.lowerBound)
+        let high = min(range.upperBound, userRange.upperBound)
+        guard low < high else { return nil }
+        let first = baseFrame.number + (low.value - userAddress.value) >> pageShift
+        let end = baseFrame.number + (high.value - userAddress.value + pageSize - 1) >> pageShift
+        return GuestFrame(first)..<GuestFrame(end)
+    }
+
+    /// Whether the whole block of `level` around `frame` lies in the slot and its user address is congruent, so that a
+    /// huge leaf is possible at all. Spec: x86 3.5, X38.
+    public func allowsHugeLeaf(at frame: GuestFrame, _ level: PageLevel) -> Bool {
+        guard level > .page4K else { return true }
+        guard (baseFrame.number ^ userAddress.page) & (level.frames - 1) == 0 else { return false }
+        let start = frame.aligned(to: level)
+        return start >= baseFrame && start.number + level.frames <= baseFrame.number + pageCount
+    }
+}
+
+/// Counts of reasons against a huge page, for levels 2 and 3. Kernel: `disallow_lpage`. Spec: x86 3.5.
+public final class LargePageCounts: @unchecked Sendable {
+    // Unchecked: changed under mmuLock held for writing only.
+    let base: GuestFrame
+    var level2: [Int32]
+    var level3: [Int32]
+
+    public init(_ slot: MemorySlot) {
+        base = slot.baseFrame
+        level2 = LargePageCounts.edges(slot, .page2M)
+        level3 = LargePageCounts.edges(slot, .page1G)
+    }
+
+    private static func edges(_ slot: MemorySlot, _ level: PageLevel) -> [Int32] {
+        let first = slot.baseFrame.number / level.frames
+        let last = (slot.baseFrame.number + slot.pageCount - 1) / level.frames
+        var counts = [Int32](repeating: 0, count: Int(last - first + 1))
+        for i in counts.indices {
+            let frame = GuestFrame((first + UInt64(i)) * level.frames)
+            if !slot.allowsHugeLeaf(at: frame, level) { counts[i] = 1 }
+        }
+        return counts
+    }
+
+    /// Whether nothing speaks against a huge page of `level` around `frame`. Caller holds mmuLock.
+    public func allows(_ frame: GuestFrame, _ level: PageLevel) -> Bool {
+        let index = Int(frame.number / level.frames - base.number / level.frames)
+        switch level {
+        case .page2M: return level2[index] == 0
+        case .page1G: return level3[index] == 0
+        default: return level == .page4K
+        }
+    }
+}

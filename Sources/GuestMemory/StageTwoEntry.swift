@@ -1,0 +1,123 @@
+import Frames
+import HostMemory
+import Synchrony
+
+/// Where an entry keeps the frame number: `(entry & mask) >> shift`.
+@frozen
+public struct FrameField: Sendable, Equatable {
+    public let mask: UInt64
+    public let shift: UInt64
+    @inlinable public init(mask: UInt64, shift: UInt64) {
+        self.mask = mask
+        self.shift = shift
+    }
+    @inlinable public func frame(in entry: UInt64) -> HostFrame { HostFrame((entry & mask) >> shift) }
+    @inlinable public func bits(for frame: HostFrame) -> UInt64 { (frame.number << shift) & mask }
+}
+
+/// A change to an entry that keeps its frame: bits to set and bits to clear. It cannot spell a frame; applying one that
+/// would reach into the frame's field traps. Changing rights or A/D needs no permit (DESIGN, "rules as types").
+@frozen
+public struct EntryUpdate: Sendable, Equatable {
+    public let set: UInt64
+    public let clear: UInt64
+    @inlinable public init(set: UInt64 = 0, clear: UInt64 = 0) {
+        self.set = set
+        self.clear = clear
+    }
+    @inlinable public func applied(to entry: UInt64) -> UInt64 { (entry & ~clear) | set }
+}
+
+/// One entry of a stage-2 table, and the only ways to change it:
+/// *install* a frame (takes an `InstallPermit`), *link* a table, *update* what is not the frame, *clear*.
+@frozen
+public struct StageTwoEntry: Sendable {
+    public let word: AtomicWord
+    public let field: FrameField
+
+    @inlinable @inline(__always)
+    public init(_ word: AtomicWord, _ field: FrameField) {
+        self.word = word
+        self.field = field
+    }
+
+    @inlinable @inline(__always) public func load() -> UInt64 { word.load() }
+
+    // MARK: A frame goes in: only with a permit.
+
+    /// Maps the permit's frame with a leaf of `level`: `attributes` are all bits of the entry but the frame. Nil on
+    /// success, else the value found in place of `expected`. Spec: I-6, I-7.
+    @inlinable
+    public func install(
+        _ permit: borrowing InstallPermit, level: PageLevel, attributes: UInt64, expected: UInt64
+    ) -> UInt64? {
+        word.compareExchange(expected: expected, desired: value(permit, level, attributes))
+    }
+
+    /// The same for the exclusive owner of the tables; returns the old value. Caller holds mmu_lock for writing.
+    @inlinable
+    public func install(_ permit: borrowing InstallPermit, level: PageLevel, attributes: UInt64) -> UInt64 {
+        word.exchange(value(permit, level, attributes))
+    }
+
+    /// The entry that `install` would store.
+    @inlinable
+    public func value(_ permit: borrowing InstallPermit, _ level: PageLevel, _ attributes: UInt64) -> UInt64 {
+        precondition(attributes & field.mask == 0, "attributes may not spell a frame")
+        return attributes | field.bits(for: permit.frame(at: level))
+    }
+
+    // MARK: The frame stays.
+
+    /// Applies `update` if the entry still is `expected`; nil on success, else the value found. For lockless paths.
+    @inlinable
+    public func apply(_ update: EntryUpdate, expected: UInt64) -> UInt64? {
+        precondition((update.set | update.clear) & field.mask == 0, "an update may not spell a frame")
+        return word.compareExchange(expected: expected, desired: update.applied(to: expected))
+    }
+
+    /// Clears `bits` atomically; returns the old value. The frame's field is out of reach.
+    @inlinable @inline(__always)
+    public func clear(bits: UInt64) -> UInt64 { word.fetchAnd(~(bits & ~field.mask)) }
+
+    /// Sets `bits` atomically; returns the old value.
+    @inlinable @inline(__always)
+    public func set(bits: UInt64) -> UInt64 { word.fetchOr(bits & ~field.mask) }
+
+    /// Splits a huge leaf: writes the leaf for the same memory, one level down, `index` of 512, into a table that is not
+    /// linked yet (this entry). The frame is taken from `huge` and can't be another.
+    @inlinable
+    public func storePart(of huge: UInt64, index: Int, childLevel: PageLevel, _ update: EntryUpdate) {
+        precondition((update.set | update.clear) & field.mask == 0, "an update may not spell a frame")
+        let frame = HostFrame(field.frame(in: huge).number + UInt64(index) * childLevel.frames)
+        word.store((update.applied(to: huge) & ~field.mask) | field.bits(for: frame))
+    }
+
+    /// Joins the leaves of a table into one huge leaf of `level`: `leaf` is any leaf of the table; its frame is rounded
+    /// down. Nil on success, else the value found in place of `expected`, the link to the table. Spec: x86 3.10.
+    @inlinable
+    public func replaceTable(byJoining leaf: UInt64, level: PageLevel, _ update: EntryUpdate, expected: UInt64) -> UInt64? {
+        precondition((update.set | update.clear) & field.mask == 0, "an update may not spell a frame")
+        let frame = field.frame(in: leaf).aligned(to: level)
+        return word.compareExchange(
+            expected: expected, desired: (update.applied(to: leaf) & ~field.mask) | field.bits(for: frame))
+    }
+
+    // MARK: Tables, and emptiness.
+
+    /// Links a table that the MMU owns; nil on success, else the value found.
+    @inlinable
+    public func link(table: HostFrame, attributes: UInt64, expected: UInt64) -> UInt64? {
+        word.compareExchange(expected: expected, desired: attributes | field.bits(for: table))
+    }
+
+    /// Replaces the entry by `empty`, a value without a frame; returns the old one.
+    @inlinable @inline(__always)
+    public func exchange(forEmpty empty: UInt64) -> UInt64 { word.exchange(empty & ~field.mask) }
+
+    /// The same if the entry still is `expected`; nil on success.
+    @inlinable
+    public func clear(to empty: UInt64, expected: UInt64) -> UInt64? {
+        word.compareExchange(expected: expected, desired: empty & ~field.mask)
+    }
+}

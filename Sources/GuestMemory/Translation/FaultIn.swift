@@ -1,0 +1,176 @@
+import Audit
+import Frames
+import HostMemory
+import Synchrony
+
+/// A translated guest frame on its way to an entry: what a fault owns between fault-in and release.
+///
+/// It ends in `finish(_:holding:)` under mmu_lock or in `releaseUnused()` anywhere. Dropping it releases the page as
+/// unused, and the journal reports it (I-2, I-17).
+public struct FaultedFrame: ~Copyable {
+    public let guestFrame: GuestFrame
+    public let frame: HostFrame
+    /// Whether the primary mapping lets the guest write. Kernel: `map_writable`.
+    public let isWritable: Bool
+    /// Whether the policy thinks that a counted page stands behind the frame.
+    public let isCounted: Bool
+    public let slot: MemorySlot
+    let snapshot: InvalidationSnapshot
+    let reference: FaultReference
+
+    /// Whether a page reference is owned (false for PFN-mapped memory under `precise`).
+    public var ownsReference: Bool { reference.isOwned }
+
+    /// Ends the fault, under mmu_lock. Kernel: `kvm_release_faultin_page`. Spec: generic 2.8 step 7, 2.9, I-10.
+    public consuming func finish(_ use: FaultUse, holding guardian: borrowing MMUGuard) {
+        reference.release(use, holding: guardian)
+    }
+
+    /// Ends the fault without a mapping; needs no lock. Kernel: `kvm_release_page_unused`.
+    public consuming func releaseUnused() { reference.releaseUnused() }
+}
+
+/// What became of a faulted page. Spec: generic 2.9.
+public enum FaultUse: Sendable, Equatable {
+    /// No entry was made (retry, lost race).
+    case unused
+    /// An entry was made or found adequate. `dirty`: the primary mapping is writable, so the guest may write at any
+    /// time without a further fault, and nothing later may mark the page.
+    case used(dirty: Bool)
+}
+
+/// The reference that a guest fault owns, if any. Spec: generic 2.8, 2.20.
+///
+/// Another type than `PageReference`, because its release as dirty or accessed is legal only under mmu_lock: it borrows
+/// the lock's guard.
+public struct FaultReference: ~Copyable {
+    private let owned: Owned
+
+    private enum Owned: ~Copyable {
+        /// PFN-mapped: nothing is owned.
+        case nothing
+        case page(PageReference)
+        case guessed(GuessedReference)
+        /// `tracked`: the reference is gone already, the page will be marked all the same.
+        case tracked(Tracked, HostFrame)
+    }
+
+    init() { owned = .nothing }
+    init(_ page: consuming PageReference) { owned = .page(page) }
+    init(guessed reference: consuming GuessedReference) { owned = .guessed(reference) }
+    init(tracked policy: Tracked, _ frame: HostFrame) { owned = .tracked(policy, frame) }
+
+    var isOwned: Bool {
+        switch owned {
+        case .nothing: false
+        case .tracked: false
+        case .page: true
+        case .guessed: true
+        }
+    }
+
+    /// Releases the page while mmu_lock is held, so that the primary mapping which GUP validated is still intact: a
+    /// dirty mark now is as good as one by the primary entry. After the lock is dropped, writeback may have cleaned the
+    /// page already. Spec: generic 3.5, I-10, I-11.
+    public consuming func release(_ use: FaultUse, holding guardian: borrowing MMUGuard) {
+        switch consume owned {
+        case .nothing: break
+        case .page(let page):
+            switch use {
+            case .unused: page.releaseUnused()
+            case .used(dirty: true): page.releaseDirty(stabilisedBy: .mmuLock)
+            case .used(dirty: false): page.releaseClean(stabilisedBy: .mmuLock)
+            }
+        case .guessed(let reference):
+            // Up to 6.12 a fault marks the page accessed, also on retry; x86 marks dirty only when the entry goes.
+            let dirty = use == .used(dirty: true) && !guardian.vm.mmu.marksPagesFromEntries
+            reference.release(dirty ? .dirty : .clean, underLock: true)
+        case .tracked(let tracked, let frame):
+            let dirty = use == .used(dirty: true) && !guardian.vm.mmu.marksPagesFromEntries
+            tracked.finish(frame, use == .unused ? .unused : dirty ? .dirty : .clean)
+        }
+    }
+
+    /// Puts the page without a mark; legal anywhere.
+    public consuming func releaseUnused() {
+        switch consume owned {
+        case .nothing: break
+        case .tracked: break
+        case .page(let page): page.releaseUnused()
+        case .guessed(let reference): reference.release(.unused, underLock: false)
+        }
+    }
+}
+
+/// The answer of a fault-in: a frame, or an error together with the snapshot, which stays good for another attempt.
+public enum FaultInResult: ~Copyable {
+    case frame(FaultedFrame)
+    case failed(TranslationError, InvalidationSnapshot)
+}
+
+extension VirtualMachine {
+    /// Translates a guest frame to serve a guest fault. May sleep; inside `withSlots`, no lock held.
+    /// Kernel: `__kvm_faultin_pfn`. Spec: generic 2.8, with every row of its outcome table.
+    ///
+    /// - Parameter snapshot: taken before the call; it comes back inside the result, and only the retry check reads it.
+    public func faultIn(
+        _ frame: GuestFrame, slot: MemorySlot?, write: Bool, noWait: Bool = false, interruptible: Bool = false,
+        snapshot: consuming InvalidationSnapshot
+    ) -> FaultInResult {
+        var request = FollowRequest(slot: slot, frame: frame, write: write, holder: .guestFault)
+        request.noWait = noWait
+        request.interruptible = interruptible
+        request.wantsWritable = true
+        switch follow(request) {
+        case .failed(let error):
+            record(
+                Event(
+                    .translationFailed, holder: .guestFault, guest: frame.number,
+                    value: UInt64(TranslationError.allCases.firstIndex(of: error) ?? 0)))
+            return .failed(error, snapshot)
+        case .page(let page, let writable):
+            let found = page.frame
+            note(frame, found, writable: writable, owned: true, mapped: false)
+            return .frame(
+                FaultedFrame(
+                    guestFrame: frame, frame: found, isWritable: writable, isCounted: true, slot: slot!,
+                    snapshot: snapshot, reference: hold(page)))
+        case .mapped(let found, let writable, let guessed, let counted):
+            note(frame, found, writable: writable, owned: guessed, mapped: true)
+            return .frame(
+                FaultedFrame(
+                    guestFrame: frame, frame: found, isWritable: writable, isCounted: counted, slot: slot!,
+                    snapshot: snapshot, reference: hold(mapped: found, guessed: guessed, counted: counted)))
+        }
+    }
+
+    private func note(_ frame: GuestFrame, _ found: HostFrame, writable: Bool, owned: Bool, mapped: Bool) {
+        let bits: UInt64 = (writable ? 1 : 0) | (owned ? 2 : 0) | (mapped ? 4 : 0)
+        record(Event(.translated, holder: .guestFault, frame: found, guest: frame.number, value: bits))
+    }
+
+    private func hold(_ page: consuming PageReference) -> FaultReference {
+        switch policy {
+        case .precise: return FaultReference(page)
+        case .guess(let guess):
+            let frame = page.frame
+            guess.forget(page)
+            return FaultReference(guessed: GuessedReference(guess, frame))
+        case .tracked(let tracked):
+            // The notifier guards the mapping, so the reference is put at once; the frame stays marked as counted.
+            let frame = page.frame
+            page.releaseUnused()
+            return FaultReference(tracked: tracked, frame)
+        }
+    }
+
+    private func hold(mapped frame: HostFrame, guessed: Bool, counted: Bool) -> FaultReference {
+        switch policy {
+        case .precise: return FaultReference()
+        case .guess(let guess):
+            return guessed ? FaultReference(guessed: GuessedReference(guess, frame)) : FaultReference()
+        case .tracked(let tracked):
+            return counted ? FaultReference(tracked: tracked, frame) : FaultReference()
+        }
+    }
+}

@@ -1,0 +1,32 @@
+import Audit
+import Frames
+import HostMemory
+
+/// A page handed out for itself, for callers that need the page and not the mapping. Spec: generic 2.10.
+extension VirtualMachine {
+    /// The page behind a guest frame, with one reference, or nil: on every failure, and for all PFN-mapped memory even
+    /// if it has page frames. Not guarded by the notifier. Kernel: `__gfn_to_page`.
+    public func page(of frame: GuestFrame, write: Bool = true) -> PageReference? {
+        let slot = slot(containing: frame)
+        switch follow(FollowRequest(slot: slot, frame: frame, write: write, holder: .framePage)) {
+        case .page(let page, _): return page
+        case .mapped(let found, _, let guessed, _):
+            // Under `guess` the walk may have taken a reference; nobody gets the page here, so it goes at once.
+            if guessed, case .guess(let guess) = policy { guess.release(found, .unused, underLock: false) }
+            return nil
+        case .failed: return nil
+        }
+    }
+
+    /// Grabs up to `count` pages from `frame` on, for write, without sleeping; `each` owns one reference per call.
+    /// Returns how many; -1 where the slot is missing, invalid or read-only; 0 where the slot ends before.
+    /// May be called with mmu_lock held. Kernel: `kvm_prefetch_pages`. Spec: generic 2.11.
+    public func prefetchPages(
+        _ frame: GuestFrame, slot: MemorySlot?, count: Int, _ each: (Int, consuming PageReference) -> Void
+    ) -> Int {
+        guard let slot, !slot.isInvalid, !slot.flags.readOnly else { return -1 }
+        guard frame.number + UInt64(count) <= slot.frames.upperBound.number else { return 0 }
+        return addressSpace.getUserPagesFastOnly(
+            slot.userAddress(of: frame), count: count, write: true, holder: .prefetch, each)
+    }
+}

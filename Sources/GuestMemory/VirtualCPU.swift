@@ -1,0 +1,85 @@
+import Frames
+import Synchronization
+import Synchrony
+
+/// A vCPU, as far as memory is concerned. Kernel: `struct kvm_vcpu`. `Machine` derives the one that runs programs.
+///
+/// Modes: `outside` → `inGuest` → `outside`. Whoever needs the guest out of the way posts a request and, if the mode is
+/// `inGuest`, waits. The vCPU sets the mode *before* its last look at the requests (Spec: X64).
+open class VirtualCPU: @unchecked Sendable {
+    // Unchecked: the state shared with other tasks is atomic; the rest belongs to the vCPU's own task.
+    public enum Mode: UInt8, Sendable { case outside, inGuest }
+    public struct Request {
+        public static let flushTLB: UInt32 = 1
+        /// The root is obsolete; load a new one (which flushes). Kernel: `KVM_REQ_MMU_FREE_OBSOLETE_ROOTS`.
+        public static let reloadRoot: UInt32 = 2
+    }
+
+    public let number: Int
+    public let vm: VirtualMachine
+    let mode = Atomic<UInt8>(Mode.outside.rawValue)
+    let requests = Atomic<UInt32>(0)
+    /// The root of the stage-2 tables in use, 0 for none; the MMU's own. Written by the vCPU's task.
+    public var root: HostFrame?
+
+    public init(number: Int, vm: VirtualMachine) {
+        self.number = number
+        self.vm = vm
+    }
+
+    /// Drops every cached translation. Called by the vCPU's own task, outside of guest mode.
+    open func dropTranslations() {}
+
+    /// Serves requests and enters guest mode. Kernel: the entry half of `vcpu_enter_guest`.
+    public func enterGuest() {
+        while true {
+            serveRequests()
+            if root == nil { vm.mmu.loadRoot(self) }
+            schedulingPoint(.guestEnter, UInt(number))
+            mode.store(Mode.inGuest.rawValue, ordering: .sequentiallyConsistent)
+            if requests.load(ordering: .sequentiallyConsistent) == 0 { return }
+            exitGuest()
+        }
+    }
+
+    public func exitGuest() {
+        schedulingPoint(.guestExit, UInt(number))
+        mode.store(Mode.outside.rawValue, ordering: .sequentiallyConsistent)
+    }
+
+    private func serveRequests() {
+        let pending = requests.exchange(0, ordering: .sequentiallyConsistent)
+        if pending & Request.reloadRoot != 0 { vm.mmu.freeObsoleteRoot(self) }
+        if pending & (Request.flushTLB | Request.reloadRoot) != 0 {
+            Statistics.bump(vm.statistics.tlb_flush)
+            dropTranslations()
+        }
+    }
+
+    /// Whether a request waits. The run loop leaves guest mode when it sees one (the interrupt of a real kick).
+    public var hasRequest: Bool { requests.load(ordering: .sequentiallyConsistent) != 0 }
+
+    /// Posts a request and waits until the vCPU is outside of guest mode. Returns whether it had to wait.
+    func kick(_ request: UInt32) -> Bool {
+        requests.bitwiseOr(request, ordering: .sequentiallyConsistent)
+        schedulingPoint(.tlbFlush, UInt(number))
+        guard mode.load(ordering: .sequentiallyConsistent) == Mode.inGuest.rawValue else { return false }
+        spinUntil(UInt(number)) { mode.load(ordering: .sequentiallyConsistent) != Mode.inGuest.rawValue }
+        return true
+    }
+}
+
+extension VirtualMachine {
+    /// Makes every vCPU drop its translations before it runs guest code again; returns when none uses an old one.
+    /// Kernel: `kvm_flush_remote_tlbs`. Any lock may be held. Spec: x86 section 5, I-13.
+    public func flushRemoteTLBs() { makeAllCPUsRequest(VirtualCPU.Request.flushTLB) }
+
+    /// Posts `request` to all vCPUs and waits until each has left guest mode. Kernel: `kvm_make_all_cpus_request`.
+    public func makeAllCPUsRequest(_ request: UInt32) {
+        Statistics.bump(statistics.remote_tlb_flush_requests)
+        record(.init(.flush, value: UInt64(request)))
+        var waited = false
+        for cpu in virtualCPUs where cpu.kick(request) { waited = true }
+        if waited { Statistics.bump(statistics.remote_tlb_flush) }
+    }
+}

@@ -1,0 +1,96 @@
+import Audit
+import Frames
+import Synchrony
+
+/// The host kernel, as far as it owns memory: the zero page, reserved frames, page tables of secondary MMUs, memory
+/// failure. Kernel: `mm/`.
+public final class Host: @unchecked Sendable {
+    // Unchecked: `spaces` is touched only under `registry`; all else is immutable.
+    public let memory: PhysicalMemory
+    /// The shared page of zeros: reserved, counted by GUP, never freed. Kernel: `ZERO_PAGE(0)`.
+    public let zeroPage: HostFrame
+    /// Whether every suitable anonymous VMA gets huge pages on fault; otherwise only those advised to.
+    /// Kernel: `/sys/kernel/mm/transparent_hugepage/enabled`: `always`, or `madvise`.
+    public let transparentHugePages: Bool
+    let registry = SpinLock(.notifierList)
+    var spaces: [Unmanaged<AddressSpace>] = []
+
+    public init(memory: PhysicalMemory, transparentHugePages: Bool) {
+        guard let zero = memory.allocatePages(order: 0) else { preconditionFailure("no frame for the zero page") }
+        memory.clear(zero, count: 1)
+        memory.page(zero).pointee.flags.bitwiseOr(PageFlags.reserved | PageFlags.zeroPage, ordering: .relaxed)
+        self.memory = memory
+        self.transparentHugePages = transparentHugePages
+        zeroPage = zero
+    }
+
+    /// Takes `count` frames of RAM out of the allocator's hands for good: firmware tables, a carve-out. Nil when no
+    /// contiguous stretch is left. At most 1024. Kernel: `memblock_reserve`, `PG_reserved`.
+    public func reserveFrames(_ count: Int) -> Range<HostFrame>? {
+        precondition(count > 0)
+        var order = 0
+        while 1 << order < count { order += 1 }
+        guard order <= PhysicalMemory.largestOrder, let first = memory.allocatePages(order: order, shape: .plain)
+        else { return nil }
+        for i in 0..<(1 << order) {
+            let page = memory.page(first.advanced(by: i))
+            page.pointee.flags.bitwiseOr(PageFlags.reserved, ordering: .relaxed)
+            page.pointee.referenceCount.store(1, ordering: .relaxed)
+        }
+        for i in count..<(1 << order) { returnReserved(first.advanced(by: i)) }
+        memory.clear(first, count: count)
+        return first..<first.advanced(by: count)
+    }
+
+    /// Gives one frame of a rounded-up reservation back.
+    private func returnReserved(_ frame: HostFrame) {
+        let page = memory.page(frame)
+        page.pointee.flags.bitwiseAnd(~PageFlags.reserved, ordering: .relaxed)
+        memory.put(page)
+    }
+
+    // MARK: Page tables of a secondary MMU
+
+    /// Takes 2^order frames for a page table of a secondary MMU and writes `fill` into every entry; order 2 is a
+    /// 16 KiB Sv39x4 root. Nil when memory is used up. Kernel: `kvm_mmu_memory_cache_alloc`.
+    public func allocateTable(order: Int, fill: UInt64) -> HostFrame? {
+        guard let frame = memory.allocatePages(order: order) else { return nil }
+        let count = 1 << order
+        for i in 0..<count {
+            memory.page(frame.advanced(by: i)).pointee.flags.bitwiseOr(PageFlags.table, ordering: .relaxed)
+        }
+        if fill == 0 {
+            memory.clear(frame, count: count)
+        } else {
+            memory.bytes(of: frame).initializeMemory(as: UInt64.self, repeating: fill, count: count * 512)
+        }
+        memory.willWrite(frame, count: count)
+        return frame
+    }
+
+    /// Gives a table back. Nobody may walk it any more.
+    public func freeTable(_ frame: HostFrame) {
+        let page = tablePage(frame)
+        memory.put(page)
+    }
+
+    /// The two words that the owner of a table keeps in its page frame. Kernel: `page_private`, `struct ptdesc`.
+    public func tableWords(_ frame: HostFrame) -> (UInt64, UInt64) {
+        let page = tablePage(frame)
+        return (page.pointee.word0, page.pointee.word1)
+    }
+
+    public func setTableWords(_ frame: HostFrame, _ word0: UInt64, _ word1: UInt64) {
+        let page = tablePage(frame)
+        page.pointee.word0 = word0
+        page.pointee.word1 = word1
+    }
+
+    /// The page frame of a table; any other frame traps, so that a leaf's frame number never leads here (Spec: I-4).
+    private func tablePage(_ frame: HostFrame) -> UnsafeMutablePointer<PageFrame> {
+        precondition(memory.hasPageFrame(frame))
+        let page = memory.page(frame)
+        precondition(page.pointee.flags.load(ordering: .relaxed) & PageFlags.table != 0, "not a page table")
+        return page
+    }
+}

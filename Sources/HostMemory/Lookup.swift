@@ -1,0 +1,94 @@
+import Frames
+import Synchronization
+
+/// What a get-user-pages caller asks for. Kernel: `FOLL_*`; `FOLL_GET` or `FOLL_PIN` follows from the call.
+public struct LookupFlags: Sendable, Equatable {
+    /// Kernel: `FOLL_WRITE`.
+    public var write: Bool
+    /// Kernel: `FOLL_NOWAIT`: give up instead of waiting for I/O.
+    public var noWait: Bool
+    /// Kernel: `FOLL_INTERRUPTIBLE`: any signal ends a wait, not only a fatal one.
+    public var interruptible: Bool
+    /// Kernel: `FOLL_HWPOISON`: tell a poisoned page apart from a fault.
+    public var hardwarePoison: Bool
+    /// Kernel: `FOLL_HONOR_NUMA_FAULT`. Implicit for writes and for the fast walk.
+    public var honorNUMA: Bool
+
+    @inlinable public init(
+        write: Bool = false, noWait: Bool = false, interruptible: Bool = false, hardwarePoison: Bool = false,
+        honorNUMA: Bool = false
+    ) {
+        self.write = write
+        self.noWait = noWait
+        self.interruptible = interruptible
+        self.hardwarePoison = hardwarePoison
+        self.honorNUMA = honorNUMA
+    }
+}
+
+/// Why get-user-pages gave no page. Spec: generic 1.9.
+public enum GetUserPagesError: Error, Equatable, Sendable, CaseIterable {
+    /// The kernel returns 0: with `noWait`, the fault would have had to wait.
+    case wouldBlock
+    /// -EINTR: a signal.
+    case interrupted
+    /// -EAGAIN: a fatal signal was pending at the first mmap-lock acquisition.
+    case again
+    /// -EHWPOISON: only with `hardwarePoison`.
+    case hardwarePoison
+    /// -EFAULT.
+    case fault
+    /// -ENOMEM.
+    case noMemory
+    /// -EEXIST: a special entry in an ordinary (mixed-map) VMA.
+    case exists
+    /// -EREMOTEIO: peer-to-peer DMA memory. No backing of this model is such memory.
+    case remoteIO
+}
+
+/// An entry of a PFN map while the page-table lock is held. Kernel: `struct follow_pfnmap_args`.
+public struct PFNMapping: Sendable, Equatable {
+    /// The exact frame, also inside a huge leaf.
+    public let frame: HostFrame
+    /// The entry's hardware W bit.
+    public let writable: Bool
+    public let special: Bool
+}
+
+/// What a simulated user fault came to. Kernel: `fixup_user_fault`.
+public struct FixupResult: Sendable, Equatable {
+    /// Nil: the fault was handled. Else EFAULT, ENOMEM or EINTR.
+    public let error: Errno?
+    /// `mmapLock` was dropped and taken again: every VMA looked up before is stale.
+    public let unlocked: Bool
+}
+
+/// What the primary page table says of an address, for reports and tests.
+public struct HostTranslation: Sendable, Equatable {
+    public let frame: HostFrame
+    public let writable: Bool
+    public let accessed: Bool
+    public let dirty: Bool
+    public let special: Bool
+    public let level: PageLevel
+}
+
+/// The signals of the process, as get-user-pages sees them. Kernel: `signal_pending`, `fatal_signal_pending`.
+public final class SignalState: Sendable {
+    private let bits = Atomic<UInt32>(0)
+    public init() {}
+
+    /// Any signal is pending.
+    public var pending: Bool {
+        get { bits.load(ordering: .acquiring) != 0 }
+        set { set(1, newValue) }
+    }
+    /// A fatal signal is pending; it is also a pending one.
+    public var fatal: Bool {
+        get { bits.load(ordering: .acquiring) & 2 != 0 }
+        set { set(2, newValue) }
+    }
+    private func set(_ bit: UInt32, _ on: Bool) {
+        if on { bits.bitwiseOr(bit, ordering: .releasing) } else { bits.bitwiseAnd(~bit, ordering: .releasing) }
+    }
+}

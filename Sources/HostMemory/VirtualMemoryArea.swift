@@ -1,0 +1,93 @@
+import Frames
+
+/// What a mapping allows its process to do. Kernel: `PROT_*`.
+public struct Protection: Sendable, Equatable {
+    public var read: Bool
+    public var write: Bool
+    public var execute: Bool
+
+    @inlinable public init(read: Bool = false, write: Bool = false, execute: Bool = false) {
+        self.read = read
+        self.write = write
+        self.execute = execute
+    }
+
+    public static let none = Protection()
+    public static let read = Protection(read: true)
+    public static let readWrite = Protection(read: true, write: true)
+    public static let readExecute = Protection(read: true, execute: true)
+    public static let readWriteExecute = Protection(read: true, write: true, execute: true)
+}
+
+/// What a stretch of an address space is. Kernel: `vm_flags`.
+public struct VMAFlags: Equatable, Sendable {
+    public var read = false
+    public var write = false
+    public var execute = false
+    /// Kernel: `VM_SHARED`; a private mapping copies on write.
+    public var shared = false
+    /// Kernel: `VM_PFNMAP`: entries name frames, whether or not a page frame stands behind them.
+    public var pfnMap = false
+    /// Kernel: `VM_MIXEDMAP`: some entries are special, others map counted pages.
+    public var mixedMap = false
+    /// Kernel: `VM_IO`.
+    public var io = false
+    /// Kernel: `VM_HUGEPAGE`, by madvise.
+    public var hugePage = false
+    /// Kernel: `VM_NOHUGEPAGE`, by madvise.
+    public var noHugePage = false
+
+    @inlinable public init() {}
+
+    @inlinable public var protection: Protection {
+        get { Protection(read: read, write: write, execute: execute) }
+        set {
+            read = newValue.read
+            write = newValue.write
+            execute = newValue.execute
+        }
+    }
+    /// Whether the process may do anything at all here. Kernel: `vma_is_accessible`.
+    @inlinable public var isAccessible: Bool { read || write || execute }
+    /// Whether a write to a shared page makes a private copy. Kernel: `is_cow_mapping`.
+    @inlinable public var copiesOnWrite: Bool { !shared }
+}
+
+/// What a caller outside this module sees of a VMA. Good only while the address space's `mmapLock` is held since the
+/// lookup; after the lock was dropped the VMA must be looked up again. Kernel: `struct vm_area_struct`.
+public struct VMAInfo: Sendable {
+    public let range: Range<UserAddress>
+    public let flags: VMAFlags
+    /// Unique in the address space; a part split off gets one of its own.
+    public let identity: UInt64
+    /// The page of the backing that `range.lowerBound` shows. Kernel: `vm_pgoff`.
+    public let firstPage: Int
+
+    /// The page of the backing that `address` shows.
+    public func backingPage(of address: UserAddress) -> Int {
+        firstPage + Int(address.page - range.lowerBound.page)
+    }
+    public func contains(_ address: UserAddress) -> Bool { range.contains(address) }
+}
+
+/// What a mapping shows. Kernel: the file and flags given to `mmap`.
+public enum Backing: Sendable {
+    /// Kernel: `MAP_PRIVATE|MAP_ANONYMOUS`.
+    case anonymous
+    /// Kernel: `MAP_SHARED|MAP_ANONYMOUS`: a memory object of its own, shared over fork.
+    case anonymousShared
+    /// A memfd, from `firstPage` on.
+    case object(MemoryObject, firstPage: Int = 0, shared: Bool = true)
+    /// A device driver's memory, from `firstPage` on.
+    case driver(DriverMapping, firstPage: Int = 0, shared: Bool = true)
+}
+
+/// Kernel: `madvise`.
+public enum Advice: Sendable {
+    /// Kernel: `MADV_DONTNEED`.
+    case dontNeed
+    /// Kernel: `MADV_HUGEPAGE`.
+    case hugePage
+    /// Kernel: `MADV_NOHUGEPAGE`.
+    case noHugePage
+}

@@ -1,0 +1,184 @@
+// A plan: a guest-memory situation as plain data. `Scenario` makes one from YAML; on bare metal it is decoded from
+// bytes (`PlanCodec`). Nothing here does anything; `World` runs it.
+
+import Frames
+
+/// A situation: host memory, a VM, and what happens, phase by phase.
+public struct Plan: Sendable, Equatable {
+    public var name: [UInt8] = []
+    public var architecture: Architecture = .x86TDP
+    /// Frames of RAM and of device memory that the host has.
+    public var ramFrames = 4096
+    public var deviceFrames = 0
+    public var transparentHugePages = false
+    /// Kernel: the module parameter `allow_unsafe_mappings`. Spec: generic 2.13.
+    public var allowUnsafeMappings = false
+    public var virtualCPUs = 1
+    public var regions: [RegionPlan] = []
+    /// Slots that exist when the first phase starts.
+    public var slots: [SlotPlan] = []
+    public var phases: [PhasePlan] = []
+    public var expectations: [StatisticExpectation] = []
+    public init() {}
+}
+
+/// An MMU of the model.
+public enum Architecture: UInt8, Sendable, CaseIterable {
+    case x86TDP
+    case riscvSv39x4
+    case riscvSv48x4
+}
+
+/// Which references the model takes. Spec: generic 0.5, section 10.
+public enum PolicyName: UInt8, Sendable, CaseIterable {
+    case precise, tracked, guess
+}
+
+/// A stretch of the VMM's address space.
+public struct RegionPlan: Sendable, Equatable {
+    public var name: [UInt8] = []
+    public var kind: RegionKind = .anonymous
+    public var address = UserAddress(0)
+    /// Bytes, a multiple of 4096.
+    public var size: UInt64 = 0
+    public var read = true
+    public var write = true
+    /// Allocation order of a graphics buffer's blocks.
+    public var order = 0
+    /// Advice for anonymous memory: madvise(MADV_HUGEPAGE).
+    public var hugePages = false
+    public init() {}
+}
+
+public enum RegionKind: UInt8, Sendable, CaseIterable {
+    case anonymous
+    /// A shared memory object. Kernel: memfd, MAP_SHARED.
+    case sharedMemory
+    /// The same, MAP_PRIVATE.
+    case privateObject
+    /// A TTM-style buffer: VM_PFNMAP|VM_IO, non-compound blocks of `order`, filled by fault.
+    case graphicsBuffer
+    /// Device memory without page frames: VM_PFNMAP|VM_IO.
+    case deviceBAR
+    /// Reserved RAM, PFN-mapped.
+    case reservedMemory
+    /// Order-0 pages with count 1, PFN-mapped.
+    case countedPFNMap
+    /// VM_MIXEDMAP with counted pages.
+    case mixedMap
+    /// PFN-mapped, present read-only until the driver's pfn_mkwrite.
+    case writeNotifyPFNMap
+}
+
+/// A memory slot. Kernel: `kvm_userspace_memory_region`.
+public struct SlotPlan: Sendable, Equatable {
+    public var id: UInt16 = 0
+    public var guestAddress = GuestAddress(0)
+    /// Index in `Plan.regions`.
+    public var region = 0
+    /// Bytes from the region's start.
+    public var offset: UInt64 = 0
+    public var size: UInt64 = 0
+    public var logDirtyPages = false
+    public var readOnly = false
+    public init() {}
+}
+
+/// Tasks that belong together. `run` runs them in the order written; the explorer interleaves them.
+public struct PhasePlan: Sendable, Equatable {
+    public var name: [UInt8] = []
+    public var tasks: [TaskPlan] = []
+    public init() {}
+}
+
+public struct TaskPlan: Sendable, Equatable {
+    public enum Actor: Sendable, Equatable {
+        case virtualCPU(Int)
+        case host
+    }
+    public var actor: Actor = .host
+    public var steps: [StepPlan] = []
+    public init() {}
+}
+
+public struct StepPlan: Sendable, Equatable {
+    /// The line in the scenario's file, for messages; 0 if there is none.
+    public var line = 0
+    public var action: Action
+    public var expectation: StepExpectation = .success
+    public init(_ action: Action) { self.action = action }
+}
+
+/// What a step must give.
+public enum StepExpectation: Sendable, Equatable {
+    /// It works; a value read is not looked at.
+    case success
+    /// The value read (every one of them, if the step repeats).
+    case value(UInt64)
+    /// A guest access leaves for MMIO emulation. Kernel: `KVM_EXIT_MMIO`.
+    case mmio
+    /// It fails with this error. Guest accesses: what KVM_RUN returns.
+    case error(Errno)
+    /// GET_DIRTY_LOG: exactly these pages of the slot, ascending.
+    case pages([UInt64])
+}
+
+public enum Action: Sendable, Equatable {
+    // The guest, on a vCPU.
+    /// `count` accesses of 8 bytes, `stride` bytes apart. `value` for writes: the first; each next is one more.
+    case guest(AccessKind, at: GuestAddress, count: Int, stride: UInt64, value: UInt64)
+
+    // The VMM's own accesses and calls; `region` is an index in `Plan.regions`, offsets and lengths in bytes.
+    case load(region: Int, offset: UInt64)
+    case store(region: Int, offset: UInt64, value: UInt64)
+    case munmap(region: Int, offset: UInt64, length: UInt64)
+    case mprotect(region: Int, offset: UInt64, length: UInt64, read: Bool, write: Bool)
+    case madviseDontNeed(region: Int, offset: UInt64, length: UInt64)
+    /// fork(); later `child…` steps act in the youngest child.
+    case fork
+    case childStore(region: Int, offset: UInt64, value: UInt64)
+    case childLoad(region: Int, offset: UInt64)
+    case childExit
+
+    // Drivers.
+    case moveBuffer(region: Int, toDeviceMemory: Bool)
+    case evictBuffer(region: Int)
+    /// The owner unmaps its buffer everywhere and gives the pages back.
+    case freeBuffer(region: Int)
+    case driverStore(region: Int, offset: UInt64, value: UInt64)
+    case driverLoad(region: Int, offset: UInt64)
+    case disableDevice(region: Int)
+
+    // KVM's ioctls.
+    case setMemoryRegion(SlotPlan)
+    case deleteMemoryRegion(id: UInt16)
+    case getDirtyLog(id: UInt16)
+    /// Pages of the slot, both multiples of 64.
+    case clearDirtyLog(id: UInt16, firstPage: UInt64, pages: UInt64)
+    case enableManualProtect(initiallySet: Bool)
+    /// KVM maps a guest page for itself and unmaps it again. Kernel: `kvm_vcpu_map`.
+    case mapGuestPage(at: GuestAddress, write: Bool)
+    /// Kernel: `__gfn_to_page`, then a release.
+    case getGuestPage(at: GuestAddress, write: Bool)
+    /// Ages the region's entries through the notifier. Kernel: `clear_flush_young`.
+    case age(region: Int, offset: UInt64, length: UInt64)
+}
+
+/// A counter at the end of the run, by KVM's name.
+public struct StatisticExpectation: Sendable, Equatable {
+    public var statistic: StatisticName
+    public var value: UInt64
+    public init(_ statistic: StatisticName, _ value: UInt64) {
+        self.statistic = statistic
+        self.value = value
+    }
+}
+
+/// KVM's statistics that the model keeps. Spec: x86 section 9.
+public enum StatisticName: UInt8, Sendable, CaseIterable {
+    case pf_taken, pf_fixed, pf_fast, pf_emulate, pf_spurious, pf_mmio_spte_created
+    case mmio_exits, signal_exits
+    case pages_4k, pages_2m, pages_1g
+    case remote_tlb_flush, remote_tlb_flush_requests
+    case tlb_flush
+}

@@ -1,0 +1,117 @@
+// Paging: stage-2 page tables, one folder for each MMU; what radix tables share stands in `Radix`.
+//
+// It guarantees: a frame enters an entry only with an `InstallPermit`, and whatever removes or weakens an entry says
+// whether TLBs must be flushed. It never looks at a page frame. Read this file first, then a format, then its MMU.
+
+import Frames
+import GuestMemory
+import HostMemory
+import Synchrony
+
+/// A radix page-table format, as data and three questions. Levels count from 1 (4 KiB) up to `levels` (the root).
+protocol RadixFormat: Sendable {
+    var levels: UInt8 { get }
+    /// Index bits of the root: 9, or 11 for a four-page root.
+    var rootIndexBits: UInt64 { get }
+    var field: FrameField { get }
+    /// Whether `entry` at `level` points to a table.
+    func isTable(_ entry: UInt64, _ level: UInt8) -> Bool
+    /// Whether `entry` at `level` maps memory.
+    func isLeaf(_ entry: UInt64, _ level: UInt8) -> Bool
+}
+
+/// An entry found on the way down.
+struct RadixPosition {
+    let entry: StageTwoEntry
+    let value: UInt64
+    let level: PageLevel
+    /// The table that holds the entry, and the entry's index.
+    let table: HostFrame
+    let index: Int
+}
+
+/// Consecutive entries of one table that may be leaves: all of a level-1 table that the range covers, or one huge leaf.
+struct LeafRun {
+    let table: HostFrame
+    let level: PageLevel
+    let firstIndex: Int
+    let count: Int
+    /// The guest frame of the first entry.
+    let base: GuestFrame
+}
+
+/// A view of the tables under one root.
+struct RadixTables<Format: RadixFormat> {
+    let memory: PhysicalMemory
+    let format: Format
+    let root: HostFrame
+
+    @inline(__always)
+    func index(_ frame: GuestFrame, _ level: UInt8) -> Int {
+        let bits = level == format.levels ? format.rootIndexBits : 9
+        return Int(truncatingIfNeeded: (frame.number >> (9 * UInt64(level - 1))) & ((1 << bits) - 1))
+    }
+
+    @inline(__always)
+    func entry(_ index: Int, of table: HostFrame) -> StageTwoEntry {
+        StageTwoEntry(memory.entry(index, of: table), format.field)
+    }
+
+    /// The first guest frame beyond the tables' reach.
+    var end: GuestFrame { GuestFrame(1 << (9 * UInt64(format.levels - 1) + format.rootIndexBits)) }
+
+    /// Goes down towards `frame` and stops at `target`'s level, or above it where there is no table to enter.
+    /// Caller: mmu_lock or a read-side section that keeps tables from being freed.
+    func descend(to frame: GuestFrame, until target: PageLevel) -> RadixPosition {
+        var table = root
+        var level = format.levels
+        while true {
+            let index = index(frame, level)
+            let entry = entry(index, of: table)
+            let value = entry.load()
+            if level <= target.rawValue || !format.isTable(value, level) {
+                return RadixPosition(entry: entry, value: value, level: PageLevel(level), table: table, index: index)
+            }
+            table = format.field.frame(in: value)
+            level -= 1
+        }
+    }
+
+    /// The leaf that maps `frame`, if there is one.
+    func leaf(of frame: GuestFrame) -> RadixPosition? {
+        let position = descend(to: frame, until: .page4K)
+        return format.isLeaf(position.value, position.level.rawValue) ? position : nil
+    }
+
+    /// The runs of possible leaves that intersect `range`, in ascending order. A huge leaf is given whole. Level-1 runs
+    /// are given without looking at their entries.
+    func runs(in range: Range<GuestFrame>) -> LeafRuns<Format> {
+        LeafRuns(tables: self, cursor: range.lowerBound, end: Swift.min(range.upperBound, end))
+    }
+}
+
+/// See `RadixTables.runs`.
+struct LeafRuns<Format: RadixFormat>: Sequence, IteratorProtocol {
+    let tables: RadixTables<Format>
+    var cursor: GuestFrame
+    let end: GuestFrame
+
+    mutating func next() -> LeafRun? {
+        while cursor < end {
+            let position = tables.descend(to: cursor, until: .page4K)
+            let level = position.level
+            let start = cursor.aligned(to: level)
+            if level == .page4K {
+                let count = Swift.min(512 - position.index, Int(end.number - cursor.number))
+                cursor = cursor.advanced(by: count)
+                return LeafRun(
+                    table: position.table, level: level, firstIndex: position.index, count: count, base: start)
+            }
+            cursor = GuestFrame(start.number + level.frames)
+            if tables.format.isLeaf(position.value, level.rawValue) {
+                return LeafRun(table: position.table, level: level, firstIndex: position.index, count: 1, base: start)
+            }
+        }
+        return nil
+    }
+}
