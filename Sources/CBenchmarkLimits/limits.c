@@ -1,1 +1,21 @@
 #include "CBenchmarkLimits.h"
+
+void limit_exchange(uint64_t *words, size_t count, uint64_t value) {
+    for (size_t i = 0; i < count; i++) (void)__atomic_exchange_n(&words[i], value, __ATOMIC_ACQ_REL);
+}
+
+void limit_and(uint64_t *words, size_t count, uint64_t mask) {
+    for (size_t i = 0; i < count; i++) {
+        // The old value is asked for, as the real loop needs it; without it the compiler may choose another instruction.
+        uint64_t old = __atomic_fetch_and(&words[i], mask, __ATOMIC_ACQ_REL);
+        __asm__ volatile("" : : "r"(old));
+    }
+}
+
+void limit_compare_exchange(uint64_t *words, const uint32_t *order, size_t count, uint64_t expected, uint64_t desired) {
+    for (size_t i = 0; i < count; i++) {
+        uint64_t seen = expected;
+        (void)__atomic_compare_exchange_n(
+            &words[order[i]], &seen, desired, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+    }
+}
