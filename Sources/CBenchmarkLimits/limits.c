@@ -5,11 +5,8 @@ void limit_exchange(uint64_t *words, size_t count, uint64_t value) {
 }
 
 void limit_and(uint64_t *words, size_t count, uint64_t mask) {
-    for (size_t i = 0; i < count; i++) {
-        // The old value is asked for, as the real loop needs it; without it the compiler may choose another instruction.
-        uint64_t old = __atomic_fetch_and(&words[i], mask, __ATOMIC_ACQ_REL);
-        __asm__ volatile("" : : "r"(old));
-    }
+    // The old value is not asked for: with it the instruction would be a loop of cmpxchg instead of `lock and`.
+    for (size_t i = 0; i < count; i++) (void)__atomic_fetch_and(&words[i], mask, __ATOMIC_ACQ_REL);
 }
 
 void limit_compare_exchange(uint64_t *words, const uint32_t *order, size_t count, uint64_t expected, uint64_t desired) {
