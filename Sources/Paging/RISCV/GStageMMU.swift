@@ -112,7 +112,7 @@ public final class GStageMMU: SecondaryMMU, @unchecked Sendable {
     public override func unmap(
         _ frames: Range<GuestFrame>, holding guardian: borrowing MMUGuard, mayBlock: Bool
     ) -> Bool {
-        if quirks.unmapSkips { return zapAs6_13(frames, holding: guardian) }
+        if quirks.unmapSkips { return zapAsBaseline(frames, holding: guardian) }
         return zap(frames, holding: guardian)
     }
 

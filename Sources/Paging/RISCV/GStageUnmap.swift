@@ -138,7 +138,7 @@ extension GStageMMU {
 extension GStageMMU {
     /// Removes a leaf only if the cursor stands at its start and it ends in the range; goes on by the size at which
     /// the walk ended, from wherever the cursor stands. Never frees a table. Spec: arches 2.3, unmap.
-    func zapAs6_13(_ frames: Range<GuestFrame>, holding guardian: borrowing MMUGuard) -> Bool {
+    func zapAsBaseline(_ frames: Range<GuestFrame>, holding guardian: borrowing MMUGuard) -> Bool {
         precondition(guardian.exclusive, "G-stage tables change only under mmu_lock held for writing")
         var zapped = false
         var cursor = frames.lowerBound
