@@ -33,7 +33,7 @@ let package = Package(
         .target(
             name: "Paging", dependencies: ["Frames", "Synchrony", "Audit", "HostMemory", "GuestMemory"],
             swiftSettings: core),
-        .target(name: "Hardware", dependencies: ["Frames", "Synchrony", "HostMemory"], swiftSettings: core),
+        .target(name: "Hardware", dependencies: ["Frames", "Synchrony", "Audit", "HostMemory"], swiftSettings: core),
 
         // Outside the core.
         .target(
@@ -60,7 +60,10 @@ let package = Package(
 
         .testTarget(
             name: "CoreTests",
-            dependencies: ["Frames", "Synchrony", "Audit", "HostMemory", "GuestMemory", "Paging", "Hardware", "Machine"],
+            dependencies: [
+                "CSchedule", "Frames", "Synchrony", "Audit", "HostMemory", "GuestMemory", "Paging", "Hardware",
+                "Machine",
+            ],
             swiftSettings: core),
         .testTarget(name: "TraceAuditTests", dependencies: ["TraceAudit"], swiftSettings: strict),
         .testTarget(name: "ScenarioTests", dependencies: ["Scenario", "Report"], swiftSettings: strict),

@@ -1,0 +1,129 @@
+import Audit
+import Frames
+import Synchrony
+
+/// The TLB of one vCPU: fully associative, round-robin replacement, so that two runs evict alike.
+///
+/// Only the vCPU's own task may touch it; a checker may look while that task stands still. Another CPU's flush reaches
+/// it the way it does in KVM: a request and a kick, served by the vCPU before it goes on (Spec: x86 5, arches 2.3). An
+/// entry stays until it is flushed, replaced or faulted on, whatever the tables say meanwhile: that is its purpose here
+/// (Spec: I-13). It holds translations of one root: loading another root or VMID needs `invalidateAll`.
+public final class TranslationBuffer {
+    /// What is cached: a whole leaf.
+    public struct Entry: Sendable, Equatable {
+        /// The leaf's first guest frame.
+        public let guest: GuestFrame
+        /// With the leaf's first host frame.
+        public let translation: Translation
+
+        public var guestFrames: Range<GuestFrame> {
+            guest..<GuestFrame(guest.number + translation.level.frames)
+        }
+
+        func covers(_ frame: GuestFrame) -> Bool { frame.aligned(to: translation.level) == guest }
+    }
+
+    private var slots: [Entry?]
+    private var nextVictim = 0
+    private let journal: Journal?
+    private let vcpu: UInt8
+
+    /// - Parameters:
+    ///   - capacity: number of leaves, at least 1.
+    ///   - journal: where fills are recorded.
+    ///   - vcpu: written into the journal's events.
+    public init(capacity: Int, journal: Journal? = nil, vcpu: UInt8 = 0xff) {
+        precondition(capacity > 0, "a TLB has at least one entry")
+        slots = Array(repeating: nil, count: capacity)
+        self.journal = journal
+        self.vcpu = vcpu
+    }
+
+    public var capacity: Int { slots.count }
+
+    /// Leaves cached now.
+    public var count: Int {
+        var count = 0
+        for slot in slots where slot != nil { count += 1 }
+        return count
+    }
+
+    private var identity: UInt { UInt(bitPattern: Unmanaged.passUnretained(self).toOpaque()) }
+
+    /// The cached translation that serves the access. Nil means: walk. A store is not served by an entry without D, and
+    /// no access by one that lacks the right: both architectures' KVM relies on a new walk there, not on a fault from
+    /// the TLB (Spec: x86 5, F14).
+    public func lookup(_ frame: GuestFrame, _ access: AccessKind) -> Translation? {
+        for slot in slots {
+            guard let entry = slot, entry.covers(frame), entry.translation.serves(access) else { continue }
+            let inside = frame.number - entry.guest.number
+            return entry.translation.at(HostFrame(entry.translation.frame.number + inside))
+        }
+        return nil
+    }
+
+    /// Caches the leaf that `translation`, a walk's result for `frame`, comes from. Replaces an entry of the same leaf;
+    /// one of another size that covers the frame stays, as hardware may use either until it is flushed.
+    public func fill(_ frame: GuestFrame, _ translation: Translation) {
+        schedulingPoint(.tlbFill, identity)
+        let guest = frame.aligned(to: translation.level)
+        let inside = frame.number - guest.number
+        let leaf = translation.at(HostFrame(translation.frame.number - inside))
+        slots[slot(for: guest, translation.level)] = Entry(guest: guest, translation: leaf)
+        guard let journal else { return }
+        journal.record(
+            Event(
+                .tlbFill, frame: leaf.frame, guest: guest.number, level: leaf.level.rawValue, value: leaf.bits,
+                task: vcpu))
+    }
+
+    /// The slot to fill: the leaf's own, else a free one, else the next in turn.
+    private func slot(for guest: GuestFrame, _ level: PageLevel) -> Int {
+        var free: Int?
+        for i in slots.indices {
+            guard let entry = slots[i] else {
+                if free == nil { free = i }
+                continue
+            }
+            if entry.guest == guest, entry.translation.level == level { return i }
+        }
+        if let free { return free }
+        let victim = nextVictim
+        nextVictim = (nextVictim + 1) % slots.count
+        return victim
+    }
+
+    /// Kernel: `INVEPT`, `HFENCE.GVMA x0`.
+    public func invalidateAll() {
+        schedulingPoint(.tlbFlush, identity)
+        for i in slots.indices { slots[i] = nil }
+    }
+
+    /// Drops every leaf that has a frame in `range`. Kernel: `HFENCE.GVMA` with an address.
+    public func invalidate(_ range: Range<GuestFrame>) {
+        schedulingPoint(.tlbFlush, identity)
+        drop(range)
+    }
+
+    /// What a fault does to the entries of its frame: the processor drops them (Intel SDM, "Operations that invalidate
+    /// guest-physical mappings"); RISC-V lets a hart drop any entry at any time. No scheduling point: nobody else sees.
+    func dropAfterFault(_ frame: GuestFrame) { drop(frame..<GuestFrame(frame.number + 1)) }
+
+    private func drop(_ range: Range<GuestFrame>) {
+        for i in slots.indices {
+            if let entry = slots[i], entry.guestFrames.overlaps(range) { slots[i] = nil }
+        }
+    }
+
+    /// Shows every cached leaf, in slot order. For checks.
+    public func forEach(_ body: (Entry) -> Void) {
+        for slot in slots {
+            if let entry = slot { body(entry) }
+        }
+    }
+}
+
+extension Translation {
+    /// For the journal: 1 read, 2 write, 4 execute, 8 dirty.
+    var bits: UInt64 { (readable ? 1 : 0) | (writable ? 2 : 0) | (executable ? 4 : 0) | (dirty ? 8 : 0) }
+}
