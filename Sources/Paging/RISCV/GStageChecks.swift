@@ -2,6 +2,7 @@ import Audit
 import Frames
 import GuestMemory
 import HostMemory
+import Synchrony
 
 /// The rules on G-stage tables that can be seen at rest. Spec: arches 2.4.
 extension GStageMMU {

@@ -1,4 +1,3 @@
-import Audit
 import Frames
 import GuestMemory
 

@@ -2,7 +2,6 @@ import Audit
 import Frames
 import GuestMemory
 import HostMemory
-import Synchrony
 
 /// The G-stage tables of one RISC-V VM. Kernel: `arch/riscv/kvm/mmu.c`. Spec: arches section 2.
 ///

@@ -1,6 +1,7 @@
 import Frames
 import GuestMemory
 import HostMemory
+import Synchrony
 
 /// What a slot must be. Kernel: `kvm_arch_prepare_memory_region`. Spec: generic 4.4 row 22, arches 2.2.
 extension GStageMMU {
@@ -15,20 +16,10 @@ extension GStageMMU {
         defer { vm.addressSpace.mmapLock.unlockRead() }
         var cursor = slot.userRange.lowerBound
         while cursor < slot.userRange.upperBound {
-            guard let vma = firstVMA(in: cursor..<slot.userRange.upperBound) else { return }
+            guard let vma = vm.addressSpace.firstVMA(intersecting: cursor..<slot.userRange.upperBound) else { return }
             if !slot.flags.readOnly, !vma.flags.write { throw .EPERM }
             if slot.isLogged, vma.flags.pfnMap { throw .EINVAL }
             cursor = vma.range.upperBound
         }
-    }
-
-    /// The first VMA that intersects `range`. mmap_lock is held.
-    private func firstVMA(in range: Range<UserAddress>) -> VMAInfo? {
-        var cursor = range.lowerBound
-        while cursor < range.upperBound {
-            if let vma = vm.addressSpace.vmaLookup(cursor) { return vma }
-            cursor = cursor + pageSize
-        }
-        return nil
     }
 }
