@@ -63,6 +63,8 @@ let package = Package(
             dependencies: ["Frames", "Synchrony", "Audit", "HostMemory", "GuestMemory", "Paging", "Hardware", "Machine"],
             swiftSettings: core),
         .testTarget(name: "TraceAuditTests", dependencies: ["TraceAudit"], swiftSettings: strict),
-        .testTarget(name: "ScenarioTests", dependencies: ["Scenario", "Report"], swiftSettings: strict),
+        .testTarget(
+            name: "ScenarioTests", dependencies: ["Scenario", "Report", .product(name: "Yams", package: "Yams")],
+            swiftSettings: strict),
     ]
 )

@@ -40,7 +40,7 @@ import Testing
         expectOne(
             Sketch(
                 regions: "    - {name: ram, kind: anonymous, size: 4 KiB}\n    - {name: ram, kind: memfd, size: 8 KiB}"),
-            at: "ram", after: "name: ", "a second region named `ram`", line: 6)
+            at: "ram", after: "name: ", "a second region named `ram`", line: 5)
     }
     @Test func `overlapping regions`() {
         expectOne(
@@ -115,7 +115,7 @@ import Testing
             Sketch(
                 slots: "    - {slot: 0, guest_phys_addr: 0x10000, userspace_addr: ram}\n"
                     + "    - {slot: 0, guest_phys_addr: 0x80000, userspace_addr: ram}"), at: "0", after: "slot: ",
-            "a second slot 0", line: 9)
+            "a second slot 0", line: 8)
     }
     @Test func `a slot of an unknown region`() {
         expectOne(
