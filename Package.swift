@@ -66,6 +66,8 @@ let package = Package(
             ],
             swiftSettings: core),
         .testTarget(name: "TraceAuditTests", dependencies: ["TraceAudit"], swiftSettings: strict),
-        .testTarget(name: "ScenarioTests", dependencies: ["Scenario", "Report"], swiftSettings: strict),
+        .testTarget(
+            name: "ScenarioTests", dependencies: ["Scenario", "Report", .product(name: "Yams", package: "Yams")],
+            swiftSettings: strict),
     ]
 )
