@@ -27,6 +27,9 @@ public struct Guess: ReferencePolicy {
     /// The reference that GUP gave is forgotten; only the frame number remains.
     func forget(_ reference: consuming PageReference) { pages.adopt(reference) }
 
+    /// Turns the reference that `takeMapped` may have taken into an owned one; nil if the heuristic says there is none.
+    func claim(_ frame: HostFrame, holder: Holder) -> PageReference? { pages.claim(frame, holder: holder) }
+
     /// Kernel: `kvm_release_pfn_*`: what was taken is guessed again.
     func release(_ frame: HostFrame, _ kind: ReleaseKind, underLock: Bool) {
         guard let page = pages.refcountedPage(of: frame) else { return }

@@ -11,9 +11,12 @@ extension VirtualMachine {
         switch follow(FollowRequest(slot: slot, frame: frame, write: write, holder: .framePage)) {
         case .page(let page, _): return page
         case .mapped(let found, _, let guessed, _):
-            // Under `guess` the walk may have taken a reference; nobody gets the page here, so it goes at once.
-            if guessed, case .guess(let guess) = policy { guess.release(found, .unused, underLock: false) }
-            return nil
+            // PFN-mapped memory has no page for the caller, even if it has a page frame; the old policies gave one.
+            switch policy {
+            case .precise: return nil
+            case .guess(let guess): return guessed ? guess.claim(found, holder: .framePage) : nil
+            case .tracked(let tracked): return tracked.reference(found, holder: .framePage)
+            }
         case .failed: return nil
         }
     }

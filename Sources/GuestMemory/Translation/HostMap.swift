@@ -14,30 +14,56 @@ public struct HostMap: ~Copyable {
     public let isWritable: Bool
     /// The bytes of the page.
     public let bytes: UnsafeMutableRawPointer
-    private var pin: PagePin?
+    private let hold: Hold
     private let vm: VirtualMachine
     private let slot: MemorySlot
 
-    init(
-        guestFrame: GuestFrame, frame: HostFrame, isWritable: Bool, bytes: UnsafeMutableRawPointer,
-        pin: consuming PagePin?, vm: VirtualMachine, slot: MemorySlot
+    /// What keeps the memory alive.
+    fileprivate enum Hold: ~Copyable {
+        case pin(PagePin)
+        /// The old policies: a reference instead of a pin.
+        case page(PageReference)
+        /// Nothing: an unsafe mapping.
+        case nothing
+    }
+
+    fileprivate init(
+        _ guestFrame: GuestFrame, _ frame: HostFrame, writable: Bool, _ hold: consuming Hold, _ vm: VirtualMachine,
+        _ slot: MemorySlot
     ) {
         self.guestFrame = guestFrame
         self.frame = frame
-        self.isWritable = isWritable
-        self.bytes = bytes
-        self.pin = pin
+        isWritable = writable
+        bytes = vm.memory.bytes(of: frame)
+        self.hold = hold
         self.vm = vm
         self.slot = slot
+        if writable { vm.memory.willWrite(frame) }
     }
 
-    /// Whether the memory is pinned; false only for unsafe mappings.
-    public var isPinned: Bool { pin != nil }
+    /// Whether the memory is pinned; false for unsafe mappings and under the old policies.
+    public var isPinned: Bool {
+        switch hold {
+        case .pin: true
+        case .page: false
+        case .nothing: false
+        }
+    }
 
     /// Kernel: `kvm_vcpu_unmap`.
     public consuming func unmap() {
         if isWritable { vm.markDirty(guestFrame, in: slot) }
-        if let pin = pin.take() { pin.unpin(dirty: isWritable) }
+        let dirty = isWritable
+        switch consume hold {
+        case .pin(let pin): pin.unpin(dirty: dirty)
+        case .page(let page):
+            if dirty {
+                page.releaseDirty(stabilisedBy: .exclusiveOwner)
+            } else {
+                page.releaseClean(stabilisedBy: .exclusiveOwner)
+            }
+        case .nothing: break
+        }
     }
 }
 
@@ -48,48 +74,59 @@ extension VirtualMachine {
         guard let slot = slot(containing: frame), !slot.isInvalid, !(slot.flags.readOnly && writable) else {
             throw .EINVAL
         }
+        if case .precise = policy {
+            if let map = mapPinned(frame, slot, writable: writable) { return map }
+            // Refused before any walk (Spec: generic 2.6 row 1).
+            guard allowUnsafeMappings else { throw .EINVAL }
+        }
+        return try mapWithoutPin(frame, slot, writable: writable)
+    }
+
+    private func mapPinned(_ frame: GuestFrame, _ slot: MemorySlot, writable: Bool) -> HostMap? {
         let address = slot.userAddress(of: frame)
         do throws(GetUserPagesError) {
             let pin =
                 writable
                 ? try addressSpace.pinUserPageFast(address, write: true, holder: .hostMap)
-                : try pinSlowly(address, writable: false)
+                : try pinSlowly(address)
             let found = pin.frame
-            if writable { memory.willWrite(found) }
-            return HostMap(
-                guestFrame: frame, frame: found, isWritable: writable, bytes: memory.bytes(of: found), pin: pin,
-                vm: self, slot: slot)
-        } catch {}
-        return try mapUnpinned(frame, slot, writable: writable)
+            return HostMap(frame, found, writable: writable, .pin(pin), self, slot)
+        } catch {
+            // Whatever GUP said, the memory may still be PFN-mapped; that decides (Spec: generic 2.3 C).
+            return nil
+        }
     }
 
-    private func pinSlowly(_ address: UserAddress, writable: Bool) throws(GetUserPagesError) -> PagePin {
+    private func pinSlowly(_ address: UserAddress) throws(GetUserPagesError) -> PagePin {
         var flags = LookupFlags()
-        flags.write = writable
         flags.hardwarePoison = true
         flags.honorNUMA = true
         return try addressSpace.pinUserPageUnlocked(address, flags, holder: .hostMap)
     }
 
-    /// Spec: generic 2.6 row 1: refused before any walk.
-    private func mapUnpinned(_ frame: GuestFrame, _ slot: MemorySlot, writable: Bool) throws(Errno) -> HostMap {
-        guard allowUnsafeMappings else { throw .EINVAL }
-        let address = slot.userAddress(of: frame)
-        addressSpace.mmapLock.lockForRead()
-        defer { addressSpace.mmapLock.unlockRead() }
-        while true {
-            guard let vma = addressSpace.vmaLookup(address), vma.flags.io || vma.flags.pfnMap else { throw .EINVAL }
-            var mapping = addressSpace.withPFNMapping(of: address, in: vma) { $0 }
-            if mapping == nil {
-                let fixup = addressSpace.fixupUserFault(address, write: writable)
-                if fixup.unlocked { continue }
-                if fixup.error != nil { throw .EINVAL }
-                mapping = addressSpace.withPFNMapping(of: address, in: vma) { $0 }
+    /// With a reference or with nothing: unsafe mappings, and every map of the old policies. Spec: generic 10.1, 10.2.
+    private func mapWithoutPin(_ frame: GuestFrame, _ slot: MemorySlot, writable: Bool) throws(Errno) -> HostMap {
+        switch follow(FollowRequest(slot: slot, frame: frame, write: writable, holder: .hostMap)) {
+        case .page(let page, _):
+            let found = page.frame
+            return HostMap(frame, found, writable: writable, .page(page), self, slot)
+        case .mapped(let found, _, let guessed, _):
+            switch policy {
+            case .precise: return HostMap(frame, found, writable: writable, .nothing, self, slot)
+            case .guess(let guess):
+                guard guessed, let page = guess.claim(found, holder: .hostMap) else {
+                    return HostMap(frame, found, writable: writable, .nothing, self, slot)
+                }
+                return HostMap(frame, found, writable: writable, .page(page), self, slot)
+            case .tracked(let tracked):
+                if let page = tracked.reference(found, holder: .hostMap) {
+                    return HostMap(frame, found, writable: writable, .page(page), self, slot)
+                }
+                // Not counted and not guarded by the notifier: v9 and later ask for the parameter.
+                guard allowUnsafeMappings else { throw .EINVAL }
+                return HostMap(frame, found, writable: writable, .nothing, self, slot)
             }
-            guard let mapping, mapping.writable || !writable else { throw .EINVAL }
-            return HostMap(
-                guestFrame: frame, frame: mapping.frame, isWritable: writable,
-                bytes: memory.bytes(of: mapping.frame), pin: nil, vm: self, slot: slot)
+        case .failed: throw .EINVAL
         }
     }
 }
