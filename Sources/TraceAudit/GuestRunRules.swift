@@ -28,7 +28,9 @@ extension MachineAudit {
 
     private func begin(thread: TracedThread) {
         if !slots.isEmpty, !closed, !thread.linked, process == nil { conflated = true }
+        let lost = eventsLostAt
         restart()
+        eventsLostAt = lost
         seenFromStart = true
         tally.scenarios += 1
     }

@@ -50,8 +50,6 @@ final class MachineAudit {
     /// Line from which events are missing.
     var eventsLostAt: UInt64?
     var closed = false
-    /// Line of the last notifier range that no marked slot places.
-    var lastUnplacedUnmap: UInt64 = 0
     /// TDP roots created in the recording; the chain rule needs exactly one.
     var directRoots = 0
     var directRootAt: UInt64 = 0
@@ -79,7 +77,6 @@ final class MachineAudit {
         seenFromStart = false
         eventsLostAt = nil
         closed = false
-        lastUnplacedUnmap = 0
         directRoots = 0
         directRootAt = 0
     }
@@ -164,13 +161,11 @@ final class MachineAudit {
         let frames = slots.frames(in: range)
         tally.notifierGuestFrames += frames.reduce(0) { $0 + UInt64($1.count) }
         if !frames.isEmpty { tally.notifierRangesInSlots += 1 }
-        lastUnplacedUnmap = moment.line
         openWindow(.notifier, thread: thread.id, frames: frames, at: moment)
     }
 
     /// A notifier range that another process (or the kernel) caused: it may be about this machine's memory.
-    func foreignUnmap(_ range: HostRange, at moment: Moment) {
-        lastUnplacedUnmap = moment.line
+    func foreignUnmap(_ range: HostRange) {
         for frames in slots.frames(in: range) {
             history.forEach(in: frames) { known in
                 if known.state == .present { known.state = .unknown }

@@ -75,6 +75,7 @@ extension MachineAudit {
         }
     }
 
+    /// Slots of the SMM address space are tracked apart from the others, so callers leave its entries out.
     func checkShadowed(_ frame: UInt64, _ entry: DecodedEntry, at moment: Moment) {
         guard entry.canWrite || entry.mmuWritable else { return }
         guard entry.level == 1, let table = shadowedTables[frame] else {
