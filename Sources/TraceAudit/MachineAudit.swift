@@ -42,6 +42,7 @@ final class MachineAudit {
     var shadowedTables: [UInt64: ShadowedTable] = [:]
     /// Host frames of table pages seen, to tell whether a new thread belongs to this machine.
     var tables: Set<UInt32> = []
+    var lastTable: UInt32?
 
     /// The recording begins with the machine: no entry is older than the marks.
     var seenFromStart = false
@@ -74,6 +75,7 @@ final class MachineAudit {
         closedWindows = []
         shadowedTables = [:]
         tables = []
+        lastTable = nil
         seenFromStart = false
         eventsLostAt = nil
         closed = false

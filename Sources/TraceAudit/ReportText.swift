@@ -123,7 +123,7 @@ private struct ReportPage {
         }
         var span = ""
         if let first = report.firstTime, let last = report.lastTime { span = ", from \(first) s to \(last) s" }
-        line("\(report.file): \(number(report.lines)) lines, \(number(report.events)) events\(span)")
+        folded("", "\(report.file): \(number(report.lines)) lines, \(number(report.events)) events\(span)")
         if let format = report.entryFormat { line("entries in the \(format.rawValue) format") }
         if let first = report.firstMalformedLine {
             line(styled("\(number(report.malformedLines)) malformed lines, the first is line \(first)", .yellow))

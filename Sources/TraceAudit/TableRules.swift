@@ -103,6 +103,7 @@ extension MachineAudit {
             }
             thread.linked = true
         }
-        if tables.count < 1 << 18 { tables.insert(table) }
+        if table != lastTable, tables.count < 1 << 18 { tables.insert(table) }
+        lastTable = table
     }
 }

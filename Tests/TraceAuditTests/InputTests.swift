@@ -169,6 +169,15 @@ import Testing
         #expect(error?.description.contains("truncated") == true)
     }
 
+    @Test(.enabled(if: Recordings.isThere("thp"), "the sample is needed"))
+    func `where xz is not installed the error says what to do`() async {
+        let error = await #expect(throws: AuditInputError.self) {
+            try await auditRecording(path: Recordings.path("thp"), unpacker: "no-such-unpacker")
+        }
+        #expect(error?.kind == .xzMissing)
+        #expect(error?.description.contains("install xz") == true)
+    }
+
     private func contents(of path: String) -> [UInt8]? {
         guard let file = fopen(path, "r") else { return nil }
         defer { fclose(file) }
