@@ -159,9 +159,9 @@ final class MachineAudit {
         tally.notifierRanges += 1
         check(range, at: moment)
         guard range.start < range.end else { return }
-        tally.notifierPages += (range.end - range.start) >> 12
+        tally.notifierPages = saturating(tally.notifierPages, (range.end - range.start) >> 12)
         let frames = slots.frames(in: range)
-        tally.notifierGuestFrames += frames.reduce(0) { $0 + UInt64($1.count) }
+        tally.notifierGuestFrames = frames.reduce(tally.notifierGuestFrames) { saturating($0, UInt64($1.count)) }
         if !frames.isEmpty { tally.notifierRangesInSlots += 1 }
         openWindow(.notifier, thread: thread.id, frames: frames, at: moment)
     }

@@ -68,7 +68,7 @@ private struct ProgressMeter {
     }
 }
 
-/// What a recording's first bytes say about it.
+/// Bytes that are looked at before a file is taken for a recording.
 private let headLength = 4096
 
 /// Runs `xz -dc` and feeds its output. The first bytes of the text decide whether it is a recording at all.

@@ -81,6 +81,20 @@ import Testing
         #expect(report.notes.contains { $0.contains("further names") })
     }
 
+    @Test func `sums of absurd numbers do not overflow`() {
+        var writer = EventWriter()
+        for _ in 0..<5 {
+            writer.add("kvm_unmap_hva_range: mmu notifier unmap range: 0x00000000001000 -- 0xfffffffffffff000")
+            writer.add("tracing_mark_write: PROBE guest vcpu=0 op=w gpa=0 count=18446744073709551615 stride=0x1000")
+            writer.add("tracing_mark_write: PROBE guest done vcpu=0 ret=0 errno=0 exit=2")
+            writer.add("tracing_mark_write: PROBE get_dirty_log slot=1")
+            writer.add("tracing_mark_write: PROBE get_dirty_log ret=0 dirty=9223372036854775807")
+        }
+        let report = writer.audit()
+        #expect(report.machines.first?.dirtyPages == .max)
+        #expect(report.machines.first?.notifier.unmapRanges == 5)
+    }
+
     @Test(arguments: 0..<24)
     func `random bytes never crash`(seed: UInt64) {
         var numbers = SeededNumbers(state: seed &* 977 &+ 11)
