@@ -41,11 +41,13 @@ extension VirtualMachine {
     private func translate(_ address: UserAddress, _ request: FollowRequest) -> Followed {
         mightSleep()
         if let page = fast(address, request) { return .page(page, writable: true) }
+        // Each case by name: for a `default` Embedded Swift 6.3 would need metadata to destroy what it stands for.
         switch slow(address, request) {
         case .page(let page, let writable): return .page(page, writable: writable)
         case .failed(.signalPending): return .failed(.signalPending)
         case .failed(.hardwarePoison): return .failed(.hardwarePoison)
-        default: return throughPFNMap(address, request)
+        case .failed: return throughPFNMap(address, request)
+        case .mapped: return throughPFNMap(address, request)
         }
     }
 
