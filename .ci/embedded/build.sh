@@ -91,6 +91,29 @@ link_and_run() {
     quietly "$out/link.log" "$clang" --target="$linux" -fuse-ld=lld -Wl,--gc-sections -o "$out/program" "$out"/*.o
     printf '%-26s %5s s   KiB: %s\n' "program" "$(elapsed "$start")" "$(size_of program "$out/program")"
     "$out/program"
+    same_verdicts "$out/program"
+}
+
+# Every scenario, as a plan, in the Embedded program and in the hosted command: each run must end the same way, event by
+# event. Needs the release build of the command.
+same_verdicts() {
+    local faultline=.build/release/faultline scenario plan=.embedded/plan count=0
+    if [[ ! -x $faultline ]]; then
+        echo "scenarios not compared: no $faultline (swift build -c release)"
+        return 0
+    fi
+    for scenario in Scenarios/*.yaml; do
+        "$faultline" plan "$scenario" "$plan"
+        "$1" "$plan" >.embedded/embedded.digest || { echo "failed: Embedded run of $scenario" >&2; exit 1; }
+        "$faultline" digest "$scenario" >.embedded/hosted.digest
+        if ! cmp -s .embedded/embedded.digest .embedded/hosted.digest; then
+            echo "failed: $scenario ends differently in Embedded Swift" >&2
+            diff .embedded/hosted.digest .embedded/embedded.digest >&2 || true
+            exit 1
+        fi
+        count=$((count + $(wc -l <.embedded/hosted.digest)))
+    done
+    echo "scenarios: $count runs, the same in Embedded Swift as on the host"
 }
 
 # As many targets at a time as there are processors; their lines in the order of the list.

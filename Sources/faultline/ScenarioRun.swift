@@ -153,3 +153,23 @@ struct PlanBytes: ParsableCommand {
         }
     }
 }
+
+struct Digest: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Run a scenario under every policy on every MMU and print a line for each: how it ended, and a hash of"
+            + " its events.")
+
+    @Argument(help: "A scenario, a YAML file.")
+    var scenario: String
+
+    func run() throws {
+        let file = try load(scenario)
+        var bytes: [UInt8] = []
+        for architecture in Architecture.allCases {
+            for policy in PolicyName.allCases {
+                bytes += try execute(file, policy: policy, architecture: architecture).digest() + [10]
+            }
+        }
+        output(String(decoding: bytes, as: UTF8.self))
+    }
+}
