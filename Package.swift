@@ -50,7 +50,7 @@ let package = Package(
             swiftSettings: strict),
         .target(name: "Report", dependencies: ["Scenario", "TraceAudit", "Machine"], swiftSettings: strict),
         .target(name: "CBenchmarkLimits"),
-        .target(name: "Benchmarks", dependencies: ["Machine", "CBenchmarkLimits"], swiftSettings: strict),
+        .target(name: "Benchmarks", dependencies: ["Machine", "Report", "CBenchmarkLimits"], swiftSettings: strict),
         .executableTarget(
             name: "faultline",
             dependencies: [

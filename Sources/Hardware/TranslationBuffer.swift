@@ -115,12 +115,8 @@ public final class TranslationBuffer {
         }
     }
 
-    /// Shows every cached leaf, in slot order. For checks.
-    public func forEach(_ body: (Entry) -> Void) {
-        for slot in slots {
-            if let entry = slot { body(entry) }
-        }
-    }
+    /// Every cached leaf, in slot order. For checks; copies.
+    public var entries: [Entry] { slots.compactMap { $0 } }
 }
 
 extension Translation {

@@ -12,3 +12,73 @@ public enum DriverFault: Sendable, Equatable {
     /// Drop `mmapLock`, call `waitForRetry`, fault again. Kernel: `VM_FAULT_RETRY`.
     case retry
 }
+
+/// Memory that a device driver lets processes map, and how its faults are served: `vm_operations` together with the
+/// list of VMAs that map it. Kernel: `struct vm_operations_struct`, the device file's `address_space`.
+///
+/// A driver overrides `fault` (or `mapped`, to fill everything at mmap) and inserts frames from there. It takes frames
+/// away only after `unmapMappings`. It must outlive its mappings; the VMAs see to that by owning it.
+open class DriverMapping: @unchecked Sendable {
+    // Unchecked: the base class's state is immutable or locked; subclasses answer for theirs.
+
+    /// What its VMAs are: `pfnMap` or `mixedMap`, `io`. The rest comes from the mmap call.
+    public let flags: VMAFlags
+    /// Entries are born read-only, and `makeWritable` is asked at the first write. Kernel: a `pfn_mkwrite` operation.
+    public let wantsWriteNotification: Bool
+    let mappings = MappingList()
+
+    public init(flags: VMAFlags, wantsWriteNotification: Bool = false) {
+        precondition(flags.pfnMap != flags.mixedMap, "a driver's mapping is a PFN map or a mixed map")
+        self.flags = flags
+        self.wantsWriteNotification = wantsWriteNotification
+    }
+
+    /// Nothing is mapped at `address`. Called with `mmapLock` held for read, no spinning lock held. Inserts the frame
+    /// by `space.insertFrame` or `insertPage` before it answers `.inserted`; may insert neighbours too.
+    open func fault(
+        _ space: AddressSpace, _ vma: VMAInfo, _ address: UserAddress, write: Bool
+    ) -> DriverFault { .busError }
+
+    /// The first write to an entry that is present and read-only in a shared, writable mapping; `.inserted` lets it
+    /// become writable. Locks as for `fault`. Kernel: `pfn_mkwrite`.
+    open func makeWritable(
+        _ space: AddressSpace, _ vma: VMAInfo, _ address: UserAddress
+    ) -> DriverFault { .inserted }
+
+    /// A VMA was made; entries may be inserted at once. `mmapLock` held for write. An error fails the mmap call.
+    /// Kernel: the file's `mmap` operation.
+    open func mapped(_ space: AddressSpace, _ vma: VMAInfo) -> Errno? { nil }
+
+    /// Waits, without locks, until it's worth faulting again after `.retry`.
+    open func waitForRetry() { schedulingPoint(.lockWait, UInt(bitPattern: Unmanaged.passUnretained(self).toOpaque())) }
+
+    /// Removes every entry for `pages` of this memory in every address space; each notifier hears start before and end
+    /// after. May sleep; `mmapLock` need not be held, nor must a lock ranked at or past `.mapping` be.
+    /// The driver keeps new faults out by a lock of its own. Kernel: `unmap_mapping_range`.
+    public func unmapMappings(pages: Range<Int>) { mappings.unmap(pages, keepAnonymous: false) }
+
+    /// Whether some address space maps this memory.
+    public var isMapped: Bool { !mappings.isEmpty }
+}
+
+extension VMAFlags {
+    /// Kernel: `VM_PFNMAP | VM_IO`.
+    public static var framesOfDevice: VMAFlags {
+        var flags = VMAFlags()
+        flags.pfnMap = true
+        flags.io = true
+        return flags
+    }
+    /// Kernel: `VM_PFNMAP`.
+    public static var frames: VMAFlags {
+        var flags = VMAFlags()
+        flags.pfnMap = true
+        return flags
+    }
+    /// Kernel: `VM_MIXEDMAP`.
+    public static var mixed: VMAFlags {
+        var flags = VMAFlags()
+        flags.mixedMap = true
+        return flags
+    }
+}

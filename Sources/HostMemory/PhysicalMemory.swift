@@ -104,6 +104,14 @@ public final class PhysicalMemory: @unchecked Sendable {
             pinCount: Int(head.pointee.pinCount.load(ordering: .relaxed)))
     }
 
+    /// Makes every page clean and unaccessed, as writeback and ageing would in the long run. For benchmarks and tests,
+    /// while nothing else runs.
+    public func forgetAccessedAndDirty() {
+        for i in 0..<ram.count {
+            frames[i].flags.bitwiseAnd(~(PageFlags.anyAccessed | PageFlags.anyDirty), ordering: .relaxed)
+        }
+    }
+
     @inlinable func page(_ frame: HostFrame) -> UnsafeMutablePointer<PageFrame> { frames + Int(frame.number) }
     @inlinable func head(of page: UnsafeMutablePointer<PageFrame>) -> UnsafeMutablePointer<PageFrame> {
         page - Int(page.pointee.headDistance)

@@ -91,3 +91,54 @@ public enum Advice: Sendable {
     /// Kernel: `MADV_NOHUGEPAGE`.
     case noHugePage
 }
+
+/// A stretch of an address space with one backing and one set of flags.
+///
+/// `range`, `firstPage` and `flags` change only with the space's `mmapLock` held for write and the backing's mapping
+/// lock held; whoever holds either may read them.
+final class VMA: @unchecked Sendable {
+    // Unchecked: see above for who may touch the mutable properties.
+    let space: Unmanaged<AddressSpace>
+    let backing: Backing
+    let identity: UInt64
+    var range: Range<UserAddress>
+    var firstPage: Int
+    var flags: VMAFlags
+
+    init(
+        _ space: AddressSpace, identity: UInt64, range: Range<UserAddress>, firstPage: Int, flags: VMAFlags,
+        backing: Backing
+    ) {
+        self.space = Unmanaged.passUnretained(space)
+        self.identity = identity
+        self.range = range
+        self.firstPage = firstPage
+        self.flags = flags
+        self.backing = backing
+    }
+
+    var info: VMAInfo { VMAInfo(range: range, flags: flags, identity: identity, firstPage: firstPage) }
+
+    func backingPage(of address: UserAddress) -> Int {
+        firstPage + Int(address.page - range.lowerBound.page)
+    }
+
+    /// The list of everybody who maps the backing, if it has one.
+    var mappings: MappingList? {
+        switch backing {
+        case .anonymous, .anonymousShared: nil
+        case .object(let object, _, _): object.mappings
+        case .driver(let driver, _, _): driver.mappings
+        }
+    }
+
+    /// Whether entries are born read-only though the mapping is shared and writable, because the driver wants to hear
+    /// of the first write. Kernel: `vma_wants_writenotify`.
+    var wantsWriteNotification: Bool {
+        if case .driver(let driver, _, _) = backing { return driver.wantsWriteNotification }
+        return false
+    }
+
+    /// Whether an entry for a frame of the backing is born writable. Kernel: the W bit of `vm_page_prot`.
+    var entriesAreWritable: Bool { flags.shared && flags.write && !wantsWriteNotification }
+}

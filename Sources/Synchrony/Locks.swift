@@ -35,6 +35,14 @@ public final class SleepingLock: Sendable {
         while !state.compareExchange(expected: 0, desired: 1, ordering: .acquiring).exchanged { backoff.wait(identity) }
     }
 
+    /// Takes the lock if nobody has it. Kernel: `mutex_trylock`.
+    public func tryLock() -> Bool {
+        schedulingPoint(.lockAcquire, identity)
+        guard state.compareExchange(expected: 0, desired: 1, ordering: .acquiring).exchanged else { return false }
+        noteAcquire(rank, spinning: false)
+        return true
+    }
+
     public func unlock() {
         noteRelease(rank, spinning: false)
         state.store(0, ordering: .releasing)

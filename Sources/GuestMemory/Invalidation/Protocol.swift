@@ -35,6 +35,11 @@ extension VirtualMachine {
         isStale(snapshot.sequence, frame, ranged: true)
     }
 
+    /// The same once the frame is translated, to save a useless wait for the lock. Spec: x86 2.7 step 10.
+    public func mayBeStale(_ faulted: borrowing FaultedFrame) -> Bool {
+        isStale(faulted.snapshot.sequence, faulted.guestFrame, ranged: true)
+    }
+
     /// The retry check. Kernel: `mmu_invalidate_retry` or, `ranged`, `mmu_invalidate_retry_gfn`.
     /// In-progress is loaded first, with acquire: whoever sees 0 there also sees the count that came before it.
     func isStale(_ seen: UInt64, _ frame: GuestFrame, ranged: Bool) -> Bool {

@@ -136,6 +136,12 @@ public struct GStageTrap: Sendable, Equatable {
     /// The faulting virtual address; the guest's own translation is off here, so the guest physical one.
     public let stval: UInt64
 
+    public init(cause: UInt64, htval: UInt64, stval: UInt64) {
+        self.cause = cause
+        self.htval = htval
+        self.stval = stval
+    }
+
     /// The guest physical address, as KVM puts it together again.
     public var guestAddress: GuestAddress { GuestAddress(htval << 2 | stval & 3) }
 }

@@ -105,7 +105,10 @@ public struct StepPlan: Sendable, Equatable {
     /// The line in the scenario's file, for messages; 0 if there is none.
     public var line = 0
     public var action: Action
+    /// What must come of it, on every architecture that `exceptions` doesn't name.
     public var expectation: StepExpectation = .success
+    /// KVM answers some steps differently by architecture. The sets are disjoint.
+    public var exceptions: [ArchitectureExpectation] = []
     public init(_ action: Action) { self.action = action }
 }
 
@@ -115,6 +118,8 @@ public enum StepExpectation: Sendable, Equatable {
     case success
     /// The value read (every one of them, if the step repeats).
     case value(UInt64)
+    /// The first value read is `from`, each next is one more: what a repeated write stored.
+    case counting(from: UInt64)
     /// A guest access leaves for MMIO emulation. Kernel: `KVM_EXIT_MMIO`.
     case mmio
     /// It fails with this error. Guest accesses: what KVM_RUN returns.
@@ -168,6 +173,8 @@ public enum Action: Sendable, Equatable {
 public struct StatisticExpectation: Sendable, Equatable {
     public var statistic: StatisticName
     public var value: UInt64
+    /// Where it holds; elsewhere the counter is not looked at.
+    public var architectures: ArchitectureSet = .all
     public init(_ statistic: StatisticName, _ value: UInt64) {
         self.statistic = statistic
         self.value = value
@@ -175,6 +182,7 @@ public struct StatisticExpectation: Sendable, Equatable {
 }
 
 /// KVM's statistics that the model keeps. Spec: x86 section 9.
+// swift-format-ignore: AlwaysUseLowerCamelCase
 public enum StatisticName: UInt8, Sendable, CaseIterable {
     case pf_taken, pf_fixed, pf_fast, pf_emulate, pf_spurious, pf_mmio_spte_created
     case mmio_exits, signal_exits

@@ -1,0 +1,109 @@
+import Audit
+import Frames
+import Synchrony
+
+/// A write to, or a pin through, a present entry that is not writable. Kernel: `do_wp_page`.
+extension AddressSpace {
+    func breakSharing(
+        _ vma: VMA, _ address: UserAddress, _ word: AtomicWord, _ seen: HostEntry, _ access: FaultAccess
+    ) -> FaultOutcome {
+        if vma.flags.shared {
+            return access == .write ? makeSharedWritable(vma, address, word, seen) : .done
+        }
+        if seen.isSpecial { return access == .write ? copy(vma, address, word, seen, access) : .done }
+        let page = memory.page(seen.frame)
+        guard memory.isAnonymous(page) else {
+            return access == .write ? copy(vma, address, word, seen, access) : .done
+        }
+        switch reuse(address, word, seen, page, access) {
+        case .done, .lostRace: return .done
+        case .mustCopy: return copy(vma, address, word, seen, access)
+        }
+    }
+
+    /// A shared mapping: the frame stays, the driver is asked. Kernel: `wp_pfn_shared`, `wp_page_shared`.
+    private func makeSharedWritable(
+        _ vma: VMA, _ address: UserAddress, _ word: AtomicWord, _ seen: HostEntry
+    ) -> FaultOutcome {
+        if case .driver(let driver, _, _) = vma.backing {
+            let answer = driver.makeWritable(self, vma.info, address)
+            guard answer == .inserted else { return outcome(answer, driver) }
+        }
+        pageTableLock.lock()
+        if word.load() == seen.bits { setLeaf(word, seen.setting(Self.written), address) }
+        pageTableLock.unlock()
+        return .done
+    }
+
+    static let written = HostEntry.writable | HostEntry.dirty | HostEntry.accessed
+
+    private enum Reuse { case done, lostRace, mustCopy }
+
+    /// Keeps an anonymous page that is exclusive, or that only this entry references. No notifier: the frame stays.
+    /// Kernel: `wp_can_reuse_anon_folio`, `wp_page_reuse`.
+    private func reuse(
+        _ address: UserAddress, _ word: AtomicWord, _ seen: HostEntry, _ page: UnsafeMutablePointer<PageFrame>,
+        _ access: FaultAccess
+    ) -> Reuse {
+        pageTableLock.lock()
+        defer { pageTableLock.unlock() }
+        guard word.load() == seen.bits else { return .lostRace }
+        if !memory.isExclusivelyAnonymous(page) {
+            let head = memory.head(of: page)
+            let large = head.pointee.flags.load(ordering: .relaxed) & PageFlags.head != 0
+            guard !large, head.pointee.referenceCount.load(ordering: .acquiring) == 1 else { return .mustCopy }
+            page.pointee.flags.bitwiseOr(PageFlags.anonymousExclusive, ordering: .relaxed)
+        }
+        if access == .write { setLeaf(word, seen.setting(Self.written), address) }
+        return .done
+    }
+
+    /// Puts a private copy in place of a shared frame: the notifier's start comes before the entry changes, its end
+    /// after, and the old page loses the entry's reference last. Kernel: `wp_page_copy`.
+    private func copy(
+        _ vma: VMA, _ address: UserAddress, _ word: AtomicWord, _ seen: HostEntry, _ access: FaultAccess
+    ) -> FaultOutcome {
+        guard let new = newAnonymousPage() else { return .failed(.outOfMemory) }
+        guard let source = holdSource(word, seen) else {
+            memory.put(memory.page(new))
+            return .done
+        }
+        memory.copy(seen.frame, to: new)
+        let page = address.aligned(to: .page4K)
+        let range = page..<(page + pageSize)
+        notifyStart(range)
+        var entry = HostEntry.leaf(new, vma.flags, writable: false)
+        if access == .write { entry = entry.setting(Self.written) }
+        pageTableLock.lock()
+        let won = word.load() == seen.bits
+        if won {
+            // The kernel clears before it sets, so that no other processor sees both translations.
+            word.store(0)
+            memory.record(
+                Event(.copyOnWrite, frame: new, guest: address.page, value: entry.bits, extra: seen.frame.number))
+            setLeaf(word, entry, address)
+            source.page?.pointee.mapCount.subtract(1, ordering: .relaxed)
+        }
+        pageTableLock.unlock()
+        notifyEnd(range)
+        if !won { memory.put(memory.page(new)) }
+        guard let old = source.page else { return .done }
+        if won { memory.put(old) }
+        memory.put(old)
+        return .done
+    }
+
+    /// References the page that is to be copied, so that it stays while nobody holds the page-table lock. Nil: the
+    /// entry has changed. A special entry's frame is held by its owner.
+    private func holdSource(
+        _ word: AtomicWord, _ seen: HostEntry
+    ) -> (page: UnsafeMutablePointer<PageFrame>?, held: Bool)? {
+        if seen.isSpecial { return (nil, false) }
+        pageTableLock.lock()
+        defer { pageTableLock.unlock() }
+        guard word.load() == seen.bits else { return nil }
+        let page = memory.page(seen.frame)
+        memory.get(page)
+        return (page, true)
+    }
+}

@@ -1,0 +1,100 @@
+import Frames
+import Synchrony
+
+/// A device's registers or memory, mapped by frame number: no page frame stands behind it. Kernel: a VFIO or sysfs BAR.
+public final class DeviceBAR: DriverMapping, @unchecked Sendable {
+    // Unchecked: `enabled` is touched only under `lock`.
+    /// When entries are made.
+    public enum Filling: Sendable {
+        /// All of them at mmap. Kernel: `remap_pfn_range`.
+        case atMap
+        /// One at each fault. Kernel: `vmf_insert_pfn`.
+        case byFault
+        /// 2 MiB at each fault where address and frame allow it. Kernel: `vmf_insert_pfn_pmd`.
+        case byHugeFault
+    }
+
+    public let memory: PhysicalMemory
+    public let frames: Range<HostFrame>
+    public let filling: Filling
+    /// Kernel: VFIO's `memory_lock`.
+    private let lock = SleepingLock(.buffer)
+    private var enabled = true
+
+    /// Nil: not enough device frames.
+    public init?(_ host: Host, pages: Int, filling: Filling) {
+        let alignment: PageLevel = filling == .byHugeFault ? .page2M : .page4K
+        guard let frames = host.memory.allocateDeviceFrames(pages, alignment: alignment) else { return nil }
+        memory = host.memory
+        self.frames = frames
+        self.filling = filling
+        super.init(flags: .framesOfDevice)
+    }
+
+    public var pages: Int { frames.lowerBound.distance(to: frames.upperBound) }
+
+    public override func mapped(_ space: AddressSpace, _ vma: VMAInfo) -> Errno? {
+        let count = Int(vma.range.upperBound.page - vma.range.lowerBound.page)
+        guard vma.firstPage + count <= pages else { return .EINVAL }
+        guard filling == .atMap else { return nil }
+        for i in 0..<count {
+            let frame = frames.lowerBound.advanced(by: vma.firstPage + i)
+            let result = space.insertFrame(frame, at: vma.range.lowerBound + UInt64(i) * pageSize, in: vma)
+            if result != .inserted { return .ENOMEM }
+        }
+        return nil
+    }
+
+    /// Kernel: `vfio_pci_mmap_fault`. What was filled at mmap and is gone is not made again: SIGBUS.
+    public override func fault(
+        _ space: AddressSpace, _ vma: VMAInfo, _ address: UserAddress, write: Bool
+    ) -> DriverFault {
+        lock.lock()
+        defer { lock.unlock() }
+        guard enabled, filling != .atMap else { return .busError }
+        let page = vma.backingPage(of: address)
+        guard page < pages else { return .busError }
+        let frame = frames.lowerBound.advanced(by: page)
+        guard filling == .byHugeFault else { return space.insertFrame(frame, at: address, in: vma) }
+        return insertHuge(space, vma, address, frame)
+    }
+
+    private func insertHuge(
+        _ space: AddressSpace, _ vma: VMAInfo, _ address: UserAddress, _ frame: HostFrame
+    ) -> DriverFault {
+        let low = address.aligned(to: .page2M)
+        let first = frame.aligned(to: .page2M)
+        let congruent = (address.page ^ frame.number) & (PageLevel.page2M.frames - 1) == 0
+        let fits =
+            congruent && vma.flags.shared && low >= vma.range.lowerBound
+            && low + PageLevel.page2M.bytes <= vma.range.upperBound && first >= frames.lowerBound
+            && first.advanced(by: 512) <= frames.upperBound
+        if fits { return space.insertFrame(first, at: low, in: vma, level: .page2M) }
+        return space.insertFrame(frame, at: address, in: vma)
+    }
+
+    /// The device stops answering: every mapping goes, every fault is a SIGBUS. Kernel: `vfio_pci_zap_bars` after the
+    /// memory-enable bit was cleared.
+    public func disable() {
+        lock.lock()
+        enabled = false
+        unmapMappings(pages: 0..<pages)
+        lock.unlock()
+    }
+
+    /// Faults are served again.
+    public func enable() {
+        lock.lock()
+        enabled = true
+        lock.unlock()
+    }
+
+    /// The device's own view of its memory: 8 bytes at an aligned offset.
+    public func read(page: Int, offset: Int) -> UInt64 { word(page, offset).load() }
+    public func write(page: Int, offset: Int, _ value: UInt64) { word(page, offset).store(value) }
+
+    private func word(_ page: Int, _ offset: Int) -> AtomicWord {
+        precondition(page >= 0 && page < pages && offset >= 0 && offset < Int(pageSize))
+        return memory.word(at: frames.lowerBound.advanced(by: page).physicalAddress + UInt64(offset))
+    }
+}

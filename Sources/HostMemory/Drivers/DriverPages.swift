@@ -1,0 +1,118 @@
+import Frames
+import Synchronization
+
+/// Single pages that a driver allocated for itself, each with count 1.
+final class DriverPages: @unchecked Sendable {
+    // Unchecked: immutable after init.
+    let memory: PhysicalMemory
+    let frames: [HostFrame]
+
+    init?(_ host: Host, count: Int) {
+        memory = host.memory
+        var frames: [HostFrame] = []
+        for _ in 0..<count {
+            guard let frame = host.memory.allocatePages(order: 0) else {
+                for taken in frames { host.memory.put(host.memory.page(taken)) }
+                return nil
+            }
+            host.memory.clear(frame, count: 1)
+            host.memory.page(frame).pointee.flags.bitwiseOr(PageFlags.driver, ordering: .relaxed)
+            frames.append(frame)
+        }
+        self.frames = frames
+    }
+
+    deinit { for frame in frames { memory.put(memory.page(frame)) } }
+}
+
+/// Ordinary counted pages mapped by frame number: the owner holds the only references, the entries none.
+/// Kernel: a driver that gives `page_to_pfn(alloc_page())` to `vmf_insert_pfn`. Under the policy `guess` KVM takes
+/// transient references on such pages; under `precise` their counts never move (Spec: generic 10.3).
+public final class CountedPagesByFrame: DriverMapping, @unchecked Sendable {
+    // Unchecked: immutable.
+    private let owned: DriverPages
+
+    /// Nil: no memory.
+    public init?(_ host: Host, pages: Int) {
+        guard let owned = DriverPages(host, count: pages) else { return nil }
+        self.owned = owned
+        super.init(flags: .frames)
+    }
+
+    public var frames: [HostFrame] { owned.frames }
+
+    public override func fault(
+        _ space: AddressSpace, _ vma: VMAInfo, _ address: UserAddress, write: Bool
+    ) -> DriverFault {
+        let page = vma.backingPage(of: address)
+        guard page < owned.frames.count else { return .busError }
+        return space.insertFrame(owned.frames[page], at: address, in: vma)
+    }
+}
+
+/// A ring whose entries are born read-only: page 0 becomes writable at the first write, the data pages never do.
+/// Kernel: a perf_event ring (VM_PFNMAP | VM_IO, `pfn_mkwrite`). A guest that reads page 0 first and then writes it
+/// never gets a writable entry (`spec/real-kvm.md`, the live finding).
+public final class EventRing: DriverMapping, @unchecked Sendable {
+    // Unchecked: immutable.
+    private let owned: DriverPages
+
+    /// One control page and `dataPages` of data. Nil: no memory.
+    public init?(_ host: Host, dataPages: Int) {
+        guard let owned = DriverPages(host, count: 1 + dataPages) else { return nil }
+        self.owned = owned
+        super.init(flags: .framesOfDevice, wantsWriteNotification: true)
+    }
+
+    public var frames: [HostFrame] { owned.frames }
+
+    public override func fault(
+        _ space: AddressSpace, _ vma: VMAInfo, _ address: UserAddress, write: Bool
+    ) -> DriverFault {
+        let page = vma.backingPage(of: address)
+        guard page < owned.frames.count, page == 0 || !write else { return .busError }
+        return space.insertFrame(owned.frames[page], at: address, in: vma)
+    }
+
+    public override func makeWritable(
+        _ space: AddressSpace, _ vma: VMAInfo, _ address: UserAddress
+    ) -> DriverFault {
+        vma.backingPage(of: address) == 0 ? .inserted : .busError
+    }
+}
+
+/// A mixed map: even pages are counted pages that get-user-pages can take, odd ones special entries for device frames,
+/// which it can't (-EEXIST). Kernel: a VM_MIXEDMAP driver.
+public final class MixedBuffer: DriverMapping, @unchecked Sendable {
+    // Unchecked: immutable.
+    private let owned: DriverPages
+    private let device: Range<HostFrame>
+    public let pages: Int
+
+    /// Nil: no memory, or not enough device frames.
+    public init?(_ host: Host, pages: Int) {
+        guard let device = host.memory.allocateDeviceFrames((pages + 1) / 2),
+            let owned = DriverPages(host, count: (pages + 1) / 2)
+        else { return nil }
+        self.owned = owned
+        self.device = device
+        self.pages = pages
+        super.init(flags: .mixed)
+    }
+
+    /// Frames of RAM that the driver allocated.
+    public var ownedFrames: Int { owned.frames.count }
+
+    public func frame(of page: Int) -> HostFrame {
+        page % 2 == 0 ? owned.frames[page / 2] : device.lowerBound.advanced(by: page / 2)
+    }
+
+    public override func fault(
+        _ space: AddressSpace, _ vma: VMAInfo, _ address: UserAddress, write: Bool
+    ) -> DriverFault {
+        let page = vma.backingPage(of: address)
+        guard page < pages else { return .busError }
+        if page % 2 == 0 { return space.insertPage(frame(of: page), at: address, in: vma) }
+        return space.insertFrame(frame(of: page), at: address, in: vma)
+    }
+}

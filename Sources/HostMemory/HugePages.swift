@@ -1,0 +1,136 @@
+import Audit
+import Frames
+import Synchrony
+
+/// Transparent huge pages: 2 MiB leaves over one order-9 folio. The leaf owns one reference and one map count, both at
+/// the folio's head; after a split each of the 512 entries owns one of each.
+extension AddressSpace {
+    private static let order = 9
+
+    /// The 2 MiB around `address` if the VMA may have a huge page there. Kernel: `thp_vma_allowable_order`.
+    private func hugeRange(_ vma: VMA, _ address: UserAddress) -> Range<UserAddress>? {
+        guard case .anonymous = vma.backing, !vma.flags.noHugePage else { return nil }
+        guard host.transparentHugePages || vma.flags.hugePage else { return nil }
+        let low = address.aligned(to: .page2M)
+        let high = low + PageLevel.page2M.bytes
+        guard vma.range.lowerBound <= low, high <= vma.range.upperBound else { return nil }
+        return low..<high
+    }
+
+    /// Fills an empty level-2 entry with a huge page. Nil: no huge page here, or none left; use small ones.
+    /// A read gets one too: the huge zero page is not modelled. Kernel: `do_huge_pmd_anonymous_page`.
+    func fillHuge(
+        _ vma: VMA, _ address: UserAddress, _ word: AtomicWord, _ table: HostFrame
+    ) -> FaultOutcome? {
+        guard let range = hugeRange(vma, address) else { return nil }
+        guard let spare = newTable() else { return nil }
+        guard let frame = memory.allocatePages(order: Self.order) else {
+            freeTable(spare)
+            return nil
+        }
+        memory.clear(frame, count: 512)
+        let head = memory.page(frame)
+        head.pointee.flags.bitwiseOr(PageFlags.anonymous | PageFlags.anonymousExclusive, ordering: .relaxed)
+        head.pointee.mapCount.store(1, ordering: .relaxed)
+        var entry = HostEntry.leaf(frame, vma.flags, writable: vma.flags.write)
+        entry = entry.setting(HostEntry.large | HostEntry.dirty)
+        pageTableLock.lock()
+        let won = word.load() == 0
+        if won {
+            deposit(spare, in: table)
+            setLeaf(word, entry, range.lowerBound, .page2M)
+        }
+        pageTableLock.unlock()
+        if !won {
+            freeTable(spare)
+            memory.put(head)
+        }
+        return .done
+    }
+
+    /// A fault on a huge leaf. Nil: it was split; start again. Kernel: `do_huge_pmd_wp_page`.
+    func hugeFault(
+        _ vma: VMA, _ address: UserAddress, _ word: AtomicWord, _ table: HostFrame, _ seen: HostEntry,
+        _ access: FaultAccess
+    ) -> FaultOutcome? {
+        if seen.isProtectNone {
+            restoreHinted(vma, address, word, seen, .page2M)
+            return .done
+        }
+        guard access != .read, !seen.isWritable else { return .done }
+        if seen.isSpecial { return breakHugeSpecial(vma, address, word, seen, access) }
+        if reuseHuge(address, word, seen, access) { return .done }
+        splitHuge(address, word, table)
+        return nil
+    }
+
+    private func breakHugeSpecial(
+        _ vma: VMA, _ address: UserAddress, _ word: AtomicWord, _ seen: HostEntry, _ access: FaultAccess
+    ) -> FaultOutcome {
+        guard case .driver(let driver, _, _) = vma.backing, access == .write else { return .done }
+        let answer = driver.makeWritable(self, vma.info, address)
+        guard answer == .inserted else { return outcome(answer, driver) }
+        pageTableLock.lock()
+        if word.load() == seen.bits { setLeaf(word, seen.setting(Self.written), address, .page2M) }
+        pageTableLock.unlock()
+        return .done
+    }
+
+    /// Keeps a huge page that is exclusive or referenced by this leaf alone. True: done, or another task was faster.
+    private func reuseHuge(
+        _ address: UserAddress, _ word: AtomicWord, _ seen: HostEntry, _ access: FaultAccess
+    ) -> Bool {
+        pageTableLock.lock()
+        defer { pageTableLock.unlock() }
+        guard word.load() == seen.bits else { return true }
+        let head = memory.page(seen.frame)
+        if !memory.isExclusivelyAnonymous(head) {
+            guard head.pointee.referenceCount.load(ordering: .acquiring) == 1 else { return false }
+            head.pointee.flags.bitwiseOr(PageFlags.anonymousExclusive, ordering: .relaxed)
+        }
+        if access == .write { setLeaf(word, seen.setting(Self.written), address, .page2M) }
+        return true
+    }
+
+    /// Replaces a huge leaf by 512 small entries for the same frames. A driver's huge leaf is only removed: the next
+    /// access faults again. Kernel: `__split_huge_pmd`, which notifies although no translation changes.
+    func splitHuge(_ address: UserAddress, _ word: AtomicWord, _ table: HostFrame) {
+        let low = address.aligned(to: .page2M)
+        let range = low..<(low + PageLevel.page2M.bytes)
+        notifyStart(range)
+        pageTableLock.lock()
+        let seen = HostEntry(word.load())
+        if seen.isLargeLeaf {
+            if seen.isSpecial {
+                word.store(0)
+                memory.record(
+                    Event(.hostEntryCleared, frame: seen.frame, guest: low.page, level: 2, value: seen.bits))
+            } else {
+                spread(seen, word, table, low)
+            }
+        }
+        pageTableLock.unlock()
+        notifyEnd(range)
+    }
+
+    /// Kernel: `__split_huge_pmd_locked`. `pageTableLock` held.
+    private func spread(_ seen: HostEntry, _ word: AtomicWord, _ table: HostFrame, _ low: UserAddress) {
+        let last = withdraw(from: table)
+        let head = memory.page(seen.frame)
+        let exclusive = head.pointee.flags.load(ordering: .relaxed) & PageFlags.anonymousExclusive
+        head.pointee.referenceCount.add(511, ordering: .relaxed)
+        head.pointee.mapCount.subtract(1, ordering: .relaxed)
+        let small = seen.clearing(HostEntry.large | HostEntry.frameMask).bits
+        for i in 0..<512 {
+            let frame = seen.frame.advanced(by: i)
+            let page = memory.page(frame)
+            page.pointee.mapCount.add(1, ordering: .relaxed)
+            if exclusive != 0 { page.pointee.flags.bitwiseOr(exclusive, ordering: .relaxed) }
+            memory.entry(i, of: last).store(small | frame.physicalAddress)
+        }
+        word.store(HostEntry.table(last))
+        memory.record(
+            Event(.hostEntrySet, frame: last, guest: low.page, level: 2, value: HostEntry.table(last), extra: seen.bits)
+        )
+    }
+}

@@ -1,0 +1,165 @@
+import Frames
+import Synchrony
+
+/// mmap, munmap, madvise. Each takes `mmapLock` for write itself.
+extension AddressSpace {
+    /// Maps `length` bytes of `backing` at `address`; an empty mapping is never moved elsewhere and never replaces
+    /// another. Kernel: `mmap(MAP_FIXED_NOREPLACE)`.
+    ///
+    /// Errors: EINVAL for what is not page-aligned, empty, or outside user space; EEXIST for an overlap; ENOMEM; what
+    /// the driver answers.
+    public func map(
+        at address: UserAddress, length: UInt64, protection: Protection, backing: Backing
+    ) throws(Errno) {
+        let (end, overflow) = address.value.addingReportingOverflow(length)
+        guard length > 0, !overflow else { throw .EINVAL }
+        let range = address..<UserAddress(end)
+        guard Self.isUsable(range), Self.firstPage(of: backing) >= 0 else { throw .EINVAL }
+        mmapLock.lockForWrite()
+        defer { mmapLock.unlockWrite() }
+        guard !hasExited else { throw .EINVAL }
+        let index = firstIndex(endingAfter: address)
+        if index < vmas.count, vmas[index].range.lowerBound < range.upperBound { throw .EEXIST }
+        let vma = makeVMA(range, protection, backing)
+        vmas.insert(vma, at: index)
+        vma.mappings?.add(vma)
+        guard case .driver(let driver, _, _) = vma.backing else { return }
+        guard let error = driver.mapped(self, vma.info) else { return }
+        remove(range)
+        throw error
+    }
+
+    private static func firstPage(of backing: Backing) -> Int {
+        switch backing {
+        case .anonymous, .anonymousShared: 0
+        case .object(_, let first, _), .driver(_, let first, _): first
+        }
+    }
+
+    private func makeVMA(_ range: Range<UserAddress>, _ protection: Protection, _ backing: Backing) -> VMA {
+        var flags = VMAFlags()
+        var backing = backing
+        switch backing {
+        case .anonymous: break
+        case .anonymousShared:
+            // As the kernel does it: an unnamed file in memory, so that it stays shared over fork.
+            let pages = Int(range.upperBound.page - range.lowerBound.page)
+            backing = .object(MemoryObject(host: host, pages: pages), firstPage: 0, shared: true)
+            flags.shared = true
+        case .object(_, _, let shared): flags.shared = shared
+        case .driver(let driver, _, let shared):
+            flags = driver.flags
+            flags.shared = shared
+        }
+        flags.protection = protection
+        return VMA(
+            self, identity: newIdentity(), range: range, firstPage: Self.firstPage(of: backing), flags: flags,
+            backing: backing)
+    }
+
+    /// Kernel: `munmap`. Holes are no error. Errors: EINVAL for a range that is not page-aligned, empty, or outside
+    /// user space.
+    public func unmap(_ range: Range<UserAddress>) throws(Errno) {
+        guard Self.isUsable(range) else { throw .EINVAL }
+        mmapLock.lockForWrite()
+        remove(range)
+        mmapLock.unlockWrite()
+    }
+
+    /// Removes the VMAs of `range` and their entries, in one pair of notifier calls for all of them. The VMAs leave
+    /// their backings' lists only when the entries are gone: until then whoever takes a page away must find them.
+    private func remove(_ range: Range<UserAddress>) {
+        splitVMA(at: range.lowerBound)
+        splitVMA(at: range.upperBound)
+        let first = firstIndex(endingAfter: range.lowerBound)
+        var last = first
+        while last < vmas.count, vmas[last].range.lowerBound < range.upperBound { last += 1 }
+        guard first < last else { return }
+        let whole = vmas[first].range.lowerBound..<vmas[last - 1].range.upperBound
+        var gather = Gather()
+        notifyStart(whole)
+        for vma in vmas[first..<last] { zap(vma.range, &gather) }
+        notifyEnd(whole)
+        for vma in vmas[first..<last] { vma.mappings?.remove(vma) }
+        vmas.removeSubrange(first..<last)
+        gather.flush(memory)
+    }
+
+    /// Makes `address` a border between two VMAs if it lies inside one; a huge leaf across it is split first.
+    /// `mmapLock` held for write. Kernel: `split_vma`, `vma_adjust_trans_huge`.
+    func splitVMA(at address: UserAddress) {
+        let index = firstIndex(endingAfter: address)
+        guard index < vmas.count, vmas[index].range.lowerBound < address else { return }
+        let vma = vmas[index]
+        if address.aligned(to: .page2M) != address, case .present(let word, let table) = middleEntry(address),
+            HostEntry(word.load()).isLargeLeaf
+        {
+            splitHuge(address, word, table)
+        }
+        let upper = VMA(
+            self, identity: newIdentity(), range: address..<vma.range.upperBound,
+            firstPage: vma.backingPage(of: address), flags: vma.flags, backing: vma.backing)
+        let list = vma.mappings
+        list?.lock.lock()
+        vma.range = vma.range.lowerBound..<address
+        list?.addLocked(upper)
+        list?.lock.unlock()
+        vmas.insert(upper, at: index + 1)
+    }
+
+    /// The VMAs of `range`, split at its ends. ENOMEM if it has a hole. `mmapLock` held for write.
+    func covering(_ range: Range<UserAddress>) throws(Errno) -> Range<Int> {
+        let first = firstIndex(endingAfter: range.lowerBound)
+        var reached = range.lowerBound
+        var last = first
+        while reached < range.upperBound {
+            guard last < vmas.count, vmas[last].range.lowerBound <= reached else { throw .ENOMEM }
+            reached = vmas[last].range.upperBound
+            last += 1
+        }
+        splitVMA(at: range.lowerBound)
+        splitVMA(at: range.upperBound)
+        let start = firstIndex(endingAfter: range.lowerBound)
+        return start..<(firstIndex(endingAfter: UserAddress(range.upperBound.value - 1)) + 1)
+    }
+
+    /// Kernel: `madvise`. Errors: EINVAL for a bad range, and for `dontNeed` on a PFN map; ENOMEM for a hole, after the
+    /// rest was done.
+    public func advise(_ range: Range<UserAddress>, _ advice: Advice) throws(Errno) {
+        guard Self.isUsable(range) else { throw .EINVAL }
+        switch advice {
+        case .dontNeed: try dontNeed(range)
+        case .hugePage: try setHugePages(range, wanted: true)
+        case .noHugePage: try setHugePages(range, wanted: false)
+        }
+    }
+
+    /// Takes `mmapLock` for read only, as the kernel does. Kernel: `madvise_dontneed_single_vma`.
+    private func dontNeed(_ range: Range<UserAddress>) throws(Errno) {
+        mmapLock.lockForRead()
+        defer { mmapLock.unlockRead() }
+        var index = firstIndex(endingAfter: range.lowerBound)
+        var reached = range.lowerBound
+        var hole = false
+        while index < vmas.count, let part = Self.overlap(vmas[index].range, range) {
+            if vmas[index].flags.pfnMap { throw .EINVAL }
+            if part.lowerBound > reached { hole = true }
+            reached = part.upperBound
+            zapNotified(part)
+            index += 1
+        }
+        if hole || reached < range.upperBound { throw .ENOMEM }
+    }
+
+    private func setHugePages(_ range: Range<UserAddress>, wanted: Bool) throws(Errno) {
+        mmapLock.lockForWrite()
+        defer { mmapLock.unlockWrite() }
+        for index in try covering(range) {
+            let vma = vmas[index]
+            vma.mappings?.lock.lock()
+            vma.flags.hugePage = wanted
+            vma.flags.noHugePage = !wanted
+            vma.mappings?.lock.unlock()
+        }
+    }
+}

@@ -1,0 +1,91 @@
+import Audit
+import Frames
+import Synchrony
+
+/// Broken memory. Kernel: `memory_failure`.
+extension Host {
+    /// The frame has an uncorrectable error: it is taken out of every page table, each address space's notifier told,
+    /// and never handed out again. Private anonymous entries become poison markers; an object's page stays the
+    /// object's, and faults on it fail. A frame that nobody holds, or that is reserved or a page table, is left alone.
+    ///
+    /// No lock held. The address spaces may not be dropped meanwhile (they may exit). They are searched entry by entry:
+    /// there are no reverse maps.
+    public func poison(_ frame: HostFrame) {
+        guard memory.hasPageFrame(frame) else { return }
+        let page = memory.page(frame)
+        let flags = page.pointee.flags.load(ordering: .relaxed)
+        guard flags & (PageFlags.reserved | PageFlags.table | PageFlags.free) == 0 else { return }
+        // The reference is never put: that is what keeps the frame out of the allocator.
+        guard memory.tryGet(page) else { return }
+        page.pointee.flags.bitwiseOr(PageFlags.poisoned, ordering: .relaxed)
+        for space in liveSpaces() { space.replaceByPoison(frame) }
+    }
+
+    private func liveSpaces() -> [AddressSpace] {
+        var result: [AddressSpace] = []
+        registry.lock()
+        for space in spaces { result.append(space.takeUnretainedValue()) }
+        registry.unlock()
+        return result
+    }
+
+    func enter(_ space: AddressSpace) {
+        registry.lock()
+        spaces.append(Unmanaged.passUnretained(space))
+        registry.unlock()
+    }
+
+    func leave(_ space: AddressSpace) {
+        registry.lock()
+        spaces.removeAll { $0.toOpaque() == Unmanaged.passUnretained(space).toOpaque() }
+        registry.unlock()
+    }
+}
+
+extension AddressSpace {
+    /// Replaces this space's entries for `frame`.
+    func replaceByPoison(_ frame: HostFrame) {
+        mmapLock.lockForRead()
+        defer { mmapLock.unlockRead() }
+        for vma in vmas {
+            forEachMiddle(in: vma.range) { part, word, table in
+                let seen = HostEntry(word.load())
+                if seen.isLargeLeaf, !seen.isSpecial {
+                    guard frame.aligned(to: .page2M) == seen.frame else { return }
+                    splitHuge(part.lowerBound, word, table)
+                }
+                let now = HostEntry(word.load())
+                guard now.isPresent, !now.isLargeLeaf else { return }
+                for page in part.lowerBound.page..<part.upperBound.page {
+                    replaceByPoison(frame, memory.entry(Int(page & 511), of: now.frame), page)
+                }
+            }
+        }
+    }
+
+    private func replaceByPoison(_ frame: HostFrame, _ word: AtomicWord, _ page: UInt64) {
+        let seen = HostEntry(word.load())
+        guard seen.mapsFrame, !seen.isSpecial, seen.frame == frame else { return }
+        let address = UserAddress(page << pageShift)
+        let range = address..<(address + pageSize)
+        var gather = Gather()
+        notifyStart(range)
+        pageTableLock.lock()
+        let now = HostEntry(word.load())
+        if now.mapsFrame, now.frame == frame {
+            clear(word, page, &gather)
+            if memory.isAnonymous(memory.page(frame)) {
+                word.store(frame.physicalAddress | HostEntry.poison)
+            }
+        }
+        pageTableLock.unlock()
+        notifyEnd(range)
+        gather.flush(memory)
+    }
+}
+
+extension PhysicalMemory {
+    func isPoisoned(_ page: UnsafeMutablePointer<PageFrame>) -> Bool {
+        page.pointee.flags.load(ordering: .relaxed) & PageFlags.poisoned != 0
+    }
+}

@@ -1,0 +1,143 @@
+import Audit
+import Frames
+import Synchronization
+import Synchrony
+
+/// The primary page table: four levels of 512 entries in the arena.
+///
+/// A huge leaf keeps a spare table for the day it is split, so that splitting cannot fail: the spares of one level-2
+/// table hang on its page frame's `word0`, each linking to the next by its own. Kernel: `pgtable_trans_huge_deposit`.
+extension AddressSpace {
+    /// Entry index of `address` in a table of `level`.
+    @inline(__always) static func index(_ address: UserAddress, _ level: UInt64) -> Int {
+        Int((address.value >> (pageShift + 9 * (level - 1))) & 511)
+    }
+
+    /// What stands at level 2 for an address.
+    enum MiddleEntry {
+        /// No table down to level 2; the nearest missing one is an entry of `level`.
+        case missing(PageLevel)
+        case present(AtomicWord, table: HostFrame)
+    }
+
+    /// The level-2 entry of `address`, each table read once. No lock needed.
+    func middleEntry(_ address: UserAddress) -> MiddleEntry {
+        let top = root.load(ordering: .acquiring)
+        guard top != 0 else { return .missing(PageLevel(4)) }
+        let upper = HostEntry(memory.entry(Self.index(address, 4), of: HostFrame(top)).load())
+        guard upper.isPresent else { return .missing(PageLevel(4)) }
+        let middle = HostEntry(memory.entry(Self.index(address, 3), of: upper.frame).load())
+        guard middle.isPresent else { return .missing(.page1G) }
+        return .present(memory.entry(Self.index(address, 2), of: middle.frame), table: middle.frame)
+    }
+
+    /// The leaf for `address`, present or not, if there is an entry for it. Lockless callers must check again.
+    func leaf(_ address: UserAddress) -> HostLeaf? {
+        guard case .present(let word, _) = middleEntry(address) else { return nil }
+        let middle = HostEntry(word.load())
+        if middle.isLargeLeaf { return HostLeaf(word: word, entry: middle, level: .page2M) }
+        guard middle.isPresent else { return nil }
+        let last = memory.entry(Self.index(address, 1), of: middle.frame)
+        return HostLeaf(word: last, entry: HostEntry(last.load()), level: .page4K)
+    }
+
+    /// The level-2 entry, its tables made where they are missing. Nil: no memory. `pageTableLock` not held.
+    func makeMiddleEntry(_ address: UserAddress) -> (word: AtomicWord, table: HostFrame)? {
+        guard let top = makeRoot() else { return nil }
+        guard let upper = makeTable(memory.entry(Self.index(address, 4), of: top)) else { return nil }
+        guard let middle = makeTable(memory.entry(Self.index(address, 3), of: upper)) else { return nil }
+        return (memory.entry(Self.index(address, 2), of: middle), middle)
+    }
+
+    private func makeRoot() -> HostFrame? {
+        let top = root.load(ordering: .acquiring)
+        if top != 0 { return HostFrame(top) }
+        guard let fresh = newTable() else { return nil }
+        pageTableLock.lock()
+        let seen = root.load(ordering: .acquiring)
+        if seen == 0 { root.store(fresh.number, ordering: .releasing) }
+        pageTableLock.unlock()
+        guard seen != 0 else { return fresh }
+        freeTable(fresh)
+        return HostFrame(seen)
+    }
+
+    /// The table that `word` points to, made if there is none. At level 2 a huge leaf may stand there instead: then its
+    /// frame is returned, which is no table. Nil: no memory. Kernel: `__pte_alloc`.
+    func makeTable(_ word: AtomicWord) -> HostFrame? {
+        let seen = HostEntry(word.load())
+        if seen.bits != 0 { return seen.frame }
+        guard let fresh = newTable() else { return nil }
+        pageTableLock.lock()
+        let now = HostEntry(word.load())
+        if now.bits == 0 { word.store(HostEntry.table(fresh)) }
+        pageTableLock.unlock()
+        guard now.bits != 0 else { return fresh }
+        freeTable(fresh)
+        return now.frame
+    }
+
+    /// The level-1 entry of `address`. Nil: no memory, or a huge leaf stands there (`isLeaf`).
+    func makeLastEntry(_ address: UserAddress, in middle: AtomicWord) -> (word: AtomicWord?, isLeaf: Bool) {
+        if HostEntry(middle.load()).isLargeLeaf { return (nil, true) }
+        guard let table = makeTable(middle) else { return (nil, false) }
+        // Between the two reads another task may have made a huge leaf; its frame is no table.
+        guard memory.isTable(table) else { return (nil, true) }
+        return (memory.entry(Self.index(address, 1), of: table), false)
+    }
+
+    func newTable() -> HostFrame? { host.allocateTable(order: 0, fill: 0) }
+    func freeTable(_ frame: HostFrame) { host.freeTable(frame) }
+
+    // MARK: Spare tables
+
+    /// Puts `spare` aside for the huge leaf just made in `table`. `pageTableLock` held.
+    func deposit(_ spare: HostFrame, in table: HostFrame) {
+        memory.page(spare).pointee.word0 = memory.page(table).pointee.word0
+        memory.page(table).pointee.word0 = spare.number
+    }
+
+    /// Takes a spare table of `table` back. `pageTableLock` held. Precondition: each huge leaf made one.
+    func withdraw(from table: HostFrame) -> HostFrame {
+        let spare = memory.page(table).pointee.word0
+        precondition(spare != 0, "a huge leaf without its spare table")
+        memory.page(table).pointee.word0 = memory.page(HostFrame(spare)).pointee.word0
+        memory.page(HostFrame(spare)).pointee.word0 = 0
+        return HostFrame(spare)
+    }
+
+    // MARK: Writing
+
+    /// Writes a leaf. `pageTableLock` held. From now on the frame may be written by whoever the entry lets, the guest
+    /// among them.
+    func setLeaf(_ word: AtomicWord, _ entry: HostEntry, _ address: UserAddress, _ level: PageLevel = .page4K) {
+        if entry.isWritable { memory.willWrite(entry.frame, count: Int(level.frames)) }
+        word.store(entry.bits)
+        memory.record(
+            Event(
+                .hostEntrySet, frame: entry.frame, guest: address.aligned(to: level).page, level: level.rawValue,
+                value: entry.bits))
+    }
+
+    /// Frees every table. Only when no entry is left and nobody walks.
+    func freeAllTables() {
+        let top = root.exchange(0, ordering: .acquiringAndReleasing)
+        if top != 0 { freeTables(HostFrame(top), level: 4) }
+    }
+
+    private func freeTables(_ table: HostFrame, level: UInt64) {
+        if level > 1 {
+            for i in 0..<512 {
+                let entry = HostEntry(memory.entry(i, of: table).load())
+                if entry.isPresent { freeTables(entry.frame, level: level - 1) }
+            }
+        }
+        freeTable(table)
+    }
+}
+
+extension PhysicalMemory {
+    func isTable(_ frame: HostFrame) -> Bool {
+        hasPageFrame(frame) && page(frame).pointee.flags.load(ordering: .relaxed) & PageFlags.table != 0
+    }
+}

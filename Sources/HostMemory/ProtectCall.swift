@@ -1,0 +1,86 @@
+import Audit
+import Frames
+import Synchrony
+
+/// mprotect, and the NUMA hints that change entries the same way.
+extension AddressSpace {
+    /// Kernel: `mprotect`. Errors: EINVAL for a bad range, ENOMEM for a hole (nothing is changed then).
+    public func protect(_ range: Range<UserAddress>, _ protection: Protection) throws(Errno) {
+        guard Self.isUsable(range) else { throw .EINVAL }
+        mmapLock.lockForWrite()
+        defer { mmapLock.unlockWrite() }
+        for index in try covering(range) {
+            let vma = vmas[index]
+            if vma.flags.protection == protection { continue }
+            vma.mappings?.lock.lock()
+            vma.flags.protection = protection
+            vma.mappings?.lock.unlock()
+            notifyStart(vma.range)
+            change(vma, vma.range, hint: false)
+            notifyEnd(vma.range)
+        }
+    }
+
+    /// Makes the present entries of `range` inaccessible, so that the next access tells where it comes from.
+    /// The frames stay. Kernel: `change_prot_numa`. Shared mappings of objects and special entries are left alone.
+    public func hintNUMA(_ range: Range<UserAddress>) {
+        mmapLock.lockForRead()
+        defer { mmapLock.unlockRead() }
+        var index = firstIndex(endingAfter: range.lowerBound)
+        while index < vmas.count, let part = Self.overlap(vmas[index].range, range) {
+            let vma = vmas[index]
+            index += 1
+            guard vma.flags.isAccessible, !vma.flags.pfnMap, !vma.flags.mixedMap, !vma.flags.shared else { continue }
+            notifyStart(part)
+            change(vma, part, hint: true)
+            notifyEnd(part)
+        }
+    }
+
+    /// Gives every entry of `range` the VMA's rights, or takes all away as a hint. Kernel: `change_protection`.
+    private func change(_ vma: VMA, _ range: Range<UserAddress>, hint: Bool) {
+        forEachMiddle(in: range) { part, word, table in
+            let seen = HostEntry(word.load())
+            if seen.isLargeLeaf {
+                if part.upperBound.value - part.lowerBound.value == PageLevel.page2M.bytes {
+                    changeEntry(vma, part.lowerBound, word, .page2M, hint: hint)
+                    return
+                }
+                splitHuge(part.lowerBound, word, table)
+            }
+            let now = HostEntry(word.load())
+            guard now.isPresent, !now.isLargeLeaf else { return }
+            for page in part.lowerBound.page..<part.upperBound.page {
+                let last = memory.entry(Int(page & 511), of: now.frame)
+                if HostEntry(last.load()).mapsFrame {
+                    changeEntry(vma, UserAddress(page << pageShift), last, .page4K, hint: hint)
+                }
+            }
+        }
+    }
+
+    private func changeEntry(
+        _ vma: VMA, _ address: UserAddress, _ word: AtomicWord, _ level: PageLevel, hint: Bool
+    ) {
+        pageTableLock.lock()
+        defer { pageTableLock.unlock() }
+        // Accessed and dirty may be set by the processor meanwhile: try until nothing changed in between.
+        while true {
+            let old = HostEntry(word.load())
+            guard old.mapsFrame, level == .page4K || old.isLargeLeaf else { return }
+            if hint && old.isSpecial { return }
+            let new =
+                hint
+                ? old.clearing(HostEntry.present | HostEntry.writable).setting(HostEntry.protectNone)
+                : withRights(of: vma, old)
+            if new == old { return }
+            if new.isWritable { memory.willWrite(new.frame, count: Int(level.frames)) }
+            if word.compareExchange(expected: old.bits, desired: new.bits) != nil { continue }
+            memory.record(
+                Event(
+                    .hostEntrySet, frame: new.frame, guest: address.page, level: level.rawValue, value: new.bits,
+                    extra: old.bits))
+            return
+        }
+    }
+}

@@ -1,0 +1,59 @@
+import Frames
+import Synchrony
+
+/// The process's own loads and stores.
+///
+/// Translation and access happen under the page-table lock: what a processor gets from the primary TLB's flush (an
+/// access that used the old entry is over before the change is) needs no modelled TLB this way.
+extension AddressSpace {
+    /// Reads 8 bytes; `address` is 8-byte aligned. Errors: EFAULT (SIGSEGV, SIGBUS, misaligned), EHWPOISON (SIGBUS for
+    /// a poisoned page), ENOMEM.
+    public func load(_ address: UserAddress) throws(Errno) -> UInt64 {
+        try access(address, store: nil)
+    }
+
+    /// Writes 8 bytes. Errors as `load`.
+    public func store(_ address: UserAddress, _ value: UInt64) throws(Errno) {
+        _ = try access(address, store: value)
+    }
+
+    private func access(_ address: UserAddress, store value: UInt64?) throws(Errno) -> UInt64 {
+        guard address.value & 7 == 0, address < UserAddress.end else { throw .EFAULT }
+        while true {
+            if let result = tryAccess(address, store: value) { return result }
+            try fault(address, write: value != nil)
+        }
+    }
+
+    /// Nil: the entry doesn't allow it.
+    private func tryAccess(_ address: UserAddress, store value: UInt64?) -> UInt64? {
+        pageTableLock.lock()
+        defer { pageTableLock.unlock() }
+        guard let leaf = leaf(address), leaf.entry.isPresent else { return nil }
+        if value != nil, !leaf.entry.isWritable { return nil }
+        let bits = value == nil ? HostEntry.accessed : HostEntry.accessed | HostEntry.dirty
+        if leaf.entry.bits & bits != bits { _ = leaf.word.fetchOr(bits) }
+        let word = memory.word(at: leaf.frame(of: address).physicalAddress | address.offset)
+        guard let value else { return word.load() }
+        word.store(value)
+        return value
+    }
+
+    /// One fault of the process itself: a signal if it may not. Kernel: `do_user_addr_fault`.
+    private func fault(_ address: UserAddress, write: Bool) throws(Errno) {
+        mmapLock.lockForRead()
+        guard let vma = find(address), vma.allows(write: write) else {
+            mmapLock.unlockRead()
+            throw .EFAULT
+        }
+        let outcome = handleFault(vma, address, write ? .write : .read)
+        mmapLock.unlockRead()
+        if case .failed(let error) = outcome { throw error.errno }
+        outcome.wait()
+    }
+}
+
+extension VMA {
+    /// Kernel: `access_error`, `vma_permits_fault`. A mapping that may only be written can be read too, as on x86.
+    func allows(write: Bool) -> Bool { write ? flags.write : flags.isAccessible }
+}

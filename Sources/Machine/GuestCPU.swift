@@ -1,0 +1,171 @@
+// Machine: vCPUs that run guest accesses on the modelled hardware, host events, and the world that a plan builds.
+//
+// It guarantees: a guest access goes through TLB and page walk like on silicon, and reaches KVM's code only by a fault.
+// It never decides what is right: it records what happened, and `Checks` compare that with the rules.
+
+import Audit
+import Frames
+import GuestMemory
+import Hardware
+import HostMemory
+import Paging
+import Synchrony
+
+/// How a guest access ended.
+public enum AccessResult: Sendable, Equatable {
+    /// A load's value.
+    case value(UInt64)
+    case stored
+    /// KVM emulated the store into memory without making an entry (a write through a read-only PFN mapping on x86).
+    case emulated
+    /// Userspace must emulate it. Kernel: `KVM_EXIT_MMIO`.
+    case mmio
+    /// KVM_RUN failed.
+    case failed(Errno)
+}
+
+/// A vCPU that performs single accesses of 8 bytes. Kernel: a vCPU thread in `KVM_RUN`.
+public final class GuestCPU: VirtualCPU, @unchecked Sendable {
+    // Unchecked: restates the base class; the buffer belongs to the vCPU's own task.
+    public let buffer: TranslationBuffer
+    let tables: StageTwoTables
+
+    /// `tables` are those of `vm`.
+    public init(number: Int, vm: VirtualMachine, tables: StageTwoTables) {
+        buffer = TranslationBuffer(capacity: 64, journal: vm.memory.journal, vcpu: UInt8(number))
+        self.tables = tables
+        super.init(number: number, vm: vm)
+    }
+
+    public override func dropTranslations() { buffer.invalidateAll() }
+
+    /// Faults in a row after which an access counts as a livelock. Spec: X65.
+    static let patience = 1000
+
+    /// One access at `address`, 8-byte aligned; `value` for stores. No lock held.
+    public func access(_ kind: AccessKind, _ address: GuestAddress, value: UInt64 = 0) -> AccessResult {
+        for _ in 0..<Self.patience {
+            enterGuest()
+            let result = attempt(kind, address, value)
+            exitGuest()
+            switch result {
+            case .value(let value): return .value(value)
+            case .stored: return .stored
+            case .fault(let present):
+                if let end = handle(GuestFault(address: address, access: kind, entryPresent: present), value) {
+                    return end
+                }
+            }
+        }
+        vm.memory.journal?.add(
+            Finding(.i13, "the guest faults again and again without progress", guest: address.frame))
+        return .failed(.EIO)
+    }
+
+    private enum Attempt {
+        case value(UInt64)
+        case stored
+        case fault(present: Bool)
+    }
+
+    private func attempt(_ kind: AccessKind, _ address: GuestAddress, _ value: UInt64) -> Attempt {
+        let port = GuestPort(stage: tables.stage(for: self), buffer: buffer)
+        let result =
+            switch kind {
+            case .read: port.load(address)
+            case .write: port.store(address, value)
+            case .execute: port.fetch(address)
+            }
+        switch result {
+        case .value(let value): return .value(value)
+        case .stored: return .stored
+        case .fault(let walk):
+            switch walk {
+            case .violation(let fault), .misconfiguration(let fault): return .fault(present: fault.present)
+            case .translated: return .fault(present: true)
+            }
+        case .misaligned: preconditionFailure("accesses are 8-byte aligned")
+        }
+    }
+
+    /// Lets KVM handle the fault. Nil: run the guest again.
+    private func handle(_ fault: GuestFault, _ value: UInt64) -> AccessResult? {
+        let side = vm.slotReaders.enter()
+        defer { vm.slotReaders.exit(side) }
+        switch vm.mmu.handleFault(self, fault) {
+        case .retry, .fixed, .spurious: return nil
+        case .writeProtected, .emulate: return emulate(fault, value)
+        case .failed(let errno): return .failed(errno)
+        }
+    }
+
+    /// The emulator: a store to memory that is not read-only goes through the user mapping, as KVM's emulator does;
+    /// all else is MMIO. Caller is inside `withSlots`. Spec: generic section 7, real-kvm "a live finding".
+    private func emulate(_ fault: GuestFault, _ value: UInt64) -> AccessResult {
+        if fault.access == .write, tables.emulatorWritesMemory,
+            let slot = vm.slot(containing: fault.frame), !slot.isInvalid, !slot.flags.readOnly
+        {
+            let address = slot.userAddress(of: fault.frame) + fault.address.offset
+            do throws(Errno) {
+                try vm.addressSpace.store(address, value)
+                vm.markDirty(fault.frame, in: slot)
+                return .emulated
+            } catch {
+                return .failed(error)
+            }
+        }
+        Statistics.bump(vm.statistics.mmio_exits)
+        vm.memory.journal?.record(
+            Event(
+                fault.access == .write ? .mmioWrite : .mmioRead, guest: fault.frame.number, value: value,
+                extra: fault.address.value, task: UInt8(number)))
+        return .mmio
+    }
+}
+
+/// The MMU of a machine, and how the hardware finds its tables.
+public enum StageTwoTables: Sendable {
+    case tdp(TDPMMU)
+    case gStage(GStageMMU)
+
+    public var mmu: SecondaryMMU {
+        switch self {
+        case .tdp(let mmu): mmu
+        case .gStage(let mmu): mmu
+        }
+    }
+
+    /// Whether KVM has an instruction emulator that writes guest memory (x86).
+    var emulatorWritesMemory: Bool {
+        switch self {
+        case .tdp: true
+        case .gStage: false
+        }
+    }
+
+    /// The walker as the vCPU's registers set it up.
+    func stage(for cpu: VirtualCPU) -> StageTwo {
+        let memory = cpu.vm.memory
+        switch self {
+        case .tdp(let mmu): return .ept(EPTWalker(memory: memory, pointer: mmu.eptPointer(for: cpu)))
+        case .gStage(let mmu): return .gStage(GStageWalker(memory: memory, hgatp: mmu.hgatp, hardwareAD: true))
+        }
+    }
+
+    func check() -> [Finding] {
+        switch self {
+        case .tdp(let mmu): mmu.checkTables()
+        case .gStage(let mmu): mmu.checkTables()
+        }
+    }
+}
+
+extension Architecture {
+    func makeTables() -> StageTwoTables {
+        switch self {
+        case .x86TDP: .tdp(TDPMMU())
+        case .riscvSv39x4: .gStage(GStageMMU(mode: .sv39x4))
+        case .riscvSv48x4: .gStage(GStageMMU(mode: .sv48x4))
+        }
+    }
+}

@@ -1,0 +1,25 @@
+#if canImport(Glibc) && !hasFeature(Embedded)
+    import Glibc
+
+    /// Memory for a world's arena on Linux: reserved as a whole, committed page by page as it is touched, zero at first.
+    public final class MappedArena: @unchecked Sendable {
+        // Unchecked: the pointer never changes; what it points to belongs to the world.
+        public let base: UnsafeMutableRawPointer
+        public let size: Int
+
+        /// Nil when the address space or the overcommit limit does not allow `size` bytes.
+        public init?(size: Int) {
+            guard size > 0,
+                let base = mmap(
+                    nil, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0),
+                base != MAP_FAILED
+            else { return nil }
+            // Huge pages of the machine we run on would commit, and clear, 2 MiB for each table entry touched.
+            madvise(base, size, MADV_NOHUGEPAGE)
+            self.base = base
+            self.size = size
+        }
+
+        deinit { munmap(base, size) }
+    }
+#endif

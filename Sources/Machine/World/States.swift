@@ -1,0 +1,75 @@
+import Frames
+import GuestMemory
+import HostMemory
+import Synchronization
+
+/// What the world looks like at rest, for the report.
+extension World {
+    func state(of index: Int) -> RegionState {
+        let region = plan.regions[index]
+        var state = RegionState(region: index)
+        for page in 0..<(region.size >> pageShift) {
+            let address = region.address + page << pageShift
+            guard let entry = addressSpace.translate(address) else { continue }
+            state.mapped += 1
+            if entry.accessed { state.entriesAccessed += 1 }
+            if entry.dirty { state.entriesDirty += 1 }
+            guard let page = host.memory.inspect(entry.frame) else { continue }
+            state.add(page)
+        }
+        countLeaves(&state)
+        return state
+    }
+
+    private func countLeaves(_ state: inout RegionState) {
+        let start = plan.regions[state.region].address
+        let end = start + plan.regions[state.region].size
+        var (mapped, writable) = (0, 0)
+        for slot in vm.activeSlots {
+            vm.mmu.forEachLeaf { leaf in
+                for i in 0..<leaf.level.frames {
+                    let frame = GuestFrame(leaf.guestFrame.number + i)
+                    guard slot.frames.contains(frame) else { continue }
+                    let address = slot.userAddress(of: frame)
+                    guard address >= start, address < end else { continue }
+                    mapped += 1
+                    if leaf.writable { writable += 1 }
+                }
+            }
+        }
+        state.guestMapped = mapped
+        state.guestWritable = writable
+    }
+
+    func value(of name: StatisticName) -> UInt64 {
+        let all = vm.statistics
+        switch name {
+        case .pf_taken: return all.pf_taken.load(ordering: .relaxed)
+        case .pf_fixed: return all.pf_fixed.load(ordering: .relaxed)
+        case .pf_fast: return all.pf_fast.load(ordering: .relaxed)
+        case .pf_emulate: return all.pf_emulate.load(ordering: .relaxed)
+        case .pf_spurious: return all.pf_spurious.load(ordering: .relaxed)
+        case .pf_mmio_spte_created: return all.pf_mmio_spte_created.load(ordering: .relaxed)
+        case .mmio_exits: return all.mmio_exits.load(ordering: .relaxed)
+        case .signal_exits: return all.signal_exits.load(ordering: .relaxed)
+        case .pages_4k: return UInt64(all.pages_4k.load(ordering: .relaxed))
+        case .pages_2m: return UInt64(all.pages_2m.load(ordering: .relaxed))
+        case .pages_1g: return UInt64(all.pages_1g.load(ordering: .relaxed))
+        case .remote_tlb_flush: return all.remote_tlb_flush.load(ordering: .relaxed)
+        case .remote_tlb_flush_requests: return all.remote_tlb_flush_requests.load(ordering: .relaxed)
+        case .tlb_flush: return all.tlb_flush.load(ordering: .relaxed)
+        }
+    }
+}
+
+extension RegionState {
+    mutating func add(_ page: PageState) {
+        pagesWithFrames += 1
+        for originator in Originator.allCases {
+            if page.headFlags.isAccessed(by: originator) { accessedBy[Int(originator.rawValue)] += 1 }
+            if page.headFlags.isDirty(by: originator) { dirtyBy[Int(originator.rawValue)] += 1 }
+        }
+        lowestCount = min(lowestCount, page.referenceCount)
+        highestCount = max(highestCount, page.referenceCount)
+    }
+}

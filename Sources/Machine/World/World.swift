@@ -1,0 +1,152 @@
+import Audit
+import Frames
+import GuestMemory
+import Hardware
+import HostMemory
+import Paging
+import Synchrony
+
+/// Why a plan can't be set up.
+public enum PlanError: Error, Sendable, Equatable {
+    /// A region can't be mapped: its index, and what mmap or the driver said.
+    case region(Int, Errno)
+    /// A slot can't be created: its index, and KVM's errno.
+    case slot(Int, Errno)
+}
+
+/// A host, a VM and its vCPUs, as a plan describes them; runs the plan's phases in the order written.
+///
+/// One task runs everything here. The memory arena belongs to the caller and must outlive the world.
+public final class World {
+    public let plan: Plan
+    public let architecture: Architecture
+    public let policy: PolicyName
+    public let journal: Journal
+    public let host: Host
+    public let addressSpace: AddressSpace
+    public let vm: VirtualMachine
+    let tables: StageTwoTables
+    let cpus: [GuestCPU]
+    var regions: [Region] = []
+    var children: [AddressSpace] = []
+    var results: [StepResult] = []
+    let checks: Checks
+    /// Free frames before anything was made, for I-28.
+    private let framesAtStart: Int
+
+    /// Bytes of arena that `plan` needs.
+    public static func arenaSize(for plan: Plan) -> Int { (plan.ramFrames + plan.deviceFrames) * Int(pageSize) }
+
+    /// - Parameter arena: page-aligned, `arenaSize(for: plan)` bytes.
+    public init(
+        _ plan: Plan, policy: PolicyName, architecture: Architecture? = nil, arena: UnsafeMutableRawPointer,
+        arenaIsZero: Bool, keepsEvents: Bool = true
+    ) throws(PlanError) {
+        self.plan = plan
+        self.policy = policy
+        let chosen = architecture ?? plan.architecture
+        self.architecture = chosen
+        LockViolations.clear()
+        journal = Journal(keepsEvents: keepsEvents)
+        let memory = PhysicalMemory(
+            arena: arena, ramFrames: plan.ramFrames, deviceFrames: plan.deviceFrames, arenaIsZero: arenaIsZero,
+            journal: journal)
+        host = Host(memory: memory, transparentHugePages: plan.transparentHugePages)
+        framesAtStart = memory.freeFrames
+        addressSpace = AddressSpace(host: host)
+        tables = chosen.makeTables()
+        vm = VirtualMachine(
+            addressSpace: addressSpace, mmu: tables.mmu, policy: policy.kind,
+            allowUnsafeMappings: plan.allowUnsafeMappings)
+        var cpus: [GuestCPU] = []
+        for number in 0..<plan.virtualCPUs {
+            let cpu = GuestCPU(number: number, vm: vm, tables: tables)
+            cpus.append(cpu)
+            vm.add(cpu)
+        }
+        self.cpus = cpus
+        checks = Checks(vm: vm, tables: tables, cpus: cpus, policy: policy)
+        try setUp()
+    }
+
+    private func setUp() throws(PlanError) {
+        for (index, region) in plan.regions.enumerated() {
+            do throws(Errno) {
+                regions.append(try Region(region, host: host, addressSpace: addressSpace))
+            } catch {
+                throw .region(index, error)
+            }
+        }
+        for (index, slot) in plan.slots.enumerated() {
+            do throws(Errno) {
+                try vm.setMemoryRegion(memoryRegion(slot))
+            } catch {
+                throw .slot(index, error)
+            }
+        }
+    }
+
+    func memoryRegion(_ slot: SlotPlan) -> MemoryRegion {
+        MemoryRegion(
+            slot: UInt32(slot.id), flags: SlotFlags(logDirtyPages: slot.logDirtyPages, readOnly: slot.readOnly),
+            guestAddress: slot.guestAddress, size: slot.size,
+            userAddress: plan.regions[slot.region].address + slot.offset)
+    }
+
+    /// Runs every phase, checks the rules after each, takes everything down, and checks that nothing is left.
+    /// Call it once.
+    public func run() -> RunOutcome {
+        for phase in plan.phases.indices {
+            for task in plan.phases[phase].tasks.indices { runTask(phase, task) }
+            checks.run(journal)
+        }
+        let states = regions.indices.map { state(of: $0) }
+        let statistics = StatisticName.allCases.map { StatisticExpectation($0, value(of: $0)) }
+        var mismatches: [(StatisticName, expected: UInt64, found: UInt64)] = []
+        for wanted in plan.expectations where wanted.architectures.contains(architecture) {
+            let found = value(of: wanted.statistic)
+            if found != wanted.value { mismatches.append((wanted.statistic, wanted.value, found)) }
+        }
+        let events = journal.events
+        takeDown()
+        return RunOutcome(
+            plan: plan, architecture: architecture, policy: policy, steps: results, events: events,
+            findings: journal.findings, holdings: journal.holdings, statistics: statistics,
+            statisticMismatches: mismatches, regions: states, totals: EventTotals(events))
+    }
+
+    private func runTask(_ phase: Int, _ task: Int) {
+        let plan = plan.phases[phase].tasks[task]
+        for step in plan.steps.indices {
+            let first = journal.count
+            let (outcome, expected, repetition) = run(plan.steps[step], plan.actor)
+            results.append(
+                StepResult(
+                    phase: phase, task: task, step: step, outcome: outcome, expected: expected,
+                    repetition: repetition, events: first..<journal.count))
+        }
+    }
+
+    /// Ends the VM and every process, and checks that all of KVM's and the process's memory is free again. I-1, I-28.
+    private func takeDown() {
+        vm.destroy()
+        journal.checkQuiescent()
+        for child in children { child.exit() }
+        addressSpace.exit()
+        var owned = 0
+        for region in regions { owned += region.release() }
+        if host.memory.freeFrames + owned != framesAtStart {
+            journal.add(Finding(.i28, "memory is still in use after the VM and its process have ended"))
+        }
+    }
+}
+
+extension PolicyName {
+    var kind: PolicyKind {
+        switch self {
+        case .precise: .precise
+        case .tracked: .tracked
+        case .guess: .guess
+        }
+    }
+}

@@ -1,0 +1,69 @@
+import Audit
+import Frames
+import GuestMemory
+import HostMemory
+import Synchrony
+
+/// Faults that only give back what KVM itself took away: W for the dirty log, rights for access tracking. No lock, no
+/// translation, and no page is touched: none is known, and the page was marked dirty when the leaf was made (X5).
+extension TDPMMU {
+    /// Fixes the fault without mmu_lock, or nil: the slow path must. Kernel: `fast_page_fault`. Spec: x86 2.6.
+    ///
+    /// Caller inside `withSlots`. Works only because a TDP entry's guest frame never changes.
+    func fixWithoutLock(_ root: HostFrame, _ fault: GuestFault, _ slot: MemorySlot?) -> FaultOutcome? {
+        // Present, the leaf must have lacked W; absent, it can only be access-tracked.
+        guard fault.entryPresent ? fault.access == .write : !accessDirty else { return nil }
+        guard fault.frame < view(root).end else { return nil }
+        return withTables {
+            for _ in 0..<5 {
+                switch attempt(root, fault, slot) {
+                case .lostRace: continue
+                case .outcome(let outcome): return outcome
+                case .needsLock: return nil
+                }
+            }
+            return nil
+        }
+    }
+
+    private enum Attempt {
+        case outcome(FaultOutcome)
+        case lostRace
+        case needsLock
+    }
+
+    private func attempt(_ root: HostFrame, _ fault: GuestFault, _ slot: MemorySlot?) -> Attempt {
+        guard let leaf = view(root).leaf(of: fault.frame) else { return .needsLock }
+        let old = leaf.value
+        if EPT.allows(fault.access, old) { return .outcome(.spurious) }
+        guard let update = restoring(old, fault.access, leaf.level, slot) else { return .needsLock }
+        let new = update.applied(to: old)
+        guard new != old, EPT.allows(fault.access, new) else { return .needsLock }
+        guard leaf.entry.apply(update, expected: old) == nil else { return .lostRace }
+        record(
+            Event(
+                .entryChanged, frame: EPT.field.frame(in: new), guest: fault.frame.aligned(to: leaf.level).number,
+                level: leaf.level.rawValue, value: new, extra: old))
+        if new & ~old & EPT.write != 0, let slot { vm.markDirty(fault.frame, in: slot) }
+        return .outcome(.fixed)
+    }
+
+    /// What may be given back. Nil: a huge leaf of a logged slot must be split first (X39). D stays as it is: hardware
+    /// sets it.
+    private func restoring(_ old: UInt64, _ access: AccessKind, _ level: PageLevel, _ slot: MemorySlot?) -> EntryUpdate?
+    {
+        var set: UInt64 = 0
+        var clear: UInt64 = 0
+        if !accessDirty && EPT.isAccessTracked(old) {
+            clear = EPT.savedRead | EPT.savedExecute
+            set = EPT.accessed
+            if old & EPT.savedRead != 0 { set |= EPT.read }
+            if old & EPT.savedExecute != 0 { set |= EPT.execute }
+        }
+        if access == .write && old & EPT.mmuWritable != 0 {
+            if level > .page4K, slot?.isLogged ?? true { return nil }
+            set |= EPT.write
+        }
+        return EntryUpdate(set: set, clear: clear)
+    }
+}

@@ -1,0 +1,109 @@
+import Audit
+import Frames
+import GuestMemory
+import HostMemory
+import Synchrony
+
+/// One guest fault, from the exit to the outcome. Kernel: `kvm_tdp_page_fault`. Spec: x86 2.3, 2.4, 2.7.
+///
+///     root → fast path → tables → snapshot → slot → translate → mmu_lock → stale? → map → release the page → unlock
+///
+/// The page, if one is owned, is released in `resolve` on every way out, before mmu_lock is dropped (X2, I-10).
+extension TDPMMU {
+    /// Caller: the vCPU's task, inside `withSlots`, no lock held.
+    ///
+    /// `.failed(.EHWPOISON)` says that the host's page is poisoned: KVM sends SIGBUS for its user address and lets the
+    /// run end with EINTR, which is the caller's to do; no other way of failing has that errno. Without memory for a
+    /// table or a root the run ends with ENOMEM.
+    func serve(_ cpu: VirtualCPU, _ fault: GuestFault) -> FaultOutcome {
+        if cpu.root == nil { takeRoot(cpu) }
+        guard let root = cpu.root else { return .failed(.ENOMEM) }
+        let slot = vm.slot(containing: fault.frame)
+        if let outcome = fixWithoutLock(root, fault, slot) {
+            Statistics.bump(vm.statistics.pf_fast)
+            return outcome
+        }
+        guard var reserve = TableReserve(vm.host, count: missingTables(root, fault.frame)) else {
+            return .failed(.ENOMEM)
+        }
+        let snapshot = vm.snapshot()
+        guard let slot else { return .emulate }
+        // A slot on its way out: no MMIO yet, for its entries may still be there. Spec: x86 2.7 step 4.
+        if slot.isInvalid { return .retry }
+        if vm.mayBeStale(snapshot, fault.frame) { return .retry }
+        switch translate(fault, slot, snapshot) {
+        case .failed(let error, _): return outcome(of: error)
+        case .frame(let faulted): return resolve(root, fault, faulted, &reserve)
+        }
+    }
+
+    /// Looks the frame up without waiting first, then, where that is not enough, waiting but open to signals. Kernel:
+    /// `__kvm_mmu_faultin_pfn`. Spec: generic 6.1; the asynchronous fault that could stand in between is not here yet.
+    private func translate(
+        _ fault: GuestFault, _ slot: MemorySlot, _ snapshot: consuming InvalidationSnapshot
+    ) -> FaultInResult {
+        let write = fault.access == .write
+        switch vm.faultIn(fault.frame, slot: slot, write: write, noWait: true, snapshot: snapshot) {
+        case .frame(let faulted): return .frame(faulted)
+        case .failed(let error, let snapshot):
+            guard error == .needsIO else { return .failed(error, snapshot) }
+            return vm.faultIn(fault.frame, slot: slot, write: write, interruptible: true, snapshot: snapshot)
+        }
+    }
+
+    /// Spec: x86 2.7 step 8, generic section 7. No page is owned.
+    private func outcome(of error: TranslationError) -> FaultOutcome {
+        switch error {
+        case .noSlot, .readOnly: .emulate
+        case .signalPending: .failed(.EINTR)
+        case .hardwarePoison: .failed(.EHWPOISON)
+        case .fault, .needsIO: .failed(.EFAULT)
+        }
+    }
+
+    /// Takes mmu_lock, checks, maps, releases the page, unlocks. Spec: x86 2.7 steps 10 and "finish".
+    private func resolve(
+        _ root: HostFrame, _ fault: GuestFault, _ faulted: consuming FaultedFrame, _ reserve: inout TableReserve
+    ) -> FaultOutcome {
+        if vm.mayBeStale(faulted) {
+            faulted.releaseUnused()
+            return .retry
+        }
+        let dirty = faulted.isWritable
+        let guardian = vm.lockMMUForFault()
+        let section = tables.enter()
+        let outcome = install(root, fault, faulted, &reserve, guardian)
+        tables.exit(section)
+        faulted.finish(outcome == .retry ? .unused : .used(dirty: dirty), holding: guardian)
+        guardian.unlock()
+        return outcome
+    }
+
+    /// The stale check and the map. Kernel: `is_page_fault_stale`, `kvm_tdp_mmu_map`.
+    private func install(
+        _ root: HostFrame, _ fault: GuestFault, _ faulted: borrowing FaultedFrame, _ reserve: inout TableReserve,
+        _ guardian: borrowing MMUGuard
+    ) -> FaultOutcome {
+        // The request to load another root is posted already: the retry ends there (X65).
+        guard isValid(root) else { return .retry }
+        let largest = largestLeaf(at: faulted.guestFrame, in: faulted.slot)
+        guard let permit = guardian.check(faulted, largest: largest) else { return .retry }
+        return map(permit, fault.access, faulted.slot, root, &reserve)
+    }
+
+    /// The largest leaf that the slot allows; what the host maps is the check's to say. A logged slot has small leaves
+    /// only, so that a write is a write to one page. Spec: x86 3.5. Caller holds mmu_lock.
+    func largestLeaf(at frame: GuestFrame, in slot: MemorySlot) -> PageLevel {
+        guard !slot.isLogged, let counts = slot.largePages else { return .page4K }
+        var level = largestPage
+        while level > .page4K, !counts.allows(frame, level) { level = level.below }
+        return level
+    }
+
+    /// How many tables are missing on the way to a 4 KiB leaf. Only a guess: a table can go before the lock is taken,
+    /// and the fault then tries again.
+    private func missingTables(_ root: HostFrame, _ frame: GuestFrame) -> Int {
+        guard frame < view(root).end else { return 0 }
+        return withTables { Int(view(root).descend(to: frame, until: .page4K).level.rawValue) - 1 }
+    }
+}

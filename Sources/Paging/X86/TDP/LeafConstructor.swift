@@ -1,0 +1,29 @@
+import Frames
+import GuestMemory
+import HostMemory
+
+/// What a new leaf says beside the frame.
+extension TDPMMU {
+    /// All bits of the leaf but the frame. Kernel: `make_spte`. Spec: x86 2.11.
+    ///
+    /// A guest frame is never write-tracked here (no shadow paging), so W follows the primary mapping alone. It is
+    /// granted on a read fault too: the page was marked dirty for that when its reference was released (Spec: X5).
+    func leafAttributes(_ permit: borrowing InstallPermit, at level: PageLevel) -> UInt64 {
+        var bits = EPT.suppressVE | EPT.mmuPresent | EPT.read | EPT.execute | EPT.accessed
+        if !accessDirty { bits |= EPT.adDisabled }
+        if level > .page4K { bits |= EPT.large }
+        bits |= memoryType(of: permit.frame)
+        if permit.counted && vm.policy.kind == .tracked { bits |= EPT.counted }
+        if permit.writable { bits |= EPT.hostWritable | EPT.mmuWritable | EPT.write | EPT.dirty }
+        return bits
+    }
+
+    /// Device memory is uncached and the guest may refine that by its PAT; RAM is write-back whatever the guest says (no
+    /// device with non-coherent DMA is attached). Kernel: `vmx_get_mt_mask`, `kvm_is_mmio_pfn`.
+    ///
+    /// A reserved frame with a page frame counts as RAM: the model's host maps it write-back, and it is only a host
+    /// mapping as uncached or write-combining that would make KVM call it MMIO.
+    private func memoryType(of frame: HostFrame) -> UInt64 {
+        vm.memory.hasPageFrame(frame) ? EPT.writeBack | EPT.ignorePAT : EPT.uncached
+    }
+}

@@ -1,0 +1,137 @@
+import Audit
+import Frames
+import GuestMemory
+import HostMemory
+import Synchrony
+
+/// The loops over the entries of a run, and what they need, fetched once. Spec: x86 3.3, 3.12.
+///
+/// Caller: mmu_lock for writing, but where `shared` says otherwise. The processor still sets A and D, and the lockless
+/// fault path still sets W, so every change is one atomic instruction and what counts is the value that it returns.
+struct LeafLoop {
+    private let memory: PhysicalMemory
+    private let statistics: Statistics
+    private let journal: Journal?
+    /// D, or W where hardware keeps no D.
+    private let loggingBit: UInt64
+
+    init(_ mmu: TDPMMU) {
+        memory = mmu.vm.memory
+        statistics = mmu.vm.statistics
+        journal = mmu.vm.memory.journal
+        loggingBit = mmu.loggingBit
+    }
+
+    @inline(__always)
+    private func guest(_ run: LeafRun, _ i: Int) -> GuestFrame {
+        GuestFrame(run.base.number + UInt64(truncatingIfNeeded: i) * run.level.frames)
+    }
+
+    /// Empties the leaves of `run`; how many there were. `shared`: mmu_lock is held for reading, so each change is a
+    /// compare-exchange and the bookkeeping comes after its success (X31). Kernel: `tdp_mmu_zap_leafs`.
+    @inline(__always)
+    func zap<P: ReferencePolicy>(_ run: LeafRun, _ policy: P, shared: Bool) -> Int {
+        let format = EPTFormat()
+        let level = run.level.rawValue
+        var count = 0
+        for i in 0..<run.count {
+            let entry = StageTwoEntry(memory.entry(run.firstIndex &+ i, of: run.table), EPT.field)
+            let seen = entry.load()
+            guard format.isLeaf(seen, level) else { continue }
+            let old = shared ? clearShared(entry, seen, level) : entry.exchange(forEmpty: EPT.empty)
+            guard old & EPT.mmuPresent != 0 else { continue }
+            count &+= 1
+            policy.leafRemoved(
+                EPT.field.frame(in: old), counted: old & EPT.counted != 0, accessed: old & EPT.accessed != 0,
+                dirty: old & loggingBit != 0)
+            if let journal { note(journal, .entryZapped, guest(run, i), level, new: EPT.empty, old: old) }
+        }
+        if count > 0 { statistics.addPages(level: level, -count) }
+        return count
+    }
+
+    /// 0 if the leaf is gone, or is no leaf any more.
+    private func clearShared(_ entry: StageTwoEntry, _ seen: UInt64, _ level: UInt8) -> UInt64 {
+        var seen = seen
+        while let now = entry.clear(to: EPT.empty, expected: seen) {
+            guard EPTFormat().isLeaf(now, level) else { return 0 }
+            seen = now
+        }
+        return seen
+    }
+
+    /// Clears `bits`, W or D, in those leaves of `run` whose bit is set in `mask` (bit 0 is the run's first entry, one
+    /// bit for each frame; runs longer than 64 take all). Whether any had one. The old policies mark the page, since
+    /// the entry's word is lost. Kernel: `clear_dirty_pt_masked`, `wrprot_gfn_range`, `clear_dirty_gfn_range`.
+    @inline(__always)
+    func clear<P: ReferencePolicy>(_ bits: UInt64, in run: LeafRun, mask: UInt64 = ~0, _ policy: P) -> Bool {
+        let format = EPTFormat()
+        let level = run.level.rawValue
+        var any = false
+        for i in 0..<run.count where i >= 64 || mask >> UInt64(truncatingIfNeeded: i) & 1 != 0 {
+            let entry = StageTwoEntry(memory.entry(run.firstIndex &+ i, of: run.table), EPT.field)
+            let seen = entry.load()
+            guard format.isLeaf(seen, level), seen & bits != 0 else { continue }
+            let old = entry.clear(bits: bits)
+            any = true
+            policy.dirtyCleared(EPT.field.frame(in: old), counted: old & EPT.counted != 0)
+            if let journal { note(journal, .entryChanged, guest(run, i), level, new: old & ~bits, old: old) }
+        }
+        return any
+    }
+
+    /// Makes the leaves of `run` old; whether any was young. Kernel: `age_gfn_range`. Spec: x86 3.9.
+    ///
+    /// Without A in hardware the leaf loses its rights instead, and with them, under the old policies, the word that it
+    /// was writable.
+    @inline(__always)
+    func age<P: ReferencePolicy>(_ run: LeafRun, accessDirty: Bool, _ policy: P) -> Bool {
+        let format = EPTFormat()
+        let level = run.level.rawValue
+        var young = false
+        for i in 0..<run.count {
+            let entry = StageTwoEntry(memory.entry(run.firstIndex &+ i, of: run.table), EPT.field)
+            var old = entry.load()
+            guard format.isLeaf(old, level), old & EPT.accessed != 0 else { continue }
+            young = true
+            if accessDirty {
+                old = entry.clear(bits: EPT.accessed)
+            } else {
+                while let now = entry.apply(Self.tracking(old), expected: old) { old = now }
+                if old & EPT.write != 0 {
+                    policy.dirtyCleared(EPT.field.frame(in: old), counted: old & EPT.counted != 0)
+                }
+            }
+            if let journal {
+                let new = accessDirty ? old & ~EPT.accessed : Self.tracking(old).applied(to: old)
+                note(journal, .entryChanged, guest(run, i), level, new: new, old: old)
+            }
+        }
+        return young
+    }
+
+    /// Takes the rights away and keeps R and X aside. Kernel: `mark_spte_for_access_track`. Spec: x86 1.4.
+    private static func tracking(_ entry: UInt64) -> EntryUpdate {
+        if EPT.isAccessTracked(entry) { return EntryUpdate(clear: EPT.accessed) }
+        let saved =
+            (entry & EPT.read != 0 ? EPT.savedRead : 0) | (entry & EPT.execute != 0 ? EPT.savedExecute : 0)
+        return EntryUpdate(set: saved, clear: EPT.rights | EPT.accessed)
+    }
+
+    /// Whether any leaf of `run` is young.
+    func anyAccessed(_ run: LeafRun) -> Bool {
+        for i in 0..<run.count {
+            let entry = memory.entry(run.firstIndex + i, of: run.table).load()
+            if EPTFormat().isLeaf(entry, run.level.rawValue), entry & EPT.accessed != 0 { return true }
+        }
+        return false
+    }
+
+    @inline(never)
+    private func note(
+        _ journal: Journal, _ kind: Event.Kind, _ guest: GuestFrame, _ level: UInt8, new: UInt64, old: UInt64
+    ) {
+        journal.record(
+            Event(kind, frame: EPT.field.frame(in: old), guest: guest.number, level: level, value: new, extra: old))
+    }
+}

@@ -1,0 +1,112 @@
+import Frames
+import GuestMemory
+import HostMemory
+import Synchrony
+
+/// Write protection for the dirty log. Spec: x86 3.8. MW stays, so that the lockless path may give W back.
+///
+/// Linux holds mmu_lock for reading in the walks over a whole slot, and gives it up now and then; here it is held for
+/// writing, so that one fetch-and an entry is enough.
+extension TDPMMU {
+    /// Logging was turned on: splits huge leaves to 4 KiB, takes W from every leaf, flushes once, whatever was found:
+    /// an earlier protection may still wait for its flush. Takes mmu_lock. Kernel: `kvm_mmu_slot_apply_flags`, no PML.
+    func startLogging(_ slot: MemorySlot) {
+        let guardian = vm.lockMMU()
+        for root in validRoots { _ = splitHugeLeaves(in: slot.frames, root) }
+        _ = clearLeaves(EPT.write, in: slot.frames)
+        guardian.unlock()
+        vm.flushRemoteTLBs()
+    }
+
+    /// Takes W from the 4 KiB leaves of the frames that `mask` names. The caller flushes, after mmu_lock, before it
+    /// tells anyone (F4). A slot that began with an all-ones bitmap may still have huge leaves here: they are split;
+    /// without memory for that, they lose W and MW. Caller holds mmu_lock for writing.
+    /// Kernel: `kvm_arch_mmu_enable_log_dirty_pt_masked`.
+    func protectPages(_ first: GuestFrame, _ mask: UInt64) {
+        guard mask != 0 else { return }
+        let start = first.advanced(by: mask.trailingZeroBitCount)
+        let end = first.advanced(by: 64 - mask.leadingZeroBitCount)
+        for root in validRoots {
+            _ = splitHugeLeaves(in: start..<end, root)
+            switch vm.policy {
+            case .precise(let policy): protectPages(start..<end, first, mask, root, policy)
+            case .tracked(let policy): protectPages(start..<end, first, mask, root, policy)
+            case .guess(let policy): protectPages(start..<end, first, mask, root, policy)
+            }
+        }
+    }
+
+    private func protectPages<P: ReferencePolicy>(
+        _ frames: Range<GuestFrame>, _ first: GuestFrame, _ mask: UInt64, _ root: HostFrame, _ policy: P
+    ) {
+        let loop = LeafLoop(self)
+        for run in view(root).runs(in: frames) {
+            if run.level > .page4K {
+                _ = loop.clear(EPT.write | EPT.mmuWritable, in: run, policy)
+            } else {
+                _ = loop.clear(EPT.write, in: run, mask: mask >> (run.base.number - first.number), policy)
+            }
+        }
+    }
+
+    // MARK: Whole slots
+
+    /// Takes W from every leaf of the slot; whether any had it. Takes mmu_lock, flushes.
+    /// Kernel: `kvm_tdp_mmu_wrprot_slot`.
+    @discardableResult
+    public func writeProtect(_ slot: MemorySlot) -> Bool { clearInSlot(EPT.write, slot) }
+
+    /// Takes D from every leaf of the slot, as PML hosts do (W where the hardware keeps no D); whether any had it.
+    /// Takes mmu_lock, flushes. Kernel: `kvm_tdp_mmu_clear_dirty_slot`.
+    @discardableResult
+    public func clearDirty(_ slot: MemorySlot) -> Bool { clearInSlot(loggingBit, slot) }
+
+    private func clearInSlot(_ bits: UInt64, _ slot: MemorySlot) -> Bool {
+        let guardian = vm.lockMMU()
+        let any = clearLeaves(bits, in: slot.frames)
+        guardian.unlock()
+        if any { vm.flushRemoteTLBs() }
+        return any
+    }
+
+    private func clearLeaves(_ bits: UInt64, in frames: Range<GuestFrame>) -> Bool {
+        switch vm.policy {
+        case .precise(let policy): clearLeaves(bits, in: frames, policy)
+        case .tracked(let policy): clearLeaves(bits, in: frames, policy)
+        case .guess(let policy): clearLeaves(bits, in: frames, policy)
+        }
+    }
+
+    private func clearLeaves<P: ReferencePolicy>(_ bits: UInt64, in frames: Range<GuestFrame>, _ policy: P) -> Bool {
+        let loop = LeafLoop(self)
+        var any = false
+        for root in validRoots {
+            for run in view(root).runs(in: frames) where loop.clear(bits, in: run, policy) { any = true }
+        }
+        return any
+    }
+
+    // MARK: Splitting
+
+    /// Splits the huge leaves that intersect `frames` to 4 KiB. False: memory is used up, and the rest stays huge.
+    /// Caller holds mmu_lock for writing. Kernel: `kvm_tdp_mmu_try_split_huge_pages`. Spec: x86 3.6.
+    ///
+    /// Linux drops the lock to allocate; the model's allocator never sleeps.
+    func splitHugeLeaves(in frames: Range<GuestFrame>, _ root: HostFrame) -> Bool {
+        let view = view(root)
+        let end = min(frames.upperBound, view.end)
+        var cursor = frames.lowerBound
+        while cursor < end {
+            let position = view.descend(to: cursor, until: .page4K)
+            if position.level > .page4K, view.format.isLeaf(position.value, position.level.rawValue) {
+                guard let child = vm.host.allocateTable(order: 0, fill: 0) else { return false }
+                // Lost to an A or D that the processor set: once more, with the new value.
+                if !link(child, at: position, cursor) { vm.host.freeTable(child) }
+                continue
+            }
+            let step = max(position.level, .page2M)
+            cursor = GuestFrame(cursor.aligned(to: step).number + step.frames)
+        }
+        return true
+    }
+}

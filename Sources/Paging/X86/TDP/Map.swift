@@ -1,0 +1,80 @@
+import Audit
+import Frames
+import GuestMemory
+import HostMemory
+import Synchrony
+
+/// Putting a leaf into the tables. Spec: x86 3.4. Caller: mmu_lock (for reading, as faults do) and a section.
+extension TDPMMU {
+    /// Goes down to the level that the permit allows, adding tables and splitting huge leaves, and installs. A lost
+    /// race, and an entry that is frozen, end in `.retry`. Kernel: `kvm_tdp_mmu_map`.
+    func map(
+        _ permit: borrowing InstallPermit, _ access: AccessKind, _ slot: MemorySlot, _ root: HostFrame,
+        _ reserve: inout TableReserve
+    ) -> FaultOutcome {
+        let view = view(root)
+        let frame = permit.guestFrame
+        while true {
+            let position = view.descend(to: frame, until: permit.largest)
+            if position.value == EPT.frozen { return .retry }
+            if position.level == permit.largest { return install(permit, access, slot, position) }
+            guard let child = reserve.take() else { return .retry }
+            if !link(child, at: position, frame) {
+                vm.host.freeTable(child)
+                return .retry
+            }
+        }
+    }
+
+    /// Kernel: `tdp_mmu_map_handle_target_level`. Spec: x86 3.4 step 3.
+    private func install(
+        _ permit: borrowing InstallPermit, _ access: AccessKind, _ slot: MemorySlot, _ position: RadixPosition
+    ) -> FaultOutcome {
+        let old = position.value
+        let level = position.level
+        let wasLeaf = EPTFormat().isLeaf(old, level.rawValue)
+        if wasLeaf && EPT.allows(access, old) { return .spurious }
+        let attributes = leafAttributes(permit, at: level)
+        let new = position.entry.value(permit, level, attributes)
+        if new == old { return .spurious }
+        // In the log before the guest can write: a harvest in between reports too much at worst. Spec: X44, X47.
+        if new & EPT.write != 0 { vm.markDirty(permit.guestFrame, in: slot) }
+        guard position.entry.install(permit, level: level, attributes: attributes, expected: old) == nil else {
+            return .retry
+        }
+        record(
+            Event(
+                .entryInstalled, frame: EPT.field.frame(in: new), guest: permit.guestFrame.aligned(to: level).number,
+                level: level.rawValue, value: new, extra: old))
+        if wasLeaf {
+            leafReplaced(old, by: new, permit.guestFrame)
+        } else {
+            vm.statistics.addPages(level: level.rawValue, 1)
+        }
+        if EPTFormat().isTable(old, level.rawValue) { tableReplaced(old) }
+        return .fixed
+    }
+
+    /// A leaf took a huge table's place. Stale paging-structure entries go before the section ends, and the table, frozen
+    /// by then, after it. Spec: F8.
+    private func tableReplaced(_ link: UInt64) {
+        vm.flushRemoteTLBs()
+        remove(EPT.field.frame(in: link))
+    }
+
+    /// The rights or A/D of a leaf changed in place. The frame may not: whoever changed the host's mapping has zapped the
+    /// leaf first. Linux stops the machine there; here it is a finding where a journal listens, and stops else. Losing
+    /// MW cannot happen either, but would leave writable TLB entries. Spec: X20, X21, F3.
+    private func leafReplaced(_ old: UInt64, by new: UInt64, _ frame: GuestFrame) {
+        if (old ^ new) & EPT.field.mask != 0 {
+            guard let journal = vm.memory.journal else { preconditionFailure("a present leaf changes its frame (X21)") }
+            journal.add(
+                Finding(
+                    .x21, "a fault put another frame into a present leaf", frame: EPT.field.frame(in: new),
+                    guest: frame))
+            vm.flushRemoteTLBs()
+        } else if old & EPT.mmuWritable != 0 && new & EPT.mmuWritable == 0 {
+            vm.flushRemoteTLBs()
+        }
+    }
+}

@@ -1,0 +1,166 @@
+// X86/TDP: KVM's two-dimensional paging MMU for EPT, 4 levels, leaves of 4 KiB and 2 MiB. Kernel: `tdp_mmu.c`.
+//
+// It guarantees: a fault changes an entry only by compare-exchange, with the bookkeeping after it succeeded; a table is
+// freed only when it is unlinked, every entry is frozen, the TLBs were flushed (or its root is invalid and no vCPU is on
+// it) and a grace period has passed. It never looks at a page frame, and never writes over a frozen entry.
+//
+// Read `EPTFormat.swift` next, then `Fault.swift`. Not here: MMIO markers (an access without a slot is emulated each
+// time), PML, the NX-huge-page workaround, write tracking, nested roots (`guest_mode`), SMM's second address space.
+
+import Audit
+import Frames
+import GuestMemory
+import HostMemory
+import Synchrony
+
+/// The stage-2 tables of one VM, as x86 KVM keeps them with EPT.
+///
+/// Locks: faults, root changes and the recovery of huge pages hold `mmu_lock` for reading, everything else for writing.
+/// Whoever reads tables without the lock, or with it held for reading, is inside a read-side section (`withTables`).
+/// `pages` protects the list of roots and of removed tables. Spec: x86 section 7.
+public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
+    // Unchecked: restates the base class's; each mutable property names its lock.
+
+    /// EPTP bit 6: hardware keeps A and D. Without it KVM takes rights away to see accesses (access tracking).
+    public let accessDirty: Bool
+    /// The largest leaf that a fault installs.
+    public let largestPage: PageLevel
+    /// Whether deleting a slot removes only that slot's leaves. Kernel: the quirk `SLOT_ZAP_ALL`, off.
+    public let zapsOnlySlot: Bool
+
+    /// Kernel: RCU, as far as tables are concerned.
+    let tables = ReadSideSections(atomic: true)
+    /// Kernel: `tdp_mmu_pages_lock`.
+    let pages = SpinLock(.tdpPages)
+    /// Root tables, in order of their making. Written under `pages` and mmu_lock; read under either.
+    var roots: [HostFrame] = []
+    /// Tables that nothing reachable points to. Under `pages`.
+    var removed: [HostFrame] = []
+
+    /// - Parameters:
+    ///   - accessDirty: whether the processor has A and D in EPT entries.
+    ///   - largestPage: up to 1 GiB.
+    ///   - zapsOnlySlot: see the property.
+    public init(accessDirty: Bool = true, largestPage: PageLevel = .page2M, zapsOnlySlot: Bool = false) {
+        precondition(largestPage <= .page1G, "EPT has no larger leaf")
+        EPT.checkLayout()
+        self.accessDirty = accessDirty
+        self.largestPage = largestPage
+        self.zapsOnlySlot = zapsOnlySlot
+        super.init()
+    }
+
+    // MARK: What generic code asks
+
+    override public var guestAddressBits: Int { 48 }
+    override public var faultsInParallel: Bool { true }
+    override public var retryLooksAtRange: Bool { true }
+    override public var hasReferenceBit: Bool { true }
+    override public var marksPagesFromEntries: Bool { true }
+    override public var elidesFlushIfYoung: Bool { true }
+
+    /// The EPTP for a vCPU's hardware. Without a root it points to the host's page of zeros, where every access
+    /// misses. Kernel: `construct_eptp`, the dummy root.
+    public func eptPointer(for cpu: VirtualCPU) -> UInt64 {
+        EPT.pointer(root: cpu.root ?? vm.host.zeroPage, accessDirty: accessDirty)
+    }
+
+    /// Runs `body` in a read-side section: no table that it reaches is freed before it ends. It may not sleep.
+    /// Kernel: `rcu_read_lock`.
+    public func withTables<R>(_ body: () -> R) -> R {
+        let section = tables.enter()
+        defer { tables.exit(section) }
+        return body()
+    }
+
+    // MARK: Faults and roots
+
+    override public func handleFault(_ cpu: VirtualCPU, _ fault: GuestFault) -> FaultOutcome {
+        record(
+            Event(
+                .fault, guest: fault.frame.number, value: UInt64(fault.access.rawValue), extra: UInt64(cpu.number),
+                task: UInt8(truncatingIfNeeded: cpu.number)))
+        Statistics.bump(vm.statistics.pf_taken)
+        let outcome = serve(cpu, fault)
+        count(outcome)
+        record(
+            Event(
+                .faultResolved, guest: fault.frame.number, value: outcome.code, extra: UInt64(cpu.number),
+                task: UInt8(truncatingIfNeeded: cpu.number)))
+        freeRemovedTables()
+        return outcome
+    }
+
+    override public func loadRoot(_ cpu: VirtualCPU) { takeRoot(cpu) }
+    override public func freeObsoleteRoot(_ cpu: VirtualCPU) { dropObsoleteRoot(cpu) }
+
+    // MARK: The notifier. mmu_lock is held for writing.
+
+    override public func unmap(
+        _ frames: Range<GuestFrame>, holding guardian: borrowing MMUGuard, mayBlock: Bool
+    ) -> Bool { zapLeaves(of: frames) }
+
+    override public func age(_ frames: Range<GuestFrame>, holding guardian: borrowing MMUGuard) -> Bool {
+        ageLeaves(of: frames)
+    }
+    override public func testAge(_ frames: Range<GuestFrame>, holding guardian: borrowing MMUGuard) -> Bool {
+        anyAccessed(of: frames)
+    }
+
+    // MARK: Dirty logging
+
+    override public func protect(
+        _ slot: MemorySlot, first: GuestFrame, mask: UInt64, holding guardian: borrowing MMUGuard
+    ) { protectPages(first, mask) }
+
+    override public func loggingEnabled(_ slot: MemorySlot) { startLogging(slot) }
+    override public func loggingDisabled(_ slot: MemorySlot) { recoverHugePages(slot) }
+
+    // MARK: Slots and the end
+
+    override public func prepare(_ slot: MemorySlot) throws(Errno) {
+        guard slot.frames.upperBound.number <= 1 << UInt64(guestAddressBits - 12) else { throw .EINVAL }
+        slot.largePages = LargePageCounts(slot)
+    }
+
+    override public func flushSlot(_ slot: MemorySlot) { removeSlot(slot) }
+
+    override public func flushAll() {
+        zapAllRoots()
+        freeRemovedTables()
+    }
+
+    override public func destroy() {
+        zapAllRoots()
+        freeAllRoots()
+        freeRemovedTables()
+    }
+
+    override public func forEachLeaf(_ body: (StageTwoLeaf) -> Void) {
+        for root in allRoots { visitLeaves(of: root, body) }
+    }
+
+    // MARK: Small change
+
+    /// The tables under one root.
+    @inline(__always)
+    func view(_ root: HostFrame) -> RadixTables<EPTFormat> {
+        RadixTables(memory: vm.memory, format: EPTFormat(), root: root)
+    }
+
+    @inline(__always)
+    func record(_ event: @autoclosure () -> Event) {
+        if let journal = vm.memory.journal { journal.record(event()) }
+    }
+
+    /// Kernel: the end of `kvm_mmu_do_page_fault`. Spec: x86 section 9.
+    private func count(_ outcome: FaultOutcome) {
+        switch outcome {
+        case .fixed: Statistics.bump(vm.statistics.pf_fixed)
+        case .emulate: Statistics.bump(vm.statistics.pf_emulate)
+        case .spurious: Statistics.bump(vm.statistics.pf_spurious)
+        case .failed(.EINTR): Statistics.bump(vm.statistics.signal_exits)
+        default: break
+        }
+    }
+}

@@ -1,0 +1,179 @@
+import Audit
+import Frames
+import GuestMemory
+import HostMemory
+import Synchrony
+
+/// What the MMU keeps about a table below a root, in the two words of the table's page frame. Written before the table
+/// is linked, constant afterwards. Kernel: `struct kvm_mmu_page`. Spec: x86 1.7.
+struct TableInfo {
+    /// 1 to 3; 4 is a root.
+    let level: PageLevel
+    /// The guest frame of entry 0.
+    let base: GuestFrame
+    /// The physical address of the one entry that points here. Kernel: `sp->ptep`. Spec: X29.
+    let parent: UInt64
+
+    var words: (UInt64, UInt64) { (UInt64(level.rawValue) | base.number << 8, parent) }
+
+    init(level: PageLevel, base: GuestFrame, parent: UInt64) {
+        self.level = level
+        self.base = base
+        self.parent = parent
+    }
+
+    init(_ words: (UInt64, UInt64)) {
+        level = PageLevel(UInt8(truncatingIfNeeded: words.0))
+        base = GuestFrame(words.0 >> 8)
+        parent = words.1
+    }
+}
+
+/// The tables that one fault may need, taken before the invalidation snapshot, when sleeping is allowed. What is left
+/// over goes back. Kernel: `mmu_topup_memory_caches`.
+struct TableReserve: ~Copyable {
+    private let host: Host
+    private var first: HostFrame?
+    private var second: HostFrame?
+    private var third: HostFrame?
+
+    /// Takes `count` (at most 3) empty tables. Nil: memory is used up.
+    init?(_ host: Host, count: Int) {
+        self.host = host
+        first = count > 0 ? host.allocateTable(order: 0, fill: EPT.empty) : nil
+        second = count > 1 ? host.allocateTable(order: 0, fill: EPT.empty) : nil
+        third = count > 2 ? host.allocateTable(order: 0, fill: EPT.empty) : nil
+        let got = (first == nil ? 0 : 1) + (second == nil ? 0 : 1) + (third == nil ? 0 : 1)
+        if got < count { return nil }
+    }
+
+    deinit {
+        if let first { host.freeTable(first) }
+        if let second { host.freeTable(second) }
+        if let third { host.freeTable(third) }
+    }
+
+    mutating func take() -> HostFrame? {
+        defer {
+            first = second
+            second = third
+            third = nil
+        }
+        return first
+    }
+}
+
+/// Linking, splitting and removing tables.
+extension TDPMMU {
+    /// Puts `child` at `position`, in place of nothing or of a huge leaf, whose memory the child then maps with the same
+    /// bits, so that no TLB need be flushed. False: the entry has changed, and the child is the caller's.
+    /// Kernel: `tdp_mmu_link_sp`, `tdp_mmu_split_huge_page`. Spec: x86 3.4, 3.6, F7.
+    ///
+    /// Caller: mmu_lock (reading, and a section, is enough).
+    func link(_ child: HostFrame, at position: RadixPosition, _ frame: GuestFrame) -> Bool {
+        let base = frame.aligned(to: position.level)
+        let isHuge = EPTFormat().isLeaf(position.value, position.level.rawValue)
+        let childLevel = position.level.below
+        let words = TableInfo(
+            level: childLevel, base: base,
+            parent: position.table.physicalAddress + UInt64(position.index) * 8
+        ).words
+        vm.host.setTableWords(child, words.0, words.1)
+        if isHuge { fill(child, with: position.value, childLevel) }
+        let attributes = EPT.link(accessDirty: accessDirty)
+        guard position.entry.link(table: child, attributes: attributes, expected: position.value) == nil else {
+            return false
+        }
+        if isHuge {
+            vm.statistics.addPages(level: position.level.rawValue, -1)
+            vm.statistics.addPages(level: childLevel.rawValue, 512)
+        }
+        record(
+            Event(
+                .tableLinked, frame: child, guest: base.number, level: position.level.rawValue,
+                value: attributes | EPT.field.bits(for: child), extra: position.value))
+        return true
+    }
+
+    /// Writes the 512 parts of a huge leaf into a table that nobody sees yet. A, D, W, HW and MW are inherited.
+    private func fill(_ child: HostFrame, with huge: UInt64, _ childLevel: PageLevel) {
+        let update = EntryUpdate(clear: childLevel == .page4K ? EPT.large : 0)
+        for i in 0..<512 {
+            StageTwoEntry(vm.memory.entry(i, of: child), EPT.field)
+                .storePart(of: huge, index: i, childLevel: childLevel, update)
+        }
+    }
+
+    /// Ends a table that nothing points to any more: freezes every entry, ends what they mapped, and puts the table
+    /// aside to be freed. Kernel: `handle_removed_pt`. Spec: x86 3.3, X28, X30.
+    ///
+    /// Caller: mmu_lock, inside a section that it leaves only after the flush that the removal needs (none if the root
+    /// is invalid); so the grace period before the freeing is also one after the flush.
+    func remove(_ table: HostFrame) {
+        switch vm.policy {
+        case .precise(let policy): remove(table, policy)
+        case .tracked(let policy): remove(table, policy)
+        case .guess(let policy): remove(table, policy)
+        }
+    }
+
+    private func remove<P: ReferencePolicy>(_ table: HostFrame, _ policy: P) {
+        let info = TableInfo(vm.host.tableWords(table))
+        let level = info.level.rawValue
+        let memory = vm.memory
+        let journal = memory.journal
+        let loggingBit = loggingBit
+        record(Event(.tableRemoved, frame: table, guest: info.base.number, level: level))
+        var leaves = 0
+        for i in 0..<512 {
+            // Also where there is nothing: a fault that has already found this table must find it frozen.
+            let old = StageTwoEntry(memory.entry(i, of: table), EPT.field).exchange(forEmpty: EPT.frozen)
+            precondition(old != EPT.frozen, "a table is removed twice (X28)")
+            guard old & EPT.mmuPresent != 0 else { continue }
+            if EPTFormat().isTable(old, level) {
+                remove(EPT.field.frame(in: old), policy)
+            } else {
+                leaves += 1
+                let guest = GuestFrame(info.base.number + UInt64(i) * info.level.frames)
+                leafGone(old, guest, info.level, replacedBy: EPT.frozen, policy, loggingBit, journal)
+            }
+        }
+        vm.statistics.addPages(level: level, -leaves)
+        pages.lock()
+        removed.append(table)
+        pages.unlock()
+    }
+
+    /// What the end of one leaf means, but for the counts. Kernel: a part of `handle_changed_spte`. Spec: x86 3.12.
+    @inline(__always)
+    func leafGone<P: ReferencePolicy>(
+        _ old: UInt64, _ guest: GuestFrame, _ level: PageLevel, replacedBy new: UInt64, _ policy: P,
+        _ loggingBit: UInt64, _ journal: Journal?
+    ) {
+        policy.leafRemoved(
+            EPT.field.frame(in: old), counted: old & EPT.counted != 0, accessed: old & EPT.accessed != 0,
+            dirty: old & loggingBit != 0)
+        if let journal {
+            journal.record(
+                Event(
+                    .entryZapped, frame: EPT.field.frame(in: old), guest: guest.number, level: level.rawValue,
+                    value: new, extra: old))
+        }
+    }
+
+    /// The bit that says "written since": D, or W where the hardware keeps no D. Spec: x86 3.8.
+    @inline(__always)
+    var loggingBit: UInt64 { accessDirty ? EPT.dirty : EPT.write }
+
+    /// Frees the tables that were put aside, after a grace period. The one place that does. May sleep: no lock held, not
+    /// inside a section. Kernel: the RCU callback `tdp_mmu_free_sp_rcu_callback`.
+    func freeRemovedTables() {
+        pages.lock()
+        let tables = removed
+        if !tables.isEmpty { removed = [] }
+        pages.unlock()
+        guard !tables.isEmpty else { return }
+        self.tables.synchronize()
+        for table in tables { vm.host.freeTable(table) }
+    }
+}

@@ -1,0 +1,154 @@
+import Frames
+import Machine
+
+extension Architecture {
+    /// The name in scenarios and on the command line.
+    public var name: String {
+        switch self {
+        case .x86TDP: "x86-tdp"
+        case .riscvSv39x4: "riscv-sv39x4"
+        case .riscvSv48x4: "riscv-sv48x4"
+        }
+    }
+}
+
+extension PolicyName {
+    public var name: String {
+        switch self {
+        case .precise: "precise"
+        case .tracked: "tracked"
+        case .guess: "guess"
+        }
+    }
+}
+
+extension RegionKind {
+    /// What the memory is, in the words of smaps and the mm.
+    var describing: String {
+        switch self {
+        case .anonymous: "anonymous"
+        case .sharedMemory: "shared memory"
+        case .privateObject: "private object"
+        case .graphicsBuffer: "graphics buffer, pf io"
+        case .deviceBAR: "device BAR, pf io"
+        case .reservedMemory: "reserved, pf io"
+        case .countedPFNMap: "counted pages, pf"
+        case .mixedMap: "mixed map, mm"
+        case .writeNotifyPFNMap: "write-notify, pf io"
+        }
+    }
+}
+
+/// An action in the words of the scenario.
+struct ActionText {
+    let plan: Plan
+
+    func describe(_ action: Action) -> String {
+        switch action {
+        case .guest(let kind, let at, let count, let stride, let value):
+            return guest(kind, at, count, stride, value)
+        case .load(let region, let offset): return "load \(place(region, offset))"
+        case .store(let region, let offset, let value): return "store \(place(region, offset)) = \(address(value))"
+        case .munmap(let region, let offset, let length): return "munmap \(stretch(region, offset, length))"
+        case .mprotect(let region, let offset, let length, let read, let write):
+            let rights = write ? "read-write" : read ? "read" : "none"
+            return "mprotect \(stretch(region, offset, length)) \(rights)"
+        case .madviseDontNeed(let region, let offset, let length):
+            return "madvise(DONTNEED) \(stretch(region, offset, length))"
+        case .fork: return "fork"
+        case .childStore(let region, let offset, let value):
+            return "child stores \(place(region, offset)) = \(address(value))"
+        case .childLoad(let region, let offset): return "child loads \(place(region, offset))"
+        case .childExit: return "child exits"
+        case .moveBuffer(let region, let device):
+            return "move \(name(region)) to \(device ? "device memory" : "system memory")"
+        case .evictBuffer(let region): return "evict \(name(region))"
+        case .freeBuffer(let region): return "free \(name(region))"
+        case .driverStore(let region, let offset, let value):
+            return "driver stores \(place(region, offset)) = \(address(value))"
+        case .driverLoad(let region, let offset): return "driver loads \(place(region, offset))"
+        case .disableDevice(let region): return "disable \(name(region))"
+        default: return ioctl(action)
+        }
+    }
+
+    private func ioctl(_ action: Action) -> String {
+        switch action {
+        case .setMemoryRegion(let slot):
+            var flags: [String] = []
+            if slot.logDirtyPages { flags.append("log_dirty_pages") }
+            if slot.readOnly { flags.append("readonly") }
+            let tail = flags.isEmpty ? "" : " [" + flags.joined(separator: ", ") + "]"
+            return "set_memory_region \(slot.id) at \(address(slot.guestAddress.value))\(tail)"
+        case .deleteMemoryRegion(let id): return "delete_memory_region \(id)"
+        case .getDirtyLog(let id): return "get_dirty_log \(id)"
+        case .clearDirtyLog(let id, let first, let pages): return "clear_dirty_log \(id) pages \(first)+\(pages)"
+        case .enableManualProtect(let set): return "enable_manual_protect" + (set ? " initially_set" : "")
+        case .mapGuestPage(let at, let write): return "kvm_vcpu_map \(address(at.value)) \(write ? "write" : "read")"
+        case .getGuestPage(let at, let write): return "gfn_to_page \(address(at.value)) \(write ? "write" : "read")"
+        case .age(let region, let offset, let length): return "age \(stretch(region, offset, length))"
+        default: return ""
+        }
+    }
+
+    private func guest(
+        _ kind: AccessKind, _ at: GuestAddress, _ count: Int, _ stride: UInt64, _ value: UInt64
+    ) -> String {
+        let verb =
+            switch kind {
+            case .read: "read"
+            case .write: "write"
+            case .execute: "fetch"
+            }
+        var text = "\(verb) \(address(at.value))"
+        if kind == .write { text += " = \(address(value))" }
+        if count > 1 { text += "  \(count) times, every \(address(stride))" }
+        return text
+    }
+
+    private func name(_ region: Int) -> String { String(name: plan.regions[region].name) }
+    private func place(_ region: Int, _ offset: UInt64) -> String { "\(name(region))+\(address(offset))" }
+    private func stretch(_ region: Int, _ offset: UInt64, _ length: UInt64) -> String {
+        offset == 0 && length == plan.regions[region].size
+            ? name(region) : "\(name(region))+\(address(offset)) length \(address(length))"
+    }
+}
+
+extension StepOutcome {
+    var text: String {
+        switch self {
+        case .done: "done"
+        case .value(let value): "value \(address(value))"
+        case .emulated: "store emulated"
+        case .mmio: "KVM_EXIT_MMIO"
+        case .error(let errno): "\(errno)"
+        case .pages(let pages): pages.isEmpty ? "no page" : "pages \(ranges(pages))"
+        }
+    }
+}
+
+extension StepExpectation {
+    func text(repetition: Int) -> String {
+        switch self {
+        case .success: "success"
+        case .value(let value): "value \(address(value))"
+        case .counting(let from): "value \(address(from &+ UInt64(repetition)))"
+        case .mmio: "KVM_EXIT_MMIO"
+        case .error(let errno): "\(errno)"
+        case .pages(let pages): pages.isEmpty ? "no page" : "pages \(ranges(pages))"
+        }
+    }
+}
+
+/// `0..3, 7`.
+func ranges(_ numbers: [UInt64]) -> String {
+    var parts: [String] = []
+    var i = 0
+    while i < numbers.count {
+        var j = i
+        while j + 1 < numbers.count, numbers[j + 1] == numbers[j] + 1 { j += 1 }
+        parts.append(i == j ? "\(numbers[i])" : "\(numbers[i])..\(numbers[j])")
+        i = j + 1
+    }
+    return parts.joined(separator: ", ")
+}

@@ -1,0 +1,137 @@
+import Audit
+import Frames
+import HostMemory
+import Machine
+
+/// A run in the kernel's ftrace text format, with the same PROBE marks as a recorded one, so that the auditor and every
+/// viewer of ftrace text read the model's runs too. Spec: x86 section 10.
+///
+/// Time is counted in events: a microsecond each. There are no entry events on RISC-V, as in the kernel: such a trace
+/// has the marks and the notifier's ranges only.
+public struct FtraceText {
+    private let outcome: RunOutcome
+    private var text = ""
+    private var tick = 0
+
+    public static func render(_ outcome: RunOutcome) -> String {
+        var trace = FtraceText(outcome)
+        trace.run()
+        return trace.text
+    }
+
+    private init(_ outcome: RunOutcome) { self.outcome = outcome }
+
+    private var entriesHaveEvents: Bool { outcome.architecture == .x86TDP }
+
+    private mutating func run() {
+        text += "# tracer: nop\n#\n"
+        mark("scenario \(String(name: outcome.plan.name))")
+        for slot in outcome.plan.slots {
+            setRegion(slot)
+            mark("set_region ret=0 errno=0")
+        }
+        var phase = -1
+        for result in outcome.steps {
+            if result.phase != phase {
+                phase = result.phase
+                mark("phase \(String(name: outcome.plan.phases[phase].name))")
+            }
+            step(result)
+        }
+        mark("phase vm close")
+    }
+
+    private mutating func step(_ result: StepResult) {
+        let task = outcome.plan.phases[result.phase].tasks[result.task]
+        let failure: Errno? = if case .error(let errno) = result.outcome { errno } else { nil }
+        let code = failure == nil ? "ret=0 errno=0" : "ret=-1 errno=\(failure!.rawValue)"
+        switch task.steps[result.step].action {
+        case .guest(let kind, let at, let count, let stride, _):
+            guard case .virtualCPU(let cpu) = task.actor else { return }
+            let op = kind == .write ? "w" : "r"
+            mark("guest vcpu=\(cpu) op=\(op) gpa=\(address(at.value)) count=\(count) stride=\(address(stride))")
+            events(result)
+            // Exit reason 2 is KVM_EXIT_IO, how a recorded guest ends a step; 6 is KVM_EXIT_MMIO.
+            let exit = failure != nil ? 0 : result.outcome == .mmio ? 6 : 2
+            mark("guest done vcpu=\(cpu) \(code) exit=\(exit)")
+        case .setMemoryRegion(let slot):
+            setRegion(slot)
+            events(result)
+            mark("set_region \(code)")
+        case .deleteMemoryRegion(let id):
+            mark("set_region slot=\(id) flags=0 gpa=0x0 size=0x0 hva=0x0")
+            events(result)
+            mark("set_region \(code)")
+        case .getDirtyLog(let id):
+            mark("get_dirty_log slot=\(id)")
+            events(result)
+            if case .pages(let pages) = result.outcome { mark("get_dirty_log ret=0 dirty=\(pages.count)") }
+        default: events(result)
+        }
+    }
+
+    private mutating func setRegion(_ slot: SlotPlan) {
+        let flags = (slot.logDirtyPages ? 1 : 0) | (slot.readOnly ? 2 : 0)
+        let user = outcome.plan.regions[slot.region].address.value + slot.offset
+        mark(
+            "set_region slot=\(slot.id) flags=\(flags) gpa=\(address(slot.guestAddress.value))"
+                + " size=\(address(slot.size)) hva=\(address(user))")
+    }
+
+    private mutating func events(_ result: StepResult) {
+        for event in outcome.events[result.events] { line(event) }
+    }
+
+    private mutating func line(_ event: Event) {
+        switch event.kind {
+        case .notifierStart:
+            let start = event.guest << pageShift
+            let end = (event.guest + event.value) << pageShift
+            emit("kvm_unmap_hva_range", "mmu notifier unmap range: \(pointer(start)) -- \(pointer(end))")
+        case .fault where entriesHaveEvents:
+            // The exit qualification of an EPT violation: bit 0 read, 1 write, 2 fetch.
+            emit(
+                "kvm_page_fault",
+                "vcpu \(event.extra) rip 0x0 address \(address16(event.guest << pageShift)) error_code"
+                    + " \(address(1 << event.value))")
+        case .entryInstalled where entriesHaveEvents:
+            let size = UInt64(1) << (9 * UInt64(event.level - 1))
+            emit(
+                "kvm_mmu_spte_requested",
+                "gfn \(hex(event.guest & ~(size - 1))) pfn \(hex(event.frame & ~(size - 1))) level \(event.level)")
+            change(event)
+        case .entryZapped where entriesHaveEvents, .entryChanged where entriesHaveEvents,
+            .tableLinked where entriesHaveEvents, .tableRemoved where entriesHaveEvents:
+            change(event)
+        default: break
+        }
+    }
+
+    private mutating func change(_ event: Event) {
+        emit(
+            "kvm_tdp_mmu_spte_changed",
+            "as id 0 gfn \(hex(event.guest)) level \(event.level) old_spte \(hex(event.extra)) new_spte"
+                + " \(hex(event.value))")
+    }
+
+    private mutating func mark(_ text: String) { emit("tracing_mark_write", "PROBE \(text)") }
+
+    private mutating func emit(_ event: String, _ body: String) {
+        tick += 1
+        let seconds = "\(tick / 1_000_000)".right(5)
+        let micros = String("\(1_000_000 + tick % 1_000_000)".dropFirst())
+        text += "       faultline-1       [000] .....\(seconds).\(micros): \(event): \(body)\n"
+    }
+
+    /// `%#016lx`: 14 digits.
+    private func pointer(_ value: UInt64) -> String {
+        let digits = hex(value)
+        return "0x" + String(repeating: "0", count: max(0, 14 - digits.count)) + digits
+    }
+
+    /// `0x%016llx`.
+    private func address16(_ value: UInt64) -> String {
+        let digits = hex(value)
+        return "0x" + String(repeating: "0", count: max(0, 16 - digits.count)) + digits
+    }
+}

@@ -1,0 +1,98 @@
+import Audit
+import Foundation
+import Frames
+import HostMemory
+import Machine
+
+/// The same report for programs: stable keys, sorted; numbers of frames and addresses as hexadecimal strings.
+public struct RunJSON: Codable, Sendable, Equatable {
+    public struct Step: Codable, Sendable, Equatable {
+        public var phase: String
+        public var actor: String
+        public var action: String
+        public var outcome: String
+        public var expected: Bool
+        public var faults: [String]
+        public var line: Int
+    }
+    public struct FindingEntry: Codable, Sendable, Equatable {
+        public var rule: String
+        public var statement: String
+        public var reason: String
+        public var pfn: String?
+        public var gfn: String?
+    }
+    public struct RegionEntry: Codable, Sendable, Equatable {
+        public var name: String
+        public var kind: String
+        public var pages: Int
+        public var hostMapped: Int
+        public var guestMapped: Int
+        public var guestWritable: Int
+        public var accessed: [String: Int]
+        public var dirty: [String: Int]
+    }
+    public var scenario: String
+    public var architecture: String
+    public var policy: String
+    public var verdict: String
+    public var steps: [Step]
+    public var findings: [FindingEntry]
+    public var held: [String]
+    public var statistics: [String: UInt64]
+    public var regions: [RegionEntry]
+
+    public init(_ outcome: RunOutcome) {
+        let text = ActionText(plan: outcome.plan)
+        scenario = String(name: outcome.plan.name)
+        architecture = outcome.architecture.name
+        policy = outcome.policy.name
+        verdict = outcome.isClean ? "ok" : "not ok"
+        steps = outcome.steps.map { result in
+            let phase = outcome.plan.phases[result.phase]
+            let task = phase.tasks[result.task]
+            let actor =
+                switch task.actor {
+                case .virtualCPU(let number): "vcpu\(number)"
+                case .host: "host"
+                }
+            return Step(
+                phase: String(name: phase.name), actor: actor, action: text.describe(task.steps[result.step].action),
+                outcome: result.outcome.text, expected: result.expected,
+                faults: FaultStory.all(in: outcome.events[result.events]).map { "gfn \(hex($0.guest)): \($0.sentence)" },
+                line: task.steps[result.step].line)
+        }
+        findings = outcome.findings.map { finding in
+            FindingEntry(
+                rule: finding.invariant.code, statement: finding.invariant.statement.description,
+                reason: finding.reason.text.description,
+                pfn: finding.frame == Event.none ? nil : address(finding.frame),
+                gfn: finding.guest == Event.none ? nil : address(finding.guest))
+        }
+        held = outcome.holdings.map {
+            "pfn \(hex($0.frame)) by \($0.holder): \($0.references) references, \($0.pins) pins"
+        }
+        statistics = Dictionary(uniqueKeysWithValues: outcome.statistics.map { ("\($0.statistic)", $0.value) })
+        regions = outcome.regions.map { state in
+            let plan = outcome.plan.regions[state.region]
+            func named(_ counts: [Int]) -> [String: Int] {
+                Dictionary(uniqueKeysWithValues: Originator.allCases.map { ("\($0)", counts[Int($0.rawValue)]) })
+            }
+            return RegionEntry(
+                name: String(name: plan.name), kind: "\(plan.kind)", pages: Int(plan.size >> pageShift),
+                hostMapped: state.mapped, guestMapped: state.guestMapped, guestWritable: state.guestWritable,
+                accessed: named(state.accessedBy), dirty: named(state.dirtyBy))
+        }
+    }
+
+    /// The text, with a line break at the end.
+    public func text() -> String { jsonText(self) }
+}
+
+/// Sorted keys, so that two processes print the same bytes.
+func jsonText(_ value: some Encodable) -> String {
+    let encoder = JSONEncoder()
+    encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
+    guard let data = try? encoder.encode(value) else { preconditionFailure("plain data can't fail to encode") }
+    return String(decoding: data, as: UTF8.self) + "\n"
+}

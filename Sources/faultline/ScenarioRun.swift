@@ -1,0 +1,155 @@
+import ArgumentParser
+import Foundation
+import Machine
+import Report
+import Scenario
+
+extension PolicyName: ExpressibleByArgument {
+    public init?(argument: String) {
+        guard let policy = Self.allCases.first(where: { $0.name == argument }) else { return nil }
+        self = policy
+    }
+    public static var allValueStrings: [String] { allCases.map(\.name) }
+}
+
+extension Architecture: ExpressibleByArgument {
+    public init?(argument: String) {
+        guard let architecture = Self.allCases.first(where: { $0.name == argument }) else { return nil }
+        self = architecture
+    }
+    public static var allValueStrings: [String] { allCases.map(\.name) }
+}
+
+/// Loads a scenario or ends the command with status 2 and the errors.
+func load(_ path: String) throws(Failure) -> ScenarioFile {
+    do throws(ScenarioErrors) {
+        return try loadScenario(path: path)
+    } catch {
+        throw Failure(.unusable, error.description)
+    }
+}
+
+/// Runs a scenario's plan in a world of its own.
+func execute(
+    _ file: ScenarioFile, policy: PolicyName, architecture: Architecture?
+) throws(Failure) -> RunOutcome {
+    let size = World.arenaSize(for: file.plan)
+    guard let arena = MappedArena(size: size) else {
+        throw Failure(.impossibleHere, "error: this machine has no room for an arena of \(size) bytes")
+    }
+    do throws(PlanError) {
+        let world = try World(
+            file.plan, policy: policy, architecture: architecture, arena: arena.base, arenaIsZero: true)
+        let outcome = world.run()
+        withExtendedLifetime(arena) {}
+        return outcome
+    } catch {
+        switch error {
+        case .region(let index, let errno):
+            throw Failure(
+                .unusable, "error: region \(String(decoding: file.plan.regions[index].name, as: UTF8.self)) can't be"
+                    + " mapped: \(errno)")
+        case .slot(let index, let errno):
+            throw Failure(.unusable, "error: slot \(file.plan.slots[index].id) can't be created: \(errno)")
+        }
+    }
+}
+
+struct Run: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Run a scenario in the order written and show every reference on the ledger.")
+
+    @Argument(help: "A scenario, a YAML file.")
+    var scenario: String
+    @Option(help: "The policy for page references: \(PolicyName.allValueStrings.joined(separator: ", ")).")
+    var policy: PolicyName = .precise
+    @Option(
+        help: "The MMU, instead of the scenario's: \(Architecture.allValueStrings.joined(separator: ", ")).")
+    var architecture: Architecture?
+    @Flag(help: "Print the report as JSON.")
+    var json = false
+    @Flag(name: .shortAndLong, help: "Show every event.")
+    var verbose = false
+    @Option(help: "Write the run to FILE in the kernel's ftrace text format.")
+    var trace: String?
+
+    func run() throws {
+        let file = try load(scenario)
+        if let architecture, !file.architectures.contains(architecture) {
+            throw Failure(
+                .unusable, "error: \(scenario) is not meant for \(architecture.name); it runs on"
+                    + " \(file.architectures.map(\.name).joined(separator: ", "))")
+        }
+        let outcome = try execute(file, policy: policy, architecture: architecture)
+        if let trace {
+            do {
+                try FtraceText.render(outcome).write(toFile: trace, atomically: true, encoding: .utf8)
+            } catch {
+                throw Failure(.unusable, "error: \(trace) can't be written: \(error.localizedDescription)")
+            }
+        }
+        output(
+            json
+                ? RunJSON(outcome).text()
+                : RunText.render(outcome, story: file.story, terminal: .standardOutput, verbose: verbose))
+        if !outcome.isClean { throw Failure(.findings) }
+    }
+}
+
+struct Compare: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Run a scenario under every policy and MMU and show what each breaks.",
+        discussion: "Exits 0 when the table equals the scenario's `known:` entries.")
+
+    @Argument(help: "A scenario, a YAML file.")
+    var scenario: String
+    @Flag(help: "Print the table as JSON.")
+    var json = false
+
+    func run() throws {
+        let file = try load(scenario)
+        var comparison = Comparison(scenario: String(decoding: file.plan.name, as: UTF8.self))
+        for architecture in file.architectures {
+            for policy in PolicyName.allCases {
+                let outcome = try execute(file, policy: policy, architecture: architecture)
+                comparison.add(outcome, known: file.known(policy, on: architecture)?.codes ?? [])
+            }
+        }
+        output(json ? comparison.json() : comparison.render(.standardOutput))
+        if !comparison.isAsKnown { throw Failure(.findings) }
+    }
+}
+
+extension KnownDeviation {
+    /// Rule codes and `expect`, as a comparison writes them.
+    var codes: [String] { invariants.map(\.code) + (unmetExpectation ? ["expect"] : []) }
+}
+
+struct Schema: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Print the JSON Schema of scenarios, for editors; or their reference page.")
+
+    @Flag(help: "Print the reference page (Markdown) instead.")
+    var reference = false
+
+    func run() { output(reference ? referencePage() : jsonSchema()) }
+}
+
+struct PlanBytes: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "plan", abstract: "Write a scenario's plan as bytes, for machines without YAML.")
+
+    @Argument(help: "A scenario, a YAML file.")
+    var scenario: String
+    @Argument(help: "The file to write.")
+    var file: String
+
+    func run() throws {
+        let bytes = try load(scenario).plan.encoded()
+        do {
+            try Data(bytes).write(to: URL(fileURLWithPath: file))
+        } catch {
+            throw Failure(.unusable, "error: \(file) can't be written: \(error.localizedDescription)")
+        }
+    }
+}
