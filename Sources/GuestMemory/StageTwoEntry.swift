@@ -63,6 +63,10 @@ public struct StageTwoEntry: Sendable {
     @inlinable @_lifetime(borrow guardian)
     public func observe(holding guardian: borrowing MMUGuard) -> ObservedEntry { ObservedEntry(word.load()) }
 
+    /// The same on a fault's way to its entry: a permit exists only while mmu_lock is held.
+    @inlinable @_lifetime(copy permit)
+    public func observe(holding permit: borrowing InstallPermit) -> ObservedEntry { ObservedEntry(word.load()) }
+
     // MARK: A frame goes in: only with a permit.
 
     /// Maps the permit's frame with a leaf of `level`: `attributes` are all bits of the entry but the frame. Nil on

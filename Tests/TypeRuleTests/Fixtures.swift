@@ -55,3 +55,41 @@ func withEntry<R>(_ value: UInt64 = 0, _ body: (StageTwoEntry) -> R) -> R {
     raw.storeBytes(of: value, as: UInt64.self)
     return body(StageTwoEntry(AtomicWord(at: raw), testField))
 }
+
+/// A VM with sixteen pages of anonymous memory at guest frame 16, and tables that map nothing: the tests make entries.
+final class SmallVM {
+    // In this order they go: the address space still clears its tables, which lie in the memory.
+    let vm: VirtualMachine
+    let small: SmallMemory
+    private static let user = UserAddress(0x7000_0000_0000)
+
+    init(policy: PolicyKind = .precise) throws {
+        small = SmallMemory()
+        let space = AddressSpace(host: Host(memory: small.memory, transparentHugePages: false))
+        vm = VirtualMachine(addressSpace: space, mmu: SecondaryMMU(), policy: policy)
+        try space.map(
+            at: Self.user, length: 16 * pageSize, protection: Protection(read: true, write: true), backing: .anonymous)
+        try vm.setMemoryRegion(
+            MemoryRegion(
+                slot: 0, guestAddress: GuestFrame(16).address, size: 16 * pageSize, userAddress: Self.user))
+    }
+
+    deinit { vm.destroy() }
+
+    /// Faults a page in for write, and hands what was found to `body`.
+    func faultIn<R>(_ frame: GuestFrame, _ body: (consuming FaultedFrame) -> R) -> R? {
+        vm.withSlots {
+            let slot = vm.slot(containing: frame)
+            switch vm.faultIn(frame, slot: slot, write: true, snapshot: vm.snapshot()) {
+            case .failed: return nil
+            case .frame(let faulted): return body(faulted)
+            }
+        }
+    }
+
+    /// The host takes the page of `frame` away.
+    func discard(_ frame: GuestFrame) throws {
+        let address = Self.user + (frame.number - 16) * pageSize
+        try vm.addressSpace.advise(address..<(address + pageSize), .dontNeed)
+    }
+}

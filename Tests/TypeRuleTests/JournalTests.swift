@@ -93,3 +93,87 @@ import Testing
         #expect(small.journal.holdings == [])
     }
 }
+
+/// The same for a whole fault, on a real address space.
+@Suite struct I17_FaultsEnd {
+    @Test(arguments: [PolicyKind.precise, .guess])
+    func `a fault that is dropped puts its page, and is reported`(_ policy: PolicyKind) throws {
+        let small = try SmallVM(policy: policy)
+        let before = small.vm.memory.journal?.findings ?? []
+        let owned = small.faultIn(GuestFrame(17)) { $0.ownsReference }
+        #expect(owned == true)
+        #expect(before == [])
+        #expect(small.small.journal.findings.map(\.invariant) == [.i1])
+        #expect(small.small.journal.holdings == [])
+    }
+
+    @Test(arguments: PolicyKind.allCases)
+    func `a fault that ends under mmu_lock, or unused, leaves nothing`(_ policy: PolicyKind) throws {
+        let small = try SmallVM(policy: policy)
+        let ended: Void? = small.faultIn(GuestFrame(17)) { faulted in
+            let guardian = small.vm.lockMMUForFault()
+            faulted.finish(.used(dirty: true), holding: guardian)
+        }
+        #expect(ended != nil)
+        let unused: Void? = small.faultIn(GuestFrame(18)) { $0.releaseUnused() }
+        #expect(unused != nil)
+        #expect(small.small.journal.findings.filter { $0.invariant == .i1 } == [])
+        #expect(small.small.journal.holdings == [])
+    }
+}
+
+/// The check is what the permit is worth.
+@Suite struct I6_PermitsComeFromTheCheck {
+    @Test func `a fault is permitted to map what was found`() throws {
+        let small = try SmallVM()
+        let agrees = small.faultIn(GuestFrame(17)) { faulted in
+            let guardian = small.vm.lockMMUForFault()
+            var agrees = false
+            if let permit = guardian.check(faulted) {
+                agrees = permit.frame == faulted.frame && permit.guestFrame == GuestFrame(17) && permit.writable
+            }
+            faulted.finish(.unused, holding: guardian)
+            return agrees
+        }
+        #expect(agrees == true)
+    }
+
+    @Test func `no permit is given after an invalidation came between`() throws {
+        let small = try SmallVM()
+        let permitted = small.faultIn(GuestFrame(17)) { faulted in
+            do { try small.discard(GuestFrame(17)) } catch { Issue.record(error) }
+            let guardian = small.vm.lockMMUForFault()
+            var permitted = false
+            if let permit = guardian.check(faulted) { permitted = permit.writable }
+            faulted.finish(.unused, holding: guardian)
+            return permitted
+        }
+        #expect(permitted == false)
+        #expect(small.small.journal.holdings == [])
+    }
+
+    @Test func `a fault does not end under another VM's lock`() async {
+        let trap = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
+            let one = try SmallVM()
+            let other = try SmallVM()
+            one.faultIn(GuestFrame(17)) { faulted in
+                let guardian = other.vm.lockMMU()
+                faulted.finish(.unused, holding: guardian)
+            }
+        }
+        expect(trap, says: "another VM's lock")
+    }
+
+    @Test func `a frame is not checked under another VM's lock`() async {
+        let trap = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
+            let one = try SmallVM()
+            let other = try SmallVM()
+            one.faultIn(GuestFrame(17)) { faulted in
+                let guardian = other.vm.lockMMU()
+                if let permit = guardian.check(faulted) { _ = permit.frame }
+                faulted.releaseUnused()
+            }
+        }
+        expect(trap, says: "another VM's frame")
+    }
+}

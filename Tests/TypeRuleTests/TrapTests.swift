@@ -181,7 +181,7 @@ import Testing
 }
 
 /// What the process said when it trapped. An optimised build says nothing.
-private func expect(_ trap: ExitTest.Result?, says reason: String, sourceLocation: SourceLocation = #_sourceLocation) {
+func expect(_ trap: ExitTest.Result?, says reason: String, sourceLocation: SourceLocation = #_sourceLocation) {
     #if DEBUG
         let said = String(decoding: trap?.standardErrorContent ?? [], as: UTF8.self)
         #expect(said.contains(reason), "it said: \(said)", sourceLocation: sourceLocation)
