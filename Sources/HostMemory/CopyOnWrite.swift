@@ -1,5 +1,6 @@
 import Audit
 import Frames
+import Synchronization
 import Synchrony
 
 /// A write to, or a pin through, a present entry that is not writable. Kernel: `do_wp_page`.

@@ -1,5 +1,6 @@
 import Audit
 import Frames
+import Synchronization
 import Synchrony
 
 /// Get-user-pages, the way that may sleep and fault. Spec: generic 1.9.

@@ -1,5 +1,6 @@
 import Audit
 import Frames
+import Synchronization
 import Synchrony
 
 /// The host kernel, as far as it owns memory: the zero page, reserved frames, page tables of secondary MMUs, memory

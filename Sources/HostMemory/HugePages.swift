@@ -1,5 +1,6 @@
 import Audit
 import Frames
+import Synchronization
 import Synchrony
 
 /// Transparent huge pages: 2 MiB leaves over one order-9 folio. The leaf owns one reference and one map count, both at

@@ -1,5 +1,6 @@
 import Audit
 import Frames
+import Synchronization
 import Synchrony
 
 /// Frames that are mapped by number, and the walk that finds them. No call here ever takes a reference.

@@ -82,6 +82,7 @@ extension PhysicalMemory {
 ///
 /// It ends in exactly one of the three releases. One that is dropped without is released as unused, and the journal
 /// reports it. Nothing turns it into a `PagePin` (Spec: I-3).
+@frozen
 public struct PageReference: ~Copyable {
     @usableFromInline let memory: Unmanaged<PhysicalMemory>
     @usableFromInline let page: UnsafeMutablePointer<PageFrame>
@@ -139,9 +140,10 @@ public enum PageStability: UInt8, Sendable {
 }
 
 /// One FOLL_PIN on a page, owned. Spec: generic 1.9, 2.12, I-3.
+@frozen
 public struct PagePin: ~Copyable {
-    let memory: Unmanaged<PhysicalMemory>
-    let page: UnsafeMutablePointer<PageFrame>
+    @usableFromInline let memory: Unmanaged<PhysicalMemory>
+    @usableFromInline let page: UnsafeMutablePointer<PageFrame>
     public let holder: Holder
 
     init(adopting page: UnsafeMutablePointer<PageFrame>, of memory: PhysicalMemory, holder: Holder) {

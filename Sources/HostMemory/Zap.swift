@@ -1,5 +1,6 @@
 import Audit
 import Frames
+import Synchronization
 import Synchrony
 
 /// Pages whose entries are gone, to be put when no page-table lock is held. Kernel: `mmu_gather`.

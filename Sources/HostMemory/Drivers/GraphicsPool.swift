@@ -1,4 +1,5 @@
 import Frames
+import Synchronization
 import Synchrony
 
 /// Blocks of pages for graphics buffers, kept for reuse when a buffer gives them back. Kernel: `ttm_pool`.
