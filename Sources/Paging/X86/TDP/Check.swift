@@ -2,6 +2,8 @@ import Audit
 import Frames
 import GuestMemory
 import HostMemory
+import Synchronization
+import Synchrony
 
 /// The tables, checked against the rules, with nobody else running. Spec: x86 section 8.
 extension TDPMMU {
