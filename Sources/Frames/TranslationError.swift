@@ -47,5 +47,6 @@ public enum Errno: Int32, Error, Equatable, Sendable {
     case EBUSY = 16
     case EPERM = 1
     case EHWPOISON = 133
+    case EOPNOTSUPP = 95
     case EREMOTEIO = 121
 }

@@ -1,5 +1,6 @@
 import Frames
 import HostMemory
+import Synchrony
 
 /// What a guest's access comes to.
 public enum PortResult: Sendable, Equatable {

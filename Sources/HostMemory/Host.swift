@@ -2,6 +2,7 @@ import Audit
 import Frames
 import Synchronization
 import Synchrony
+import Synchronization
 
 /// The host kernel, as far as it owns memory: the zero page, reserved frames, page tables of secondary MMUs, memory
 /// failure. Kernel: `mm/`.

@@ -84,6 +84,7 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
             case .violation(let fault), .misconfiguration(let fault): return .fault(present: fault.present)
             case .translated: return .fault(present: true)
             }
+        case .misaligned: preconditionFailure("accesses are 8-byte aligned")
         }
     }
 
@@ -165,15 +166,6 @@ extension Architecture {
         case .x86TDP: .tdp(TDPMMU())
         case .riscvSv39x4: .gStage(GStageMMU(mode: .sv39x4))
         case .riscvSv48x4: .gStage(GStageMMU(mode: .sv48x4))
-        }
-    }
-
-    /// Bits of a guest physical address.
-    public var guestAddressBits: Int {
-        switch self {
-        case .x86TDP: 48
-        case .riscvSv39x4: 41
-        case .riscvSv48x4: 50
         }
     }
 }

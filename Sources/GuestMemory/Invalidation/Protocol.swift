@@ -158,8 +158,9 @@ extension VirtualMachine {
 
 /// The VM's end of the host's notifier. Kernel: `kvm_mmu_notifier_ops`.
 final class VirtualMachineNotifier: MMUNotifier, @unchecked Sendable {
-    // Unchecked: restates the base class's; the only stored property never changes.
-    unowned let vm: VirtualMachine
+    // Unchecked: restates the base class's; the only stored property never changes. Unsafe: Embedded Swift has no checked
+    // `unowned`; the VM unregisters its notifier before it goes.
+    unowned(unsafe) let vm: VirtualMachine
     init(_ vm: VirtualMachine) {
         self.vm = vm
         super.init()

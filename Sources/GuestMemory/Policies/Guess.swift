@@ -37,6 +37,8 @@ public struct Guess: ReferencePolicy {
 }
 
 /// What a fault holds under `guess`: maybe a reference.
+// Frozen, or Embedded Swift refuses `discard self`.
+@frozen @usableFromInline
 struct GuessedReference: ~Copyable {
     let policy: Guess
     let frame: HostFrame

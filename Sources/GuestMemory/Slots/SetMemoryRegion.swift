@@ -104,6 +104,12 @@ extension VirtualMachine {
             id: old.id, baseFrame: old.baseFrame, pageCount: old.pageCount, userAddress: old.userAddress,
             flags: flags, dirtyBitmap: bitmap, largePages: old.largePages)
         slotsArchLock.lock()
+        do throws(Errno) {
+            try mmu.prepare(new)
+        } catch {
+            slotsArchLock.unlock()
+            throw error
+        }
         slots.inactive.replace(old, by: new)
         swapSets(mirroring: old, new)
         record(Event(.slotFlags, guest: new.baseFrame.number, value: UInt64(new.id), extra: new.isLogged ? 1 : 0))

@@ -1,6 +1,7 @@
 import Audit
 import Frames
 import HostMemory
+import Synchrony
 
 /// Guest memory mapped by KVM for itself: nested state, dcbz patching. Kernel: `struct kvm_host_map`.
 /// Spec: generic 1.8, 2.12.

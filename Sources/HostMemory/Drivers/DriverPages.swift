@@ -100,6 +100,9 @@ public final class MixedBuffer: DriverMapping, @unchecked Sendable {
         super.init(flags: .mixed)
     }
 
+    /// Frames of RAM that the driver allocated.
+    public var ownedFrames: Int { owned.frames.count }
+
     public func frame(of page: Int) -> HostFrame {
         page % 2 == 0 ? owned.frames[page / 2] : device.lowerBound.advanced(by: page / 2)
     }

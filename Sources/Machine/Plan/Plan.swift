@@ -182,6 +182,7 @@ public struct StatisticExpectation: Sendable, Equatable {
 }
 
 /// KVM's statistics that the model keeps. Spec: x86 section 9.
+// swift-format-ignore: AlwaysUseLowerCamelCase
 public enum StatisticName: UInt8, Sendable, CaseIterable {
     case pf_taken, pf_fixed, pf_fast, pf_emulate, pf_spurious, pf_mmio_spte_created
     case mmio_exits, signal_exits

@@ -78,11 +78,12 @@ struct Checks {
         vm.mmu.forEachLeaf { leaves.append($0) }
         leaves.sort { $0.guestFrame < $1.guestFrame }
         for cpu in cpus where !cpu.hasRequest {
-            cpu.buffer.forEach { entry in
+            for entry in cpu.buffer.entries {
                 let cached = entry.translation
                 let first = entry.guest
                 guard let leaf = leaves.leaf(containing: first) else {
-                    return journal.add(Finding(.x11, "a TLB holds a translation whose entry is gone", frame: cached.frame, guest: first))
+                    journal.add(Finding(.x11, "a TLB holds a translation whose entry is gone", frame: cached.frame, guest: first))
+                    continue
                 }
                 let frame = HostFrame(leaf.frame.number + (first.number - leaf.guestFrame.number))
                 if frame != cached.frame {

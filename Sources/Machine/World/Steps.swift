@@ -140,16 +140,6 @@ extension World {
     }
 }
 
-extension StepPlan {
-    /// What the step must give on `architecture`.
-    public func expectation(on architecture: Architecture) -> StepExpectation {
-        for exception in exceptions where exception.architectures.contains(architecture) {
-            return exception.expectation
-        }
-        return expectation
-    }
-}
-
 extension StepExpectation {
     /// Whether repetition `repetition` of a step may end with `outcome`.
     func accepts(_ outcome: StepOutcome, repetition: Int) -> Bool {

@@ -1,0 +1,167 @@
+// The bytes of an action: a code, then its payload. Codes are never reused; a new action takes the next free one.
+
+import Frames
+
+private enum ActionCode: UInt8 {
+    case guest, load, store, munmap, mprotect, madviseDontNeed
+    case fork, childStore, childLoad, childExit
+    case moveBuffer, evictBuffer, freeBuffer, driverStore, driverLoad, disableDevice
+    case setMemoryRegion, deleteMemoryRegion, getDirtyLog, clearDirtyLog, enableManualProtect
+    case mapGuestPage, getGuestPage, age
+}
+
+extension PlanWriter {
+    private mutating func code(_ code: ActionCode) { bytes.append(code.rawValue) }
+
+    private mutating func place(_ code: ActionCode, _ region: Int, _ offset: UInt64) {
+        self.code(code)
+        count(region)
+        number(offset)
+    }
+
+    private mutating func range(_ code: ActionCode, _ region: Int, _ offset: UInt64, _ length: UInt64) {
+        place(code, region, offset)
+        number(length)
+    }
+
+    private mutating func regionOnly(_ code: ActionCode, _ region: Int) {
+        self.code(code)
+        count(region)
+    }
+
+    mutating func action(_ action: Action) {
+        switch action {
+        case .guest, .mapGuestPage, .getGuestPage: guestAction(action)
+        case .setMemoryRegion, .deleteMemoryRegion, .getDirtyLog, .clearDirtyLog, .enableManualProtect:
+            ioctl(action)
+        default: hostAction(action)
+        }
+    }
+
+    private mutating func guestAction(_ action: Action) {
+        switch action {
+        case .guest(let kind, let address, let repeats, let stride, let value):
+            code(.guest)
+            bytes.append(kind.rawValue)
+            number(address.value)
+            count(repeats)
+            number(stride)
+            number(value)
+        case .mapGuestPage(let address, let write):
+            code(.mapGuestPage)
+            number(address.value)
+            flag(write)
+        case .getGuestPage(let address, let write):
+            code(.getGuestPage)
+            number(address.value)
+            flag(write)
+        default: preconditionFailure("not a guest address's action")
+        }
+    }
+
+    private mutating func ioctl(_ action: Action) {
+        switch action {
+        case .setMemoryRegion(let slot):
+            code(.setMemoryRegion)
+            self.slot(slot)
+        case .deleteMemoryRegion(let id):
+            code(.deleteMemoryRegion)
+            number(UInt64(id))
+        case .getDirtyLog(let id):
+            code(.getDirtyLog)
+            number(UInt64(id))
+        case .clearDirtyLog(let id, let firstPage, let pages):
+            code(.clearDirtyLog)
+            number(UInt64(id))
+            number(firstPage)
+            number(pages)
+        case .enableManualProtect(let initiallySet):
+            code(.enableManualProtect)
+            flag(initiallySet)
+        default: preconditionFailure("not an ioctl")
+        }
+    }
+
+    private mutating func hostAction(_ action: Action) {
+        switch action {
+        case .load(let region, let offset): place(.load, region, offset)
+        case .store(let region, let offset, let value): range(.store, region, offset, value)
+        case .munmap(let region, let offset, let length): range(.munmap, region, offset, length)
+        case .mprotect(let region, let offset, let length, let read, let write):
+            range(.mprotect, region, offset, length)
+            flag(read)
+            flag(write)
+        case .madviseDontNeed(let region, let offset, let length): range(.madviseDontNeed, region, offset, length)
+        case .fork: code(.fork)
+        case .childStore(let region, let offset, let value): range(.childStore, region, offset, value)
+        case .childLoad(let region, let offset): place(.childLoad, region, offset)
+        case .childExit: code(.childExit)
+        case .moveBuffer(let region, let toDeviceMemory):
+            regionOnly(.moveBuffer, region)
+            flag(toDeviceMemory)
+        case .evictBuffer(let region): regionOnly(.evictBuffer, region)
+        case .freeBuffer(let region): regionOnly(.freeBuffer, region)
+        case .driverStore(let region, let offset, let value): range(.driverStore, region, offset, value)
+        case .driverLoad(let region, let offset): place(.driverLoad, region, offset)
+        case .disableDevice(let region): regionOnly(.disableDevice, region)
+        case .age(let region, let offset, let length): range(.age, region, offset, length)
+        default: preconditionFailure("not a host action")
+        }
+    }
+}
+
+extension PlanReader {
+    mutating func action() throws(PlanDecodingError) -> Action {
+        let code: ActionCode = try enumeration()
+        switch code {
+        case .guest:
+            let kind: AccessKind = try enumeration()
+            let address = GuestAddress(try number())
+            return .guest(kind, at: address, count: try count(), stride: try number(), value: try number())
+        case .mapGuestPage: return .mapGuestPage(at: GuestAddress(try number()), write: try flag())
+        case .getGuestPage: return .getGuestPage(at: GuestAddress(try number()), write: try flag())
+        case .setMemoryRegion: return .setMemoryRegion(try slot())
+        case .deleteMemoryRegion: return .deleteMemoryRegion(id: try slotID())
+        case .getDirtyLog: return .getDirtyLog(id: try slotID())
+        case .clearDirtyLog:
+            return .clearDirtyLog(id: try slotID(), firstPage: try number(), pages: try number())
+        case .enableManualProtect: return .enableManualProtect(initiallySet: try flag())
+        case .fork: return .fork
+        case .childExit: return .childExit
+        default: return try regionAction(code)
+        }
+    }
+
+    /// The actions that begin with a region.
+    private mutating func regionAction(_ code: ActionCode) throws(PlanDecodingError) -> Action {
+        let region = try regionIndex()
+        switch code {
+        case .moveBuffer: return .moveBuffer(region: region, toDeviceMemory: try flag())
+        case .evictBuffer: return .evictBuffer(region: region)
+        case .freeBuffer: return .freeBuffer(region: region)
+        case .disableDevice: return .disableDevice(region: region)
+        default: return try placeAction(code, region, offset: try number())
+        }
+    }
+
+    /// Those that go on with an offset in it.
+    private mutating func placeAction(
+        _ code: ActionCode, _ region: Int, offset: UInt64
+    ) throws(PlanDecodingError) -> Action {
+        switch code {
+        case .load: return .load(region: region, offset: offset)
+        case .store: return .store(region: region, offset: offset, value: try number())
+        case .munmap: return .munmap(region: region, offset: offset, length: try number())
+        case .mprotect:
+            let length = try number()
+            return .mprotect(region: region, offset: offset, length: length, read: try flag(), write: try flag())
+        case .madviseDontNeed: return .madviseDontNeed(region: region, offset: offset, length: try number())
+        case .childStore: return .childStore(region: region, offset: offset, value: try number())
+        case .childLoad: return .childLoad(region: region, offset: offset)
+        case .driverStore: return .driverStore(region: region, offset: offset, value: try number())
+        case .driverLoad: return .driverLoad(region: region, offset: offset)
+        case .age: return .age(region: region, offset: offset, length: try number())
+        default: throw bad(.badValue)
+        }
+    }
+}

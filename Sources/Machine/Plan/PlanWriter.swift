@@ -1,0 +1,119 @@
+import Frames
+
+/// Appends a plan's parts to bytes. `PlanReader` reads them back; the two files stand line by line beside each other.
+struct PlanWriter {
+    var bytes: [UInt8] = []
+
+    mutating func number(_ value: UInt64) {
+        var rest = value
+        while rest >= 0x80 {
+            bytes.append(UInt8(truncatingIfNeeded: rest) | 0x80)
+            rest >>= 7
+        }
+        bytes.append(UInt8(rest))
+    }
+
+    /// A count or an index: never negative.
+    mutating func count(_ value: Int) {
+        precondition(value >= 0, "a plan's counts are not negative")
+        number(UInt64(value))
+    }
+
+    mutating func flag(_ value: Bool) { bytes.append(value ? 1 : 0) }
+
+    mutating func text(_ value: [UInt8]) {
+        count(value.count)
+        bytes += value
+    }
+
+    mutating func plan(_ plan: Plan) {
+        text(plan.name)
+        bytes.append(plan.architecture.rawValue)
+        count(plan.ramFrames)
+        count(plan.deviceFrames)
+        flag(plan.transparentHugePages)
+        flag(plan.allowUnsafeMappings)
+        count(plan.virtualCPUs)
+        count(plan.regions.count)
+        for each in plan.regions { region(each) }
+        count(plan.slots.count)
+        for each in plan.slots { slot(each) }
+        count(plan.phases.count)
+        for each in plan.phases { phase(each) }
+        count(plan.expectations.count)
+        for each in plan.expectations { statistic(each) }
+    }
+
+    mutating func region(_ region: RegionPlan) {
+        text(region.name)
+        bytes.append(region.kind.rawValue)
+        number(region.address.value)
+        number(region.size)
+        flag(region.read)
+        flag(region.write)
+        count(region.order)
+        flag(region.hugePages)
+    }
+
+    mutating func slot(_ slot: SlotPlan) {
+        number(UInt64(slot.id))
+        number(slot.guestAddress.value)
+        count(slot.region)
+        number(slot.offset)
+        number(slot.size)
+        flag(slot.logDirtyPages)
+        flag(slot.readOnly)
+    }
+
+    mutating func phase(_ phase: PhasePlan) {
+        text(phase.name)
+        count(phase.tasks.count)
+        for each in phase.tasks { task(each) }
+    }
+
+    mutating func task(_ task: TaskPlan) {
+        switch task.actor {
+        case .host: count(0)
+        case .virtualCPU(let index): count(index + 1)
+        }
+        count(task.steps.count)
+        for each in task.steps { step(each) }
+    }
+
+    mutating func step(_ step: StepPlan) {
+        count(step.line)
+        action(step.action)
+        expectation(step.expectation)
+        count(step.exceptions.count)
+        for each in step.exceptions {
+            bytes.append(each.architectures.rawValue)
+            expectation(each.expectation)
+        }
+    }
+
+    mutating func expectation(_ expectation: StepExpectation) {
+        switch expectation {
+        case .success: bytes.append(0)
+        case .value(let value):
+            bytes.append(1)
+            number(value)
+        case .counting(let first):
+            bytes.append(2)
+            number(first)
+        case .mmio: bytes.append(3)
+        case .error(let errno):
+            bytes.append(4)
+            number(UInt64(errno.rawValue))
+        case .pages(let pages):
+            bytes.append(5)
+            count(pages.count)
+            for page in pages { number(page) }
+        }
+    }
+
+    mutating func statistic(_ expectation: StatisticExpectation) {
+        bytes.append(expectation.statistic.rawValue)
+        number(expectation.value)
+        bytes.append(expectation.architectures.rawValue)
+    }
+}

@@ -1,0 +1,73 @@
+import Audit
+import Frames
+import GuestMemory
+import HostMemory
+
+/// Guest-page faults. Kernel: `gstage_page_fault`, `kvm_riscv_gstage_map`. Spec: arches 2.2, generic 3.6.
+extension GStageMMU {
+    /// Serves one fault and counts it. RISC-V KVM has no such statistics; the model keeps them under x86's names, so
+    /// that its tables have one form.
+    func serve(_ cpu: VirtualCPU, _ fault: GuestFault) -> FaultOutcome {
+        Statistics.bump(vm.statistics.pf_taken)
+        let task = UInt8(truncatingIfNeeded: cpu.number)
+        note(
+            Event(
+                .fault, guest: fault.frame.number, value: UInt64(fault.access.rawValue), extra: UInt64(cpu.number),
+                task: task))
+        let outcome = resolve(cpu, fault)
+        switch outcome {
+        case .fixed: Statistics.bump(vm.statistics.pf_fixed)
+        case .spurious: Statistics.bump(vm.statistics.pf_spurious)
+        case .emulate: Statistics.bump(vm.statistics.pf_emulate)
+        case .retry, .writeProtected, .failed: break
+        }
+        note(Event(.faultResolved, guest: fault.frame.number, value: outcome.code, task: task))
+        return outcome
+    }
+
+    /// Slot first, then fault-in, then installation. An INVALID slot is like none here: its user address is an error
+    /// value (generic section 7). Kernel: `gstage_page_fault`.
+    private func resolve(_ cpu: VirtualCPU, _ fault: GuestFault) -> FaultOutcome {
+        guard let slot = vm.slot(containing: fault.frame), !slot.isInvalid,
+            !slot.flags.readOnly || fault.access != .write
+        else {
+            // Loads and stores are decoded and become MMIO; an instruction can't be fetched from a device.
+            return fault.access == .execute ? .failed(.EOPNOTSUPP) : .emulate
+        }
+        guard root != nil, stock.fill(cpu, to: Int(mode.levels), from: vm.host) else { return .failed(.ENOMEM) }
+        let snapshot = vm.snapshot()
+        switch vm.faultIn(fault.frame, slot: slot, write: fault.access == .write, snapshot: snapshot) {
+        case .frame(let faulted): return install(faulted, cpu, fault.access)
+        case .failed(let error, _): return .failed(errno(for: error))
+        }
+    }
+
+    /// A poisoned page becomes a SIGBUS of the caller's making, after which the kernel goes on (Spec: arches X-14).
+    /// Everything else is one error: a PFN mapping that can't be written (arches X-9), a fatal signal, no mapping.
+    private func errno(for error: TranslationError) -> Errno { error == .hardwarePoison ? .EHWPOISON : .EFAULT }
+
+    /// Takes mmu_lock, checks, maps, releases the page, in that order and all before the lock is dropped (RV-5).
+    private func install(_ faulted: consuming FaultedFrame, _ cpu: VirtualCPU, _ access: AccessKind) -> FaultOutcome {
+        let slot = faulted.slot
+        let logging = slot.isLogged && !slot.flags.readOnly
+        // While a slot is logged, only a write makes a leaf writable, and that is when it is logged.
+        let request = MapRequest(
+            slot: slot, access: access, writable: faulted.isWritable && (!logging || access == .write),
+            largest: logging || !usesHostHugePages ? .page4K : Self.largestLeaf, cpu: cpu)
+        let guardian = vm.lockMMUForFault()
+        let (outcome, use) = check(faulted, request, holding: guardian)
+        faulted.finish(use, holding: guardian)
+        guardian.unlock()
+        return outcome
+    }
+
+    /// The retry check and, if it passes, the mapping.
+    private func check(
+        _ faulted: borrowing FaultedFrame, _ request: MapRequest, holding guardian: borrowing MMUGuard
+    ) -> (FaultOutcome, FaultUse) {
+        guard let permit = guardian.check(faulted, largest: request.largest) else {
+            return (.retry, quirks.retryMarksUsed ? .used(dirty: request.writable) : .unused)
+        }
+        return map(permit, request)
+    }
+}

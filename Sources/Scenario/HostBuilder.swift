@@ -1,0 +1,201 @@
+import Frames
+import Machine
+
+/// The second stage for `host`: regions with their addresses, within the host's memory.
+struct HostBuilder {
+    /// Where assigned addresses begin: in user space on every host, away from what people write by hand.
+    static let firstAddress: UInt64 = 0x7f00_0000_0000
+    /// A model of a bigger host would be slow to look at and no clearer.
+    static let memory: ClosedRange<UInt64> = (1 << 20)...(64 << 30)
+
+    static let mostRegions = 1000
+
+    let complaints: Complaints
+
+    func build(_ host: Fields, into plan: inout Plan) {
+        let memory = host.number("memory") ?? 16 << 20
+        let deviceMemory = host.number("device_memory") ?? 0
+        checkMemory(memory, deviceMemory, host)
+        plan.ramFrames = Int(clamping: memory / pageSize)
+        plan.deviceFrames = Int(clamping: deviceMemory / pageSize)
+        plan.transparentHugePages = host.flag("transparent_huge_pages")
+        let regions = host.list("regions")
+        guard regions.count <= HostBuilder.mostRegions else {
+            complaints.add(
+                host.position(of: "regions"), "\(regions.count) regions", "at most \(HostBuilder.mostRegions)")
+            return
+        }
+        for fields in regions { plan.regions.append(region(fields, after: plan)) }
+        assignAddresses(regions, &plan.regions)
+        checkOverlaps(regions, plan.regions)
+        checkBudget(host, regions, plan, memory: memory, deviceMemory: deviceMemory)
+    }
+
+    private func checkMemory(_ memory: UInt64, _ deviceMemory: UInt64, _ host: Fields) {
+        let range = HostBuilder.memory
+        if !range.contains(memory) || memory % pageSize != 0 {
+            complaints.add(
+                host.position(of: "memory"), "the host can't have \(Quantity.shown(memory)) of memory",
+                "whole pages, at least \(Quantity.shown(range.lowerBound)), at most \(Quantity.shown(range.upperBound))"
+            )
+        }
+        if deviceMemory > range.upperBound || deviceMemory % pageSize != 0 {
+            complaints.add(
+                host.position(of: "device_memory"), "the host can't have \(Quantity.shown(deviceMemory)) there",
+                "whole pages, at most \(Quantity.shown(range.upperBound))")
+        }
+    }
+
+    private func region(_ fields: Fields, after plan: Plan) -> RegionPlan {
+        var region = RegionPlan()
+        let name = fields.text("name") ?? ""
+        region.name = Array(name.utf8)
+        if plan.regions.contains(where: { $0.name == region.name }) {
+            complaints.add(
+                fields.position(of: "name"), "a second region named `\(name)`", "each region has a name of its own")
+        }
+        region.kind = Vocabulary.kind(fields.words("kind").first)
+        region.size = fields.number("size") ?? 0
+        region.address = UserAddress(fields.number("address") ?? 0)
+        (region.read, region.write) = Vocabulary.rights(fields.words("protection").first)
+        region.order = Int(fields.number("order") ?? 0)
+        region.hugePages = fields.flag("huge_pages")
+        checkSize(region, fields)
+        checkKind(region, fields, plan)
+        return region
+    }
+
+    private func checkSize(_ region: RegionPlan, _ fields: Fields) {
+        let size = region.size
+        if size == 0 || size % pageSize != 0 {
+            complaints.add(
+                fields.position(of: "size"), "a region can't have \(Quantity.shown(size))",
+                "a size is a multiple of 4 KiB, and not zero")
+            return
+        }
+        let block = pageSize << UInt64(region.order)
+        if region.kind == .graphicsBuffer && size % block != 0 {
+            complaints.add(
+                fields.position(of: "size"),
+                "\(Quantity.shown(size)) are not whole blocks of order \(region.order)",
+                "a block of order \(region.order) has \(Quantity.shown(block))")
+        }
+        guard let address = fields.number("address") else { return }
+        if address % pageSize != 0 || address == 0 || size > UserAddress.end.value - min(address, UserAddress.end.value)
+        {
+            complaints.add(
+                fields.position(of: "address"), "a region can't be at \(Quantity.hex(address))",
+                "an address is a multiple of 4 KiB, not zero, and the region ends below "
+                    + Quantity.hex(UserAddress.end.value))
+        }
+    }
+
+    private func checkKind(_ region: RegionPlan, _ fields: Fields, _ plan: Plan) {
+        if fields["order"] != nil && region.kind != .graphicsBuffer {
+            complaints.add(
+                fields["order"]?.keyPosition ?? fields.position, "`order` on `\(Vocabulary.word(region.kind))`",
+                "only a `graphics_buffer` is made of blocks; leave it out")
+        }
+        guard region.hugePages else { return }
+        let place = fields["huge_pages"]?.keyPosition ?? fields.position
+        if region.kind != .anonymous {
+            complaints.add(
+                place, "`huge_pages` on `\(Vocabulary.word(region.kind))`",
+                "only `anonymous` memory takes madvise(MADV_HUGEPAGE) here; leave it out")
+        } else if !plan.transparentHugePages {
+            complaints.add(
+                place, "`huge_pages` on a host without huge pages",
+                "add `transparent_huge_pages: true` to `host`, or leave it out")
+        }
+    }
+
+    /// Regions without an address follow one another, 2 MiB aligned, with 2 MiB between them, past every given one.
+    private func assignAddresses(_ fields: [Fields], _ regions: inout [RegionPlan]) {
+        let step = PageLevel.page2M.bytes
+        var next = HostBuilder.firstAddress
+        for (index, region) in regions.enumerated() where fields[index]["address"] == nil {
+            guard region.size <= HostBuilder.memory.upperBound else { continue }
+            var address = next
+            while let other = given(fields, regions, overlapping: address..<address + region.size) {
+                address = (other.upperBound + step - 1) / step * step
+            }
+            regions[index].address = UserAddress(address)
+            next = (address + region.size + 2 * step - 1) / step * step
+        }
+    }
+
+    private func given(
+        _ fields: [Fields], _ regions: [RegionPlan], overlapping range: Range<UInt64>
+    ) -> Range<UInt64>? {
+        for (index, region) in regions.enumerated() where fields[index]["address"] != nil {
+            let start = min(region.address.value, UserAddress.end.value)
+            let other = start..<start + min(region.size, UserAddress.end.value - start)
+            if other.overlaps(range) { return other }
+        }
+        return nil
+    }
+
+    private func checkOverlaps(_ fields: [Fields], _ regions: [RegionPlan]) {
+        guard complaints.isEmpty else { return }
+        for (index, region) in regions.enumerated() {
+            let range = region.address.value..<region.address.value + region.size
+            for other in regions[..<index]
+            where (other.address.value..<other.address.value + other.size).overlaps(range) {
+                complaints.add(
+                    fields[index].position(of: "address"),
+                    "`\(region.shownName)` overlaps `\(other.shownName)` in the address space",
+                    "`\(other.shownName)` takes \(Quantity.hex(other.address.value)) up to "
+                        + "\(Quantity.hex(other.address.value + other.size)); leave `address` out to have one assigned")
+            }
+        }
+    }
+
+    /// What the regions need when every page of them is there. The model has no swap to fall back on.
+    private func checkBudget(
+        _ host: Fields, _ regions: [Fields], _ plan: Plan, memory: UInt64, deviceMemory: UInt64
+    ) {
+        guard complaints.isEmpty else { return }
+        var needs = (ram: UInt64(0), device: UInt64(0))
+        for (index, region) in plan.regions.enumerated() {
+            if region.kind == .deviceBAR { needs.device &+= region.size } else { needs.ram &+= region.size }
+            let isDevice = region.kind == .deviceBAR
+            let need = isDevice ? needs.device : needs.ram
+            let have = isDevice ? deviceMemory : memory
+            guard region.size > have || need > have else { continue }
+            complaints.add(
+                regions[index].position(of: "size"),
+                "`\(region.shownName)` doesn't fit the host's \(isDevice ? "device memory" : "memory")",
+                "the regions up to it need \(Quantity.shown(need)), the host has \(Quantity.shown(have)); "
+                    + "raise `host: {\(isDevice ? "device_memory" : "memory"): ...}`")
+            return
+        }
+    }
+}
+
+extension RegionPlan {
+    var shownName: String { String(decoding: name, as: UTF8.self) }
+    var isPFNMapped: Bool {
+        switch kind {
+        case .anonymous, .sharedMemory, .privateObject, .mixedMap: false
+        case .graphicsBuffer, .deviceBAR, .reservedMemory, .countedPFNMap, .writeNotifyPFNMap: true
+        }
+    }
+}
+
+extension Vocabulary {
+    /// The words stand in the order of the cases; a test holds them together.
+    static func kind(_ word: String?) -> RegionKind {
+        let index = regionKinds.firstIndex { $0.word == word } ?? 0
+        return RegionKind.allCases[index]
+    }
+    static func word(_ kind: RegionKind) -> String { regionKinds[Int(kind.rawValue)].word }
+    static func word(_ architecture: Architecture) -> String { architectures[Int(architecture.rawValue)].word }
+
+    static func rights(_ protection: String?) -> (read: Bool, write: Bool) {
+        switch protection {
+        case "none": (false, false)
+        case "read": (true, false)
+        default: (true, true)
+        }
+    }
+}

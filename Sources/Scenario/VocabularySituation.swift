@@ -1,0 +1,157 @@
+import Machine
+
+// The keys that describe the situation: the host, the VM, its slots, and what is expected of the whole run.
+
+extension Vocabulary {
+    static let architectures: [Choice] = [
+        Choice("x86-tdp", "x86 with EPT, 4 levels: 48-bit guest addresses"),
+        Choice("riscv-sv39x4", "RISC-V, 3 levels: 41-bit guest addresses"),
+        Choice("riscv-sv48x4", "RISC-V, 4 levels: 50-bit guest addresses"),
+    ]
+
+    static let regionKinds: [Choice] = [
+        Choice("anonymous", "private anonymous memory, what most VMMs give a guest"),
+        Choice("memfd", "a memfd, mapped MAP_SHARED"),
+        Choice("memfd_private", "a memfd, mapped MAP_PRIVATE: a write copies the page"),
+        Choice(
+            "graphics_buffer",
+            "a buffer as TTM makes them: VM_PFNMAP|VM_IO, filled by fault, non-compound blocks of `order` "
+                + "whose tail pages have count 0"),
+        Choice("device_bar", "device memory without struct pages, VM_PFNMAP|VM_IO"),
+        Choice("reserved_memory", "RAM with PG_reserved struct pages, PFN-mapped"),
+        Choice("counted_pfnmap", "ordinary pages with count 1, PFN-mapped all the same"),
+        Choice("mixedmap", "VM_MIXEDMAP with counted pages"),
+        Choice("write_notify_pfnmap", "PFN-mapped and present read-only until the driver's pfn_mkwrite (a perf ring)"),
+    ]
+
+    static let protections: [Choice] = [
+        Choice("none", "PROT_NONE"),
+        Choice("read", "PROT_READ"),
+        Choice("read-write", "PROT_READ|PROT_WRITE"),
+    ]
+
+    static let slotFlags: [Choice] = [
+        Choice("log_dirty_pages", "KVM_MEM_LOG_DIRTY_PAGES"),
+        Choice("readonly", "KVM_MEM_READONLY: a guest write leaves for MMIO emulation"),
+    ]
+
+    /// Kernel: the user slots of a VM are fewer than 32767 less a few of KVM's own. Spec: generic 4.4.
+    static let slotIDs: ClosedRange<UInt64> = 0...32763
+    static let virtualCPUs: ClosedRange<UInt64> = 1...16
+    /// Kernel: `MAX_PAGE_ORDER`.
+    static let orders: ClosedRange<UInt64> = 0...10
+    /// A run of accesses longer than this is a benchmark, not a scenario.
+    static let counts: ClosedRange<UInt64> = 1...1_048_576
+    static let word: ClosedRange<UInt64> = 0...UInt64.max
+
+    static let situation: [Key] = scenario + host + region + vm + slot + phase + outcome + known
+
+    private static let scenario: [Key] = [
+        Key("name", .scenario, .name, .required, "what reports call the scenario", example: "virtio-gpu-blob"),
+        Key(
+            "architecture", .scenario, .choice(architectures), .optional("x86-tdp"),
+            "the MMU that `run` takes; `compare` takes them all", example: "riscv-sv39x4"),
+        Key("host", .scenario, .mapping(.host), .required, "the host's memory", example: "{regions: [...]}"),
+        Key("vm", .scenario, .mapping(.vm), .required, "the virtual machine", example: "{slots: [...]}"),
+        Key(
+            "phases", .scenario, .list(.phase), .required,
+            "what happens, one phase after the other; inside a phase the tasks run side by side",
+            example: "[{vcpu0: [...]}, {host: [...]}]"),
+        Key(
+            "expect", .scenario, .mapping(.outcome), .optional("nothing more than the steps expect"),
+            "what holds at the end, under the policy `precise`", example: "{statistics: {pf_fixed: 3}}"),
+        Key(
+            "known", .scenario, .mapping(.known), .optional("no deviations"),
+            "which rules the older policies break here; `compare` exits 0 when it finds exactly these",
+            example: "{guess: [I-5, expect]}"),
+    ]
+
+    private static let host: [Key] = [
+        Key("memory", .host, .size, .optional("16 MiB"), "RAM of the host, page tables included", example: "64 MiB"),
+        Key(
+            "device_memory", .host, .size, .optional("0"), "device memory, which has no struct pages",
+            example: "2 MiB"),
+        Key(
+            "transparent_huge_pages", .host, .flag, .optional("false"),
+            "a fault may take a 2 MiB folio for anonymous memory", example: "true"),
+        Key(
+            "regions", .host, .list(.region), .required, "the mappings of the VMM's address space",
+            example: "[{name: ram, kind: anonymous, size: 2 MiB}]"),
+    ]
+
+    private static let region: [Key] = [
+        Key("name", .region, .name, .required, "what steps and slots call it", example: "blob"),
+        Key("kind", .region, .choice(regionKinds), .required, "what is behind the mapping", example: "graphics_buffer"),
+        Key("size", .region, .size, .required, "bytes, whole pages", example: "64 KiB"),
+        Key(
+            "address", .region, .userAddress, .optional("assigned, 2 MiB aligned"),
+            "the host virtual address", example: "0x7f0000000000"),
+        Key("protection", .region, .choice(protections), .optional("read-write"), "of the mapping", example: "read"),
+        Key(
+            "order", .region, .number(orders), .optional("0"),
+            "a graphics buffer is made of blocks of 2^order pages", example: "4"),
+        Key(
+            "huge_pages", .region, .flag, .optional("false"), "madvise(MADV_HUGEPAGE) on anonymous memory",
+            example: "true"),
+    ]
+
+    private static let vm: [Key] = [
+        Key("vcpus", .vm, .number(virtualCPUs), .optional("1"), "how many vCPUs", example: "2"),
+        Key(
+            "allow_unsafe_mappings", .vm, .flag, .optional("false"),
+            "KVM's module parameter: KVM's own maps of PFN-mapped guest pages are allowed", example: "true"),
+        Key(
+            "slots", .vm, .list(.slot), .optional("none"), "the memslots when the first phase starts",
+            example: "[{slot: 0, guest_phys_addr: 0x10000000, userspace_addr: ram}]"),
+    ]
+
+    private static let slot: [Key] = [
+        Key("slot", .slot, .slotID, .required, "the slot's id", example: "0"),
+        Key(
+            "guest_phys_addr", .slot, .number(word), .required, "where the guest sees it",
+            example: "0x10000000"),
+        Key(
+            "userspace_addr", .slot, .regionPlace, .required, "the region behind it, perhaps with an offset",
+            example: "ram+2 MiB"),
+        Key("memory_size", .slot, .size, .optional("to the end of the region"), "bytes", example: "1 MiB"),
+        Key("flags", .slot, .choices(slotFlags), .optional("none"), "the slot's flags", example: "[readonly]"),
+    ]
+
+    private static let phase: [Key] = [
+        Key("name", .phase, .text, .optional("numbered"), "what happens in it", example: "the guest draws"),
+        Key(
+            "vcpu", .phase, .list(.guestStep), .optional("the vCPU rests"),
+            "the guest program of a vCPU: `vcpu0`, `vcpu1`, ...", example: "[{write: 0x10000000, value: 7}]",
+            numbered: true),
+        Key(
+            "host", .phase, .list(.hostStep), .optional("the host rests"),
+            "what the VMM, its children, drivers and KVM's ioctls do", example: "[{munmap: ram}]"),
+    ]
+
+    private static let outcome: [Key] = [
+        Key(
+            "statistics", .outcome, .mapping(.statistics), .optional("not looked at"), "KVM's counters",
+            example: "{pf_fixed: 3}")
+    ]
+
+    private static let known: [Key] = ["guess", "tracked"].flatMap { policy in
+        [
+            Key(
+                policy, .known, .rules, .optional("no deviations"), "what breaks under `\(policy)`",
+                example: "[I-5, expect]")
+        ]
+            + architectureWords.map { word in
+                Key(
+                    "\(policy) on \(word)", .known, .rules, .optional("as `\(policy)`"),
+                    "the same on `\(word)` alone, in the place of what `\(policy)` says", example: "[I-4]")
+            }
+    }
+
+    /// Every way to name architectures.
+    static let architectureWords = architectures.map(\.word) + ["riscv"]
+
+    static func architectureSet(_ word: String) -> ArchitectureSet? {
+        if word == "riscv" { return .riscv }
+        return architectures.firstIndex { $0.word == word }.map { ArchitectureSet(Architecture.allCases[$0]) }
+    }
+}

@@ -1,0 +1,188 @@
+import Machine
+
+// The keys of steps and of their answers.
+
+extension Vocabulary {
+    static let advices: [Choice] = [Choice("dontneed", "MADV_DONTNEED")]
+    static let destinations: [Choice] = [
+        Choice("device_memory", "device memory, no struct pages"),
+        Choice("system", "system memory, in blocks of `order`"),
+    ]
+    static let accesses: [Choice] = [Choice("read", "for reading"), Choice("write", "for writing")]
+    static let manualProtect: [Choice] = [
+        Choice("initially_set", "with KVM_DIRTY_LOG_INITIALLY_SET: a new log has every page")
+    ]
+
+    static let steps: [Key] = guestSteps + hostSteps + parameters(.guestStep) + parameters(.hostStep)
+
+    /// Regions that a driver maps.
+    private static let driverKinds: [RegionKind] = [
+        .graphicsBuffer, .deviceBAR, .reservedMemory, .countedPFNMap, .mixedMap, .writeNotifyPFNMap,
+    ]
+
+    private static func action(
+        _ name: String, _ place: Place, _ type: ValueType, _ meaning: String, example: String,
+        _ parameters: [String] = [], answers: [Answer] = [.ok, .errno], kinds: [RegionKind] = RegionKind.allCases,
+        triesOtherKinds: Bool = false
+    ) -> Key {
+        Key(
+            name, place, type, .required, meaning, example: example,
+            step: StepShape(
+                parameters: parameters + ["expect"], answers: answers, kinds: kinds,
+                triesOtherKinds: triesOtherKinds))
+    }
+
+    private static let guestSteps: [Key] = [
+        action(
+            "write", .guestStep, .guestPlace, "the guest stores 8 bytes", example: "{write: blob+0x1000, value: 7}",
+            ["value", "count", "stride"], answers: [.ok, .mmio, .errno]),
+        action(
+            "read", .guestStep, .guestPlace, "the guest loads 8 bytes", example: "{read: 0x10000000, expect: 7}",
+            ["count", "stride"], answers: [.ok, .value, .counting, .mmio, .errno]),
+        action(
+            "fetch", .guestStep, .guestPlace, "the guest fetches an instruction", example: "{fetch: ram}",
+            ["count", "stride"]),
+    ]
+
+    private static let hostSteps: [Key] = userSteps + driverSteps + kvmSteps
+
+    private static let userSteps: [Key] = [
+        action(
+            "store", .hostStep, .regionPlace, "the VMM stores 8 bytes through its own mapping",
+            example: "{store: ram+0x10, value: 7}", ["value"]),
+        action(
+            "load", .hostStep, .regionPlace, "the VMM loads 8 bytes", example: "{load: ram+0x10, expect: 7}",
+            answers: [.ok, .value, .errno]),
+        action(
+            "munmap", .hostStep, .regionPlace, "munmap(2)", example: "{munmap: ram+4 KiB, length: 4 KiB}", ["length"]),
+        action(
+            "mprotect", .hostStep, .regionPlace, "mprotect(2)", example: "{mprotect: ram, protection: read}",
+            ["length", "protection"]),
+        action(
+            "madvise", .hostStep, .regionPlace, "madvise(2)", example: "{madvise: ram, advice: dontneed}",
+            ["length", "advice"], kinds: [.anonymous, .sharedMemory, .privateObject, .mixedMap],
+            triesOtherKinds: true),
+        action("fork", .hostStep, .nothing, "the VMM forks; the child's steps follow", example: "fork"),
+        action(
+            "child_store", .hostStep, .regionPlace, "the youngest child stores 8 bytes",
+            example: "{child_store: ram, value: 7}", ["value"]),
+        action(
+            "child_load", .hostStep, .regionPlace, "the youngest child loads 8 bytes",
+            example: "{child_load: ram, expect: 7}", answers: [.ok, .value, .errno]),
+        action("child_exit", .hostStep, .nothing, "the youngest child exits", example: "child_exit"),
+        action(
+            "age", .hostStep, .regionPlace, "reclaim looks at the region's young bits (clear_flush_young)",
+            example: "{age: ram}", ["length"]),
+    ]
+
+    private static let driverSteps: [Key] = [
+        action(
+            "move", .hostStep, .region, "the driver moves its buffer", example: "{move: blob, to: device_memory}",
+            ["to"], kinds: [.graphicsBuffer]),
+        action(
+            "evict", .hostStep, .region, "the driver evicts its buffer; the next access brings it back",
+            example: "{evict: blob}", kinds: [.graphicsBuffer]),
+        action(
+            "free", .hostStep, .region, "the driver unmaps its buffer everywhere and gives its pages back",
+            example: "{free: blob}", kinds: [.graphicsBuffer]),
+        action(
+            "driver_store", .hostStep, .regionPlace, "the device or its driver stores 8 bytes, through no mapping",
+            example: "{driver_store: blob+8, value: 7}", ["value"], kinds: driverKinds),
+        action(
+            "driver_load", .hostStep, .regionPlace, "the device or its driver loads 8 bytes",
+            example: "{driver_load: blob, expect: 7}", answers: [.ok, .value, .errno], kinds: driverKinds),
+        action(
+            "disable", .hostStep, .region, "memory decoding of the BAR is turned off: zapped, and faults fail",
+            example: "{disable: bar}", kinds: [.deviceBAR]),
+    ]
+
+    private static let kvmSteps: [Key] = [
+        action(
+            "set_memory_region", .hostStep, .mapping(.slot),
+            "KVM_SET_USER_MEMORY_REGION: makes a slot, moves it, or changes its flags",
+            example: "{set_memory_region: {slot: 1, guest_phys_addr: 0x20000000, userspace_addr: ram}}"),
+        action(
+            "delete_memory_region", .hostStep, .slotID, "the same with size 0", example: "{delete_memory_region: 1}"),
+        action(
+            "get_dirty_log", .hostStep, .slotID, "KVM_GET_DIRTY_LOG",
+            example: "{get_dirty_log: 0, expect: {pages: [0, 3]}}", answers: [.ok, .pages, .errno]),
+        action(
+            "clear_dirty_log", .hostStep, .slotID, "KVM_CLEAR_DIRTY_LOG of every page in the range",
+            example: "{clear_dirty_log: 0, first_page: 64, num_pages: 64}", ["first_page", "num_pages"]),
+        action(
+            "enable_manual_protect", .hostStep, .choice(manualProtect),
+            "KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2; the value may be left out", example: "enable_manual_protect"),
+        action(
+            "map_guest_page", .hostStep, .guestPlace, "KVM maps a guest page for itself and unmaps it (kvm_vcpu_map)",
+            example: "{map_guest_page: ram, access: read}", ["access"]),
+        action(
+            "get_guest_page", .hostStep, .guestPlace, "KVM takes a guest page's struct page and puts it (gfn_to_page)",
+            example: "{get_guest_page: ram}", ["access"]),
+    ]
+
+    /// What goes beside an action; one meaning everywhere.
+    private static func parameters(_ place: Place) -> [Key] {
+        let guest = [
+            Key(
+                "count", place, .number(counts), .optional("1"),
+                "how many accesses; each next write stores one more", example: "16"),
+            Key("stride", place, .size, .optional("4 KiB"), "bytes from one access to the next", example: "8"),
+        ]
+        let host = [
+            Key("length", place, .size, .optional("to the end of the region"), "bytes, whole pages", example: "4 KiB"),
+            Key("protection", place, .choice(protections), .required, "the new protection", example: "read"),
+            Key("advice", place, .choice(advices), .required, "what to do", example: "dontneed"),
+            Key("to", place, .choice(destinations), .required, "where the buffer goes", example: "device_memory"),
+            Key("access", place, .choice(accesses), .optional("write"), "what KVM wants it for", example: "read"),
+            Key(
+                "first_page", place, .number(word), .optional("0"), "first page of the slot to clear, a multiple of 64",
+                example: "64"),
+            Key(
+                "num_pages", place, .number(word), .optional("to the end of the slot"),
+                "a multiple of 64, or up to the slot's end", example: "64"),
+        ]
+        let both = [
+            Key("value", place, .number(word), .optional("1"), "what is stored", example: "0xabcd"),
+            Key("expect", place, .answer, .optional("ok"), "what must come of it", example: "EFAULT"),
+        ]
+        return (place == .guestStep ? guest : host) + both
+    }
+
+    static let answers: [Key] =
+        [
+            Key("pages", .answer, .pages, .optional(""), "exactly these pages of the slot", example: "[0, 3]"),
+            Key(
+                "counting_from", .answer, .number(word), .optional(""),
+                "the first value read; each next is one more", example: "0x1000"),
+        ]
+        + (architectureWords + ["otherwise"]).map { word in
+            Key(
+                word, .answer, .answer, .optional(""),
+                word == "otherwise" ? "the answer on the other architectures" : "the answer on `\(word)`",
+                example: "mmio")
+        }
+        + StatisticName.allCases.map { statistic in
+            Key(
+                "\(statistic)", .statistics, .counter, .optional("not looked at"), meaning(of: statistic), example: "3")
+        }
+
+    /// Spec: x86 section 9.
+    private static func meaning(of statistic: StatisticName) -> String {
+        switch statistic {
+        case .pf_taken: "guest page faults that reached the MMU"
+        case .pf_fixed: "faults that ended with an entry"
+        case .pf_fast: "faults fixed without mmu_lock"
+        case .pf_emulate: "faults that ended in emulation"
+        case .pf_spurious: "faults whose entry was already right"
+        case .pf_mmio_spte_created: "MMIO entries made"
+        case .mmio_exits: "exits to the VMM for MMIO"
+        case .signal_exits: "exits for a signal"
+        case .pages_4k: "4 KiB leaves now"
+        case .pages_2m: "2 MiB leaves now"
+        case .pages_1g: "1 GiB leaves now"
+        case .remote_tlb_flush: "flushes of all vCPUs done"
+        case .remote_tlb_flush_requests: "flushes of all vCPUs asked for"
+        case .tlb_flush: "flushes that a vCPU served"
+        }
+    }
+}
