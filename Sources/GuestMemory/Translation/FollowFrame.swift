@@ -43,9 +43,11 @@ extension VirtualMachine {
         if let page = fast(address, request) { return .page(page, writable: true) }
         switch slow(address, request) {
         case .page(let page, let writable): return .page(page, writable: writable)
-        case .failed(.signalPending): return .failed(.signalPending)
-        case .failed(.hardwarePoison): return .failed(.hardwarePoison)
-        default: return throughPFNMap(address, request)
+        // Every case by name: a `default` here destroys the value in a way that Embedded Swift 6.3 can't compile.
+        case .failed(let error):
+            if error == .signalPending || error == .hardwarePoison { return .failed(error) }
+            return throughPFNMap(address, request)
+        case .mapped: return throughPFNMap(address, request)
         }
     }
 
