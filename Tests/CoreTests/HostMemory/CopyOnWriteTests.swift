@@ -121,6 +121,29 @@ import Testing
         #expect(try object.read(page: 1, offset: 0) == 0)
     }
 
+    @Test func `taking the right to write away and giving it back makes no shared page writable`() throws {
+        let space = test.space()
+        let object = MemoryObject(host: test.host, pages: 1)
+        try space.mapPages(0, 3)
+        try space.mapPages(3, 1, .object(object, shared: false))
+        try space.store(at(0), 1)
+        #expect(try space.load(at(1)) == 0)
+        #expect(try space.load(at(3)) == 0)
+        let child = try space.fork()
+        try space.store(at(2), 3)
+        for one in [space, child] {
+            try one.protect(pages(0..<4), .read)
+            try one.protect(pages(0..<4), .readWrite)
+            for page in [0, 1, 3] { #expect(one.translate(at(page))?.writable == false, "page \(page)") }
+        }
+        #expect(space.translate(at(2))?.writable == true, "an exclusive page needs no fault")
+        for page in 0..<4 { try space.store(at(page), 100) }
+        #expect(try child.load(at(0)) == 1)
+        #expect(try object.read(page: 0, offset: 0) == 0)
+        child.exit()
+        space.exit()
+    }
+
     @Test func `a shared mapping is the object, also over fork`() throws {
         let space = test.space()
         try space.mapPages(0, 2, .anonymousShared)
