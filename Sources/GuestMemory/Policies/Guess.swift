@@ -51,7 +51,10 @@ struct GuessedReference: ~Copyable {
         self.frame = frame
     }
 
-    deinit { policy.release(frame, .unused, underLock: true) }
+    deinit {
+        policy.pages.noteForgotten(frame)
+        policy.release(frame, .unused, underLock: true)
+    }
 
     consuming func release(_ kind: ReleaseKind, underLock: Bool) {
         let policy = policy
