@@ -40,9 +40,9 @@ public struct Guess: ReferencePolicy {
 }
 
 /// What a fault holds under `guess`: maybe a reference.
-// Frozen, or Embedded Swift refuses `discard self`.
 @frozen @usableFromInline
 struct GuessedReference: ~Copyable {
+    // Frozen, or Embedded Swift refuses `discard self`.
     let policy: Guess
     let frame: HostFrame
 
