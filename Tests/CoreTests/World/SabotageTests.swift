@@ -44,15 +44,15 @@ import Testing
 
     @Test func `I-1: a page that is still referenced at rest`() throws {
         let test = try written()
-        let page = try #require(test.vm.withSlots { test.vm.page(of: GuestFrame(0)).map { Kept($0) } })
+        let kept = Kept()
+        test.vm.withSlots { kept.page = test.vm.page(of: GuestFrame(0)) }
         #expect(test.brokenRules() == [.i1])
-        page.drop()
+        kept.drop()
     }
 
     /// A reference that a test keeps for a while.
     private final class Kept {
-        private var page: PageReference?
-        init(_ page: consuming PageReference) { self.page = page }
+        var page: PageReference?
         func drop() {
             if let page = page.take() { page.releaseUnused() }
         }
@@ -122,9 +122,9 @@ import Testing
 
     @Test func `I-10: a fault's page released as dirty without the lock`() throws {
         let test = try written()
-        let page = try #require(
-            test.world.addressSpace.getUserPageFastOnly(TestWorld.user, write: true, holder: .guestFault).map { Kept($0) })
-        page.releaseDirtyWithoutLock()
+        let kept = Kept()
+        kept.page = test.world.addressSpace.getUserPageFastOnly(TestWorld.user, write: true, holder: .guestFault)
+        kept.releaseDirtyWithoutLock()
         #expect(test.brokenRules() == [.i10])
     }
 
