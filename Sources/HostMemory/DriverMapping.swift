@@ -39,6 +39,12 @@ open class DriverMapping: @unchecked Sendable {
         _ space: AddressSpace, _ vma: VMAInfo, _ address: UserAddress, write: Bool
     ) -> DriverFault { .busError }
 
+    /// No table stands yet for the 2 MiB around `address`, all of which lie in the VMA: the driver may insert a huge
+    /// leaf. Nil: it doesn't; `fault` follows. Locks as for `fault`. Kernel: `huge_fault`.
+    open func hugeFault(
+        _ space: AddressSpace, _ vma: VMAInfo, _ address: UserAddress, write: Bool
+    ) -> DriverFault? { nil }
+
     /// The first write to an entry that is present and read-only in a shared, writable mapping; `.inserted` lets it
     /// become writable. Locks as for `fault`. Kernel: `pfn_mkwrite`.
     open func makeWritable(
