@@ -135,7 +135,8 @@ final class TDPCPU: VirtualCPU, @unchecked Sendable {
 
     private func run(_ access: AccessKind, _ address: GuestAddress, _ body: (GuestPort) -> PortResult) -> Result {
         for _ in 0..<100 {
-            guard case .fault(let walk) = once(body) else { return .done(once(body)) }
+            let result = once(body)
+            guard case .fault(let walk) = result else { return .done(result) }
             guard case .violation(let fault) = walk else { return .misconfigured }
             let outcome = vm.withSlots {
                 mmu.handleFault(
