@@ -86,8 +86,8 @@ link_and_run() {
     local out=.embedded/$linux start=$EPOCHREALTIME
     local files
     mapfile -t files < <(sources_of Embedded/Sources)
-    quietly "$out/Program.log" "$swiftc" -target "$linux" "${flags[@]}" -module-name Program \
-        -I "$out" -c -o "$out/Program.o" "${files[@]}"
+    quietly "$out/Program.log" "$swiftc" -target "$linux" "${flags[@]}" -enable-experimental-feature Extern \
+        -module-name Program -I "$out" -c -o "$out/Program.o" "${files[@]}"
     quietly "$out/link.log" "$clang" --target="$linux" -fuse-ld=lld -Wl,--gc-sections -o "$out/program" "$out"/*.o
     printf '%-26s %5s s   KiB: %s\n' "program" "$(elapsed "$start")" "$(size_of program "$out/program")"
     "$out/program"

@@ -1,5 +1,5 @@
-// The core in Embedded Swift, linked against libc alone: memory, tables and walks of both architectures, checked step by
-// step. Prints a line a check; the exit status is 1 if one fails.
+// The core in Embedded Swift, linked against libc alone: memory, tables and walks of both architectures, checked step
+// by step. Prints a line a check; the exit status is 1 if one fails.
 
 import Audit
 import Frames

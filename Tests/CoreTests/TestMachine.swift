@@ -17,7 +17,13 @@ final class TestHost {
         let bytes = (ramFrames + deviceFrames) * Int(pageSize)
         arena = UnsafeMutableRawPointer.allocate(byteCount: bytes, alignment: Int(pageSize))
         // Not zeros: whoever forgets to clear a frame is found out.
-        arena.initializeMemory(as: UInt8.self, repeating: 0xa5, count: bytes)
+        arena.initializeMemory(as: UInt8.self, repeating: 0xa5, count: Int(pageSize))
+        var filled = Int(pageSize)
+        while filled < bytes {
+            let part = min(filled, bytes - filled)
+            (arena + filled).copyMemory(from: arena, byteCount: part)
+            filled += part
+        }
         journal = Journal(keepsEvents: keepsEvents)
         memory = PhysicalMemory(
             arena: arena, ramFrames: ramFrames, deviceFrames: deviceFrames, arenaIsZero: false, journal: journal)

@@ -40,9 +40,9 @@ public struct Guess: ReferencePolicy {
 }
 
 /// What a fault holds under `guess`: maybe a reference.
-// Frozen, or Embedded Swift refuses `discard self`.
 @frozen @usableFromInline
 struct GuessedReference: ~Copyable {
+    // Frozen, or Embedded Swift refuses `discard self`.
     let policy: Guess
     let frame: HostFrame
 
@@ -51,7 +51,10 @@ struct GuessedReference: ~Copyable {
         self.frame = frame
     }
 
-    deinit { policy.release(frame, .unused, underLock: true) }
+    deinit {
+        policy.pages.noteForgotten(frame)
+        policy.release(frame, .unused, underLock: true)
+    }
 
     consuming func release(_ kind: ReleaseKind, underLock: Bool) {
         let policy = policy

@@ -72,10 +72,16 @@ struct LeafLoop {
             let entry = StageTwoEntry(memory.entry(run.firstIndex &+ i, of: run.table), EPT.field)
             let seen = entry.load()
             guard format.isLeaf(seen, level), seen & bits != 0 else { continue }
-            let old = entry.clear(bits: bits)
             any = true
-            policy.dirtyCleared(EPT.field.frame(in: old), counted: old & EPT.counted != 0)
-            if let journal { note(journal, .entryChanged, guest(run, i), level, new: old & ~bits, old: old) }
+            // Only the processor's A and D and the lockless path's W can come in between, all of them no matter here; an
+            // old value that nobody reads makes this one `lock and`.
+            if let journal {
+                let old = entry.clear(bits: bits)
+                note(journal, .entryChanged, guest(run, i), level, new: old & ~bits, old: old)
+            } else {
+                _ = entry.clear(bits: bits)
+            }
+            policy.dirtyCleared(EPT.field.frame(in: seen), counted: seen & EPT.counted != 0)
         }
         return any
     }
