@@ -12,7 +12,7 @@ final class TestHost {
     let host: Host
 
     /// - Parameter thp: huge pages in every suitable anonymous VMA; else only where advised.
-    init(ramFrames: Int = 1024, deviceFrames: Int = 0, thp: Bool = false) {
+    init(ramFrames: Int = 1024, deviceFrames: Int = 0, thp: Bool = false, keepsEvents: Bool = true) {
         LockViolations.clear()
         let bytes = (ramFrames + deviceFrames) * Int(pageSize)
         arena = UnsafeMutableRawPointer.allocate(byteCount: bytes, alignment: Int(pageSize))
@@ -24,7 +24,7 @@ final class TestHost {
             (arena + filled).copyMemory(from: arena, byteCount: part)
             filled += part
         }
-        journal = Journal()
+        journal = Journal(keepsEvents: keepsEvents)
         memory = PhysicalMemory(
             arena: arena, ramFrames: ramFrames, deviceFrames: deviceFrames, arenaIsZero: false, journal: journal)
         host = Host(memory: memory, transparentHugePages: thp)
