@@ -46,7 +46,8 @@ struct SnippetCompiler: Sendable {
 
     private init() throws {
         modules = try Self.findModules()
-        moduleMap = FileManager.default.temporaryDirectory.appending(path: "CSchedule-\(getpid()).modulemap")
+        // In the build folder: always the same path, so that the compiler's cache of C modules stays small.
+        moduleMap = modules.deletingLastPathComponent().appending(path: "CSchedule-of-snippets.modulemap")
         let header = Repository.root.appending(path: "Sources/CSchedule/include/CSchedule.h").path
         try "module CSchedule { header \"\(header)\" export * }\n".write(
             to: moduleMap, atomically: true, encoding: .utf8)

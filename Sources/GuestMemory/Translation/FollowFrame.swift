@@ -128,15 +128,17 @@ extension VirtualMachine {
     private func walk(_ address: UserAddress, _ vma: VMAInfo, _ request: FollowRequest) -> Remapped? {
         addressSpace.withPFNMapping(of: address, in: vma) { mapping in
             if request.write && !mapping.writable { return .failed(.readOnly) }
+            // Whoever may not have a writable mapping, above all a read-only slot, hears of none (Spec: generic 2.8).
+            let writable = mapping.writable && request.wantsWritable
             switch policy {
             case .precise:
-                return .found(mapping.frame, writable: mapping.writable, guessed: false, counted: false)
+                return .found(mapping.frame, writable: writable, guessed: false, counted: false)
             case .guess(let guess):
                 guard guess.takeMapped(mapping.frame) else { return .failed(.fault) }
-                return .found(mapping.frame, writable: mapping.writable, guessed: true, counted: false)
+                return .found(mapping.frame, writable: writable, guessed: true, counted: false)
             case .tracked(let tracked):
                 guard let counted = tracked.classifyMapped(mapping.frame) else { return .failed(.fault) }
-                return .found(mapping.frame, writable: mapping.writable, guessed: false, counted: counted)
+                return .found(mapping.frame, writable: writable, guessed: false, counted: counted)
             }
         }
     }

@@ -74,6 +74,22 @@ import Testing
         bar.end()
     }
 
+    /// Arches X-11, I-23: the driver's entry is writable, and the slot is not.
+    @Test(arguments: PolicyKind.allCases)
+    func `a read-only slot over a writable PFN mapping is not writable`(policy: PolicyKind) throws {
+        let guest = RISCVGuest(policy: policy, deviceFrames: 4)
+        let device = try #require(DeviceBAR(guest.host.host, pages: 2, filling: .atMap))
+        try guest.space.mapPages(0, 2, .driver(device))
+        try guest.slot(0, 0, count: 2, readOnly: true)
+        #expect(guest.space.translate(at(0))?.writable == true)
+        #expect(guest.fault(0, .read) == .fixed)
+        #expect(guest.leaf(0).map { $0.entry & 0xff } == 0xdb)
+        #expect(guest.fault(0, .write) == .emulate)
+        #expect(guest.walk(0, .write).violation?.reason == .rights)
+        guest.expectSound()
+        guest.end()
+    }
+
     @Test func `without memory for tables a fault is ENOMEM, and touches no page`() throws {
         let guest = RISCVGuest(ramFrames: 64)
         try guest.anonymous(count: 1)
