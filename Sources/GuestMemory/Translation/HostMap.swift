@@ -106,6 +106,7 @@ extension VirtualMachine {
     }
 
     /// With a reference or with nothing: unsafe mappings, and every map of the old policies. Spec: generic 10.1, 10.2.
+    @export(interface)
     private func mapWithoutPin(_ frame: GuestFrame, _ slot: MemorySlot, writable: Bool) throws(Errno) -> HostMap {
         switch follow(FollowRequest(slot: slot, frame: frame, write: writable, holder: .hostMap)) {
         case .page(let page, _):
