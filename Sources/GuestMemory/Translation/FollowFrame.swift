@@ -88,7 +88,7 @@ extension VirtualMachine {
     }
 
     /// Steps C to D. Spec: generic 2.3.
-    private func throughPFNMap(_ address: UserAddress, _ request: FollowRequest) -> Followed {
+    func throughPFNMap(_ address: UserAddress, _ request: FollowRequest) -> Followed {
         addressSpace.mmapLock.lockForRead()
         defer { addressSpace.mmapLock.unlockRead() }
         while true {

@@ -17,7 +17,6 @@ public struct HostMap: ~Copyable {
     public let bytes: UnsafeMutableRawPointer
     private let hold: Hold
     private let vm: VirtualMachine
-    private let slot: MemorySlot
 
     /// What keeps the memory alive.
     fileprivate enum Hold: ~Copyable {
@@ -29,8 +28,7 @@ public struct HostMap: ~Copyable {
     }
 
     fileprivate init(
-        _ guestFrame: GuestFrame, _ frame: HostFrame, writable: Bool, _ hold: consuming Hold, _ vm: VirtualMachine,
-        _ slot: MemorySlot
+        _ guestFrame: GuestFrame, _ frame: HostFrame, writable: Bool, _ hold: consuming Hold, _ vm: VirtualMachine
     ) {
         self.guestFrame = guestFrame
         self.frame = frame
@@ -38,7 +36,6 @@ public struct HostMap: ~Copyable {
         bytes = vm.memory.bytes(of: frame)
         self.hold = hold
         self.vm = vm
-        self.slot = slot
         if writable { vm.memory.willWrite(frame) }
     }
 
@@ -51,9 +48,10 @@ public struct HostMap: ~Copyable {
         }
     }
 
+    /// Inside `withSlots`. The slot is looked up again: logging may have begun since the map was made (I-12).
     /// Kernel: `kvm_vcpu_unmap`.
     public consuming func unmap() {
-        if isWritable { vm.markDirty(guestFrame, in: slot) }
+        if isWritable, let slot = vm.slot(containing: guestFrame) { vm.markDirty(guestFrame, in: slot) }
         let dirty = isWritable
         switch consume hold {
         case .pin(let pin): pin.unpin(dirty: dirty)
@@ -75,58 +73,64 @@ extension VirtualMachine {
         guard let slot = slot(containing: frame), !slot.isInvalid, !(slot.flags.readOnly && writable) else {
             throw .EINVAL
         }
-        if case .precise = policy {
-            if let map = mapPinned(frame, slot, writable: writable) { return map }
-            // Refused before any walk (Spec: generic 2.6 row 1).
-            guard allowUnsafeMappings else { throw .EINVAL }
-        }
-        return try mapWithoutPin(frame, slot, writable: writable)
+        if case .precise = policy { return try mapPinned(frame, slot, writable: writable) }
+        return try mapReferenced(frame, slot, writable: writable)
     }
 
-    private func mapPinned(_ frame: GuestFrame, _ slot: MemorySlot, writable: Bool) -> HostMap? {
+    /// Pinned; or, where get-user-pages has nothing and the VM allows it, mapped without anything. What can be pinned
+    /// is never mapped with less (I-3). Spec: generic 2.3, 2.6 row 1.
+    private func mapPinned(_ frame: GuestFrame, _ slot: MemorySlot, writable: Bool) throws(Errno) -> HostMap {
         let address = slot.userAddress(of: frame)
         do throws(GetUserPagesError) {
-            let pin =
-                writable
-                ? try addressSpace.pinUserPageFast(address, write: true, holder: .hostMap)
-                : try pinSlowly(address)
+            let pin = try pin(address, write: writable)
             let found = pin.frame
-            return HostMap(frame, found, writable: writable, .pin(pin), self, slot)
+            return HostMap(frame, found, writable: writable, .pin(pin), self)
         } catch {
-            // Whatever GUP said, the memory may still be PFN-mapped; that decides (Spec: generic 2.3 C).
-            return nil
+            // Whatever else get-user-pages said, the memory may be PFN-mapped; that decides.
+            if error == .interrupted || error == .again || error == .hardwarePoison { throw .EINVAL }
+        }
+        // Refused before any walk.
+        guard allowUnsafeMappings else { throw .EINVAL }
+        let request = FollowRequest(slot: slot, frame: frame, write: writable, holder: .hostMap)
+        switch throughPFNMap(address, request) {
+        case .mapped(let found, _, _, _): return HostMap(frame, found, writable: writable, .nothing, self)
+        case .page: throw .EINVAL
+        case .failed: throw .EINVAL
         }
     }
 
-    private func pinSlowly(_ address: UserAddress) throws(GetUserPagesError) -> PagePin {
+    /// For write without locks where that suffices. Linux asks the slow lookup once more after that failed; all it could
+    /// add is that the page is poisoned, which is refused all the same. Spec: generic 2.4, 2.5.
+    private func pin(_ address: UserAddress, write: Bool) throws(GetUserPagesError) -> PagePin {
+        if write { return try addressSpace.pinUserPageFast(address, write: true, holder: .hostMap) }
         var flags = LookupFlags()
         flags.hardwarePoison = true
         flags.honorNUMA = true
         return try addressSpace.pinUserPageUnlocked(address, flags, holder: .hostMap)
     }
 
-    /// With a reference or with nothing: unsafe mappings, and every map of the old policies. Spec: generic 10.1, 10.2.
+    /// With a reference or with nothing, as the old policies do. Spec: generic 10.1, 10.2.
     @export(interface)
-    private func mapWithoutPin(_ frame: GuestFrame, _ slot: MemorySlot, writable: Bool) throws(Errno) -> HostMap {
+    private func mapReferenced(_ frame: GuestFrame, _ slot: MemorySlot, writable: Bool) throws(Errno) -> HostMap {
         switch follow(FollowRequest(slot: slot, frame: frame, write: writable, holder: .hostMap)) {
         case .page(let page, _):
             let found = page.frame
-            return HostMap(frame, found, writable: writable, .page(page), self, slot)
+            return HostMap(frame, found, writable: writable, .page(page), self)
         case .mapped(let found, _, let guessed, _):
             switch policy {
-            case .precise: return HostMap(frame, found, writable: writable, .nothing, self, slot)
+            case .precise: return HostMap(frame, found, writable: writable, .nothing, self)
             case .guess(let guess):
                 guard guessed, let page = guess.claim(found, holder: .hostMap) else {
-                    return HostMap(frame, found, writable: writable, .nothing, self, slot)
+                    return HostMap(frame, found, writable: writable, .nothing, self)
                 }
-                return HostMap(frame, found, writable: writable, .page(page), self, slot)
+                return HostMap(frame, found, writable: writable, .page(page), self)
             case .tracked(let tracked):
                 if let page = tracked.reference(found, holder: .hostMap) {
-                    return HostMap(frame, found, writable: writable, .page(page), self, slot)
+                    return HostMap(frame, found, writable: writable, .page(page), self)
                 }
                 // Not counted and not guarded by the notifier: v9 and later ask for the parameter.
                 guard allowUnsafeMappings else { throw .EINVAL }
-                return HostMap(frame, found, writable: writable, .nothing, self, slot)
+                return HostMap(frame, found, writable: writable, .nothing, self)
             }
         case .failed: throw .EINVAL
         }

@@ -25,6 +25,7 @@ import Testing
         let seed = UInt64.random(in: 1 ... .max)
         print("seed \(seed)")
         let guest = TestGuest(architecture, ramFrames: 4096, deviceFrames: 4096, cpus: 3, keepsEvents: false)
+        for cpu in guest.cpus { cpu.patience = 1_000_000 }
         var object: MemoryObject? = MemoryObject(host: guest.test.host, pages: 32)
         var buffer = GraphicsBuffer(guest.test.host, pages: 32, order: 2)
         try guest.space.mapPages(0, 64)

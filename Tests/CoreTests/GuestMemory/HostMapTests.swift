@@ -123,6 +123,8 @@ import Testing
         let object = MemoryObject(host: guest.test.host, pages: 1, slow: true)
         try guest.space.mapPages(0, 1, .object(object))
         try guest.setSlot(pages: 1)
+        // A page table is there, so that a look at the entry is a point at which others may run.
+        try guest.space.store(at(0), 1)
         var point = 0
         while true {
             object.punchHole(0..<1)

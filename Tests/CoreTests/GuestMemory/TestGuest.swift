@@ -28,7 +28,7 @@ final class TestGuest: @unchecked Sendable {
     private var isDown = false
 
     init(
-        _ architecture: Architecture = .x86TDP, policy: PolicyName = .precise, ramFrames: Int = 2048,
+        _ architecture: Architecture = .x86TDP, policy: PolicyName = .precise, ramFrames: Int = 384,
         deviceFrames: Int = 64, thp: Bool = false, unsafe: Bool = false, cpus count: Int = 1, keepsEvents: Bool = true
     ) {
         test = TestHost(ramFrames: ramFrames, deviceFrames: deviceFrames, thp: thp, keepsEvents: keepsEvents)
