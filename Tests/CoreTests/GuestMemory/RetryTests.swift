@@ -177,6 +177,7 @@ private final class SteppedFault {
                 try guest.space.store(at(0), 7)
                 var children: [AddressSpace] = []
                 defer { for child in children { child.exit() } }
+                // swift-format-ignore: OnlyOneTrailingClosureArgument
                 let interposer = Interposer(point, when: { !guest.cpus[0].isInGuest }) {
                     #expect(throws: Never.self) { try action.perform(guest, &children) }
                 }

@@ -33,6 +33,7 @@ import Testing
     private func flushing(_ guest: TestGuest, _ change: () throws -> Void) throws -> Watching {
         let watching = Watching()
         // Every request to the vCPUs during the change comes from the flush of the slot.
+        // swift-format-ignore: OnlyOneTrailingClosureArgument
         let interposer = Interposer(0, when: { guest.vm.activeSlots.contains { $0.isInvalid } }) {
             watching.calls += 1
             watching.seen = guest.vm.activeSlots
@@ -75,6 +76,7 @@ import Testing
         try guest.addMemory(0, 1)
         guest.store(0, 1)
         var outcome: GuestMemory.FaultOutcome?
+        // swift-format-ignore: OnlyOneTrailingClosureArgument
         let interposer = Interposer(0, when: { guest.vm.activeSlots.contains { $0.isInvalid } }) {
             let fault = GuestFault(address: gfn(0).address, access: .read, entryPresent: false)
             let cpu = guest.cpus[0]
