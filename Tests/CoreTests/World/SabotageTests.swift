@@ -1,11 +1,11 @@
 import Audit
 import Frames
-import HostMemory
 import Paging
 import Synchrony
 import Testing
 
 @testable import GuestMemory
+@testable import HostMemory
 @testable import Machine
 
 /// Every rule that a run checks, broken on purpose behind the core's back: the check must fire. Before each break the
@@ -226,6 +226,65 @@ import Testing
         let test = try written()
         test.vm.statistics.addPages(level: 1, 1)
         #expect(test.brokenRules() == [.x36])
+    }
+
+    @Test func `I-14: the zero page's flags changed`() throws {
+        let test = try written()
+        let memory = test.world.host.memory
+        memory.page(test.world.host.zeroPage).pointee.flags.bitwiseOr(PageFlags.dirty(.kvm), ordering: .relaxed)
+        #expect(test.brokenRules() == [.i14])
+    }
+
+    @Test func `I-20: the two sets of slots differ`() throws {
+        let test = try written()
+        test.vm.slots.inactive.removeAll()
+        #expect(test.brokenRules() == [.i20])
+    }
+
+    @Test func `I-28: memory that nobody gives back`() throws {
+        let test = try TestWorld(.anonymous)
+        #expect(test.world.host.allocateTable(order: 0, fill: 0) != nil)
+        #expect(test.world.run().findings.map(\.invariant) == [.i28])
+    }
+
+    @Test func `X22: a huge leaf over a frame that is not aligned`() throws {
+        let test = try TestWorld(.anonymous, pages: 512) { $0.transparentHugePages = true }
+        #expect(test.guest(.write, page: 3, 1) == .stored)
+        #expect(test.leaf(3)?.level == .page2M && test.brokenRules().isEmpty)
+        try change(test, 3) { $0 + 0x1000 }
+        #expect(test.brokenRules().contains(.x22))
+    }
+
+    @Test func `X39: a huge writable leaf in a logged slot`() throws {
+        let test = try TestWorld(.anonymous, pages: 512) { $0.transparentHugePages = true }
+        #expect(test.guest(.write, page: 3, 1) == .stored)
+        let entry = try #require(test.leaf(3)).entry
+        let word = try word(test, 3)
+        test.zap(512)
+        try test.vm.setMemoryRegion(
+            MemoryRegion(
+                slot: 0, flags: SlotFlags(logDirtyPages: true), guestAddress: GuestAddress(0), size: 512 * pageSize,
+                userAddress: TestWorld.user))
+        word.store(entry)
+        test.vm.statistics.addPages(level: 2, 1)
+        #expect(test.brokenRules().isSuperset(of: [.x39, .x44]))
+    }
+
+    @Test func `X29: a table that two entries point to`() throws {
+        let test = try written()
+        let word = try word(test, 0)
+        let offset = word.identity - UInt(bitPattern: test.arena.base)
+        let table = HostFrame(UInt64(offset) >> pageShift)
+        let memory = test.world.host.memory
+        for frame in 1..<UInt64(test.world.plan.ramFrames) {
+            guard let state = memory.inspect(HostFrame(frame)), state.flags.bits & PageFlags.table != 0 else {
+                continue
+            }
+            let parent = memory.entry(0, of: HostFrame(frame))
+            guard parent.load() & 0x000f_ffff_ffff_f000 == table.physicalAddress else { continue }
+            memory.entry(7, of: HostFrame(frame)).store(parent.load())
+        }
+        #expect(test.brokenRules().contains(.x29))
     }
 
     /// Each break of a G-stage leaf. Spec: arches RV-1.
