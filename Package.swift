@@ -65,7 +65,17 @@ let package = Package(
                 "Machine",
             ],
             swiftSettings: core),
+        // Compiles the programs in `Snippets` itself, against the modules that this target makes SwiftPM build.
+        .testTarget(
+            name: "TypeRuleTests",
+            dependencies: ["Frames", "Synchrony", "Audit", "HostMemory", "GuestMemory"],
+            exclude: ["Snippets"], swiftSettings: core),
+        .testTarget(
+            name: "CommandTests", dependencies: ["faultline", "Report", "Scenario", "TraceAudit"],
+            swiftSettings: strict),
         .testTarget(name: "TraceAuditTests", dependencies: ["TraceAudit"], swiftSettings: strict),
-        .testTarget(name: "ScenarioTests", dependencies: ["Scenario", "Report"], swiftSettings: strict),
+        .testTarget(
+            name: "ScenarioTests", dependencies: ["Scenario", "Report", .product(name: "Yams", package: "Yams")],
+            swiftSettings: strict),
     ]
 )

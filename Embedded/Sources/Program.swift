@@ -1,5 +1,5 @@
-// The core in Embedded Swift, linked against libc alone: memory, tables and walks of both architectures, checked step by
-// step. Prints a line a check; the exit status is 1 if one fails.
+// The core in Embedded Swift, linked against libc alone: memory, tables and walks of both architectures, checked step
+// by step. Prints a line a check; the exit status is 1 if one fails.
 
 import Audit
 import Frames
@@ -7,7 +7,14 @@ import Hardware
 import HostMemory
 import Synchrony
 
-@c(main) func program() -> Int32 {
+/// Without arguments: the checks. With paths of plans: runs them and prints their digests.
+@c(main) func program(_ count: Int32, _ arguments: UnsafePointer<UnsafePointer<CChar>?>) -> Int32 {
+    if count > 1 {
+        for i in 1..<Int(count) {
+            guard let path = arguments[i], runPlan(at: path) else { return 2 }
+        }
+        return 0
+    }
     var checks = Checks()
     let ramFrames = 4096
     let arena = UnsafeMutableRawPointer.allocate(byteCount: ramFrames * Int(pageSize), alignment: Int(pageSize))

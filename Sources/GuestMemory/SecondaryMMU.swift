@@ -47,12 +47,14 @@ public enum FaultOutcome: Sendable, Equatable {
 ///
 /// Every method says which lock its caller holds; none may sleep where a guard is passed in.
 open class SecondaryMMU: @unchecked Sendable {
+    // What is not `open` is `final`: of a method that could be overridden and is not, Embedded Swift 6.3 leaves a stub
+    // in several modules, and the linker finds them twice.
     // Unchecked: subclasses protect their tables with `vm.mmuLock`.
-    public private(set) unowned(unsafe) var vm: VirtualMachine!
+    public final private(set) unowned(unsafe) var vm: VirtualMachine!
 
     public init() {}
 
-    func attach(_ vm: VirtualMachine) {
+    final func attach(_ vm: VirtualMachine) {
         self.vm = vm
         attached()
     }

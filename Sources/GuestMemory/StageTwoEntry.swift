@@ -2,14 +2,19 @@ import Frames
 import HostMemory
 import Synchrony
 
-/// Where an entry keeps the frame number: `(entry & mask) >> shift`.
+/// What an entry says of its frame: its number, `(entry & mask) >> shift`, and with which bits the guest may write it.
 @frozen
 public struct FrameField: Sendable, Equatable {
     public let mask: UInt64
     public let shift: UInt64
-    @inlinable public init(mask: UInt64, shift: UInt64) {
+    /// The bits of which any one lets the guest write: EPT's W, RISC-V's W. 0 for a format whose bits forbid instead of
+    /// allow; its MMU then asks `InstallPermit.writable` itself.
+    public let write: UInt64
+    @inlinable public init(mask: UInt64, shift: UInt64, write: UInt64) {
+        precondition(mask & write == 0, "the frame number and the rights share a bit")
         self.mask = mask
         self.shift = shift
+        self.write = write
     }
     @inlinable public func frame(in entry: UInt64) -> HostFrame { HostFrame((entry & mask) >> shift) }
     @inlinable public func bits(for frame: HostFrame) -> UInt64 { (frame.number << shift) & mask }
@@ -28,11 +33,22 @@ public struct EntryUpdate: Sendable, Equatable {
     @inlinable public func applied(to entry: UInt64) -> UInt64 { (entry & ~clear) | set }
 }
 
+/// An entry as it was read under mmu_lock: the one way for a frame to get from an entry into another (split, join)
+/// without a permit. It cannot outlive the lock, for afterwards a notifier may zap the entry and the frame may be freed
+/// (Spec: I-6).
+@frozen
+public struct ObservedEntry: ~Escapable {
+    public let value: UInt64
+    @inlinable @_lifetime(immortal)
+    init(_ value: UInt64) { self.value = value }
+}
+
 /// One entry of a stage-2 table, and the only ways to change it:
-/// *install* a frame (takes an `InstallPermit`), *link* a table, *update* what is not the frame, *clear*.
+/// *install* a frame (takes an `InstallPermit`), *link* a table, *update* what is not the frame, *split* or *join* what
+/// was observed, *clear*. The word itself is out of reach: it could store anything.
 @frozen
 public struct StageTwoEntry: Sendable {
-    public let word: AtomicWord
+    @usableFromInline let word: AtomicWord
     public let field: FrameField
 
     @inlinable @inline(__always)
@@ -42,6 +58,14 @@ public struct StageTwoEntry: Sendable {
     }
 
     @inlinable @inline(__always) public func load() -> UInt64 { word.load() }
+
+    /// Reads the entry in order to split it, or to join it with its neighbours. Caller holds mmu_lock.
+    @inlinable @_lifetime(borrow guardian)
+    public func observe(holding guardian: borrowing MMUGuard) -> ObservedEntry { ObservedEntry(word.load()) }
+
+    /// The same on a fault's way to its entry: a permit exists only while mmu_lock is held.
+    @inlinable @_lifetime(copy permit)
+    public func observe(holding permit: borrowing InstallPermit) -> ObservedEntry { ObservedEntry(word.load()) }
 
     // MARK: A frame goes in: only with a permit.
 
@@ -64,6 +88,7 @@ public struct StageTwoEntry: Sendable {
     @inlinable
     public func value(_ permit: borrowing InstallPermit, _ level: PageLevel, _ attributes: UInt64) -> UInt64 {
         precondition(attributes & field.mask == 0, "attributes may not spell a frame")
+        precondition(permit.writable || attributes & field.write == 0, "the permit does not allow writing (I-7)")
         return attributes | field.bits(for: permit.frame(at: level))
     }
 
@@ -87,28 +112,34 @@ public struct StageTwoEntry: Sendable {
     /// Splits a huge leaf: writes the leaf for the same memory, one level down, `index` of 512, into a table that is not
     /// linked yet (this entry). The frame is taken from `huge` and can't be another.
     @inlinable
-    public func storePart(of huge: UInt64, index: Int, childLevel: PageLevel, _ update: EntryUpdate) {
+    public func storePart(of huge: borrowing ObservedEntry, index: Int, childLevel: PageLevel, _ update: EntryUpdate) {
         precondition((update.set | update.clear) & field.mask == 0, "an update may not spell a frame")
-        let frame = HostFrame(field.frame(in: huge).number + UInt64(index) * childLevel.frames)
-        word.store((update.applied(to: huge) & ~field.mask) | field.bits(for: frame))
+        let first = field.frame(in: huge.value)
+        precondition(index >= 0 && index < 512 && first.isAligned(to: childLevel.above), "not a part of the huge leaf")
+        let frame = HostFrame(first.number + UInt64(index) * childLevel.frames)
+        word.store((update.applied(to: huge.value) & ~field.mask) | field.bits(for: frame))
     }
 
     /// Joins the leaves of a table into one huge leaf of `level`: `leaf` is any leaf of the table; its frame is rounded
     /// down. Nil on success, else the value found in place of `expected`, the link to the table. Spec: x86 3.10.
     @inlinable
-    public func replaceTable(byJoining leaf: UInt64, level: PageLevel, _ update: EntryUpdate, expected: UInt64) -> UInt64? {
+    public func replaceTable(
+        byJoining leaf: borrowing ObservedEntry, level: PageLevel, _ update: EntryUpdate, expected: UInt64
+    ) -> UInt64? {
         precondition((update.set | update.clear) & field.mask == 0, "an update may not spell a frame")
-        let frame = field.frame(in: leaf).aligned(to: level)
+        let frame = field.frame(in: leaf.value).aligned(to: level)
         return word.compareExchange(
-            expected: expected, desired: (update.applied(to: leaf) & ~field.mask) | field.bits(for: frame))
+            expected: expected, desired: (update.applied(to: leaf.value) & ~field.mask) | field.bits(for: frame))
     }
 
     // MARK: Tables, and emptiness.
 
-    /// Links a table that the MMU owns; nil on success, else the value found.
+    /// Links a table; nil on success, else the value found. A `TableFrame` is always a page table, so this is no way to
+    /// map a page of the guest without a permit.
     @inlinable
-    public func link(table: HostFrame, attributes: UInt64, expected: UInt64) -> UInt64? {
-        word.compareExchange(expected: expected, desired: attributes | field.bits(for: table))
+    public func link(_ table: TableFrame, attributes: UInt64, expected: UInt64) -> UInt64? {
+        precondition(attributes & field.mask == 0, "attributes may not spell a frame")
+        return word.compareExchange(expected: expected, desired: attributes | field.bits(for: table.frame))
     }
 
     /// Replaces the entry by `empty`, a value without a frame; returns the old one.

@@ -8,6 +8,7 @@ import Synchrony
 /// Modes: `outside` → `inGuest` → `outside`. Whoever needs the guest out of the way posts a request and, if the mode is
 /// `inGuest`, waits. The vCPU sets the mode *before* its last look at the requests (Spec: X64).
 open class VirtualCPU: @unchecked Sendable {
+    // What is not `open` is `final`, as in `SecondaryMMU`.
     // Unchecked: the state shared with other tasks is atomic; the rest belongs to the vCPU's own task.
     public enum Mode: UInt8, Sendable { case outside, inGuest }
     public struct Request {
@@ -16,12 +17,12 @@ open class VirtualCPU: @unchecked Sendable {
         public static let reloadRoot: UInt32 = 2
     }
 
-    public let number: Int
-    public let vm: VirtualMachine
-    let mode = Atomic<UInt8>(Mode.outside.rawValue)
-    let requests = Atomic<UInt32>(0)
+    public final let number: Int
+    public final let vm: VirtualMachine
+    final let mode = Atomic<UInt8>(Mode.outside.rawValue)
+    final let requests = Atomic<UInt32>(0)
     /// The root of the stage-2 tables in use, 0 for none; the MMU's own. Written by the vCPU's task.
-    public var root: HostFrame?
+    public final var root: HostFrame?
 
     public init(number: Int, vm: VirtualMachine) {
         self.number = number
@@ -32,7 +33,7 @@ open class VirtualCPU: @unchecked Sendable {
     open func dropTranslations() {}
 
     /// Serves requests and enters guest mode. Kernel: the entry half of `vcpu_enter_guest`.
-    public func enterGuest() {
+    public final func enterGuest() {
         while true {
             serveRequests()
             if root == nil { vm.mmu.loadRoot(self) }
@@ -43,12 +44,12 @@ open class VirtualCPU: @unchecked Sendable {
         }
     }
 
-    public func exitGuest() {
+    public final func exitGuest() {
         schedulingPoint(.guestExit, UInt(number))
         mode.store(Mode.outside.rawValue, ordering: .sequentiallyConsistent)
     }
 
-    private func serveRequests() {
+    private final func serveRequests() {
         let pending = requests.exchange(0, ordering: .sequentiallyConsistent)
         if pending & Request.reloadRoot != 0 { vm.mmu.freeObsoleteRoot(self) }
         if pending & (Request.flushTLB | Request.reloadRoot) != 0 {
@@ -58,10 +59,10 @@ open class VirtualCPU: @unchecked Sendable {
     }
 
     /// Whether a request waits. The run loop leaves guest mode when it sees one (the interrupt of a real kick).
-    public var hasRequest: Bool { requests.load(ordering: .sequentiallyConsistent) != 0 }
+    public final var hasRequest: Bool { requests.load(ordering: .sequentiallyConsistent) != 0 }
 
     /// Posts a request and waits until the vCPU is outside of guest mode. Returns whether it had to wait.
-    func kick(_ request: UInt32) -> Bool {
+    final func kick(_ request: UInt32) -> Bool {
         requests.bitwiseOr(request, ordering: .sequentiallyConsistent)
         schedulingPoint(.tlbFlush, UInt(number))
         guard mode.load(ordering: .sequentiallyConsistent) == Mode.inGuest.rawValue else { return false }

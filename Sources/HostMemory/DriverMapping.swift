@@ -19,13 +19,14 @@ public enum DriverFault: Sendable, Equatable {
 /// A driver overrides `fault` (or `mapped`, to fill everything at mmap) and inserts frames from there. It takes frames
 /// away only after `unmapMappings`. It must outlive its mappings; the VMAs see to that by owning it.
 open class DriverMapping: @unchecked Sendable {
+    // What is not `open` is `final`: Embedded Swift 6.3 would leave stubs of it in several modules.
     // Unchecked: the base class's state is immutable or locked; subclasses answer for theirs.
 
     /// What its VMAs are: `pfnMap` or `mixedMap`, `io`. The rest comes from the mmap call.
-    public let flags: VMAFlags
+    public final let flags: VMAFlags
     /// Entries are born read-only, and `makeWritable` is asked at the first write. Kernel: a `pfn_mkwrite` operation.
-    public let wantsWriteNotification: Bool
-    let mappings = MappingList()
+    public final let wantsWriteNotification: Bool
+    final let mappings = MappingList()
 
     public init(flags: VMAFlags, wantsWriteNotification: Bool = false) {
         precondition(flags.pfnMap != flags.mixedMap, "a driver's mapping is a PFN map or a mixed map")
@@ -38,6 +39,12 @@ open class DriverMapping: @unchecked Sendable {
     open func fault(
         _ space: AddressSpace, _ vma: VMAInfo, _ address: UserAddress, write: Bool
     ) -> DriverFault { .busError }
+
+    /// No table stands yet for the 2 MiB around `address`, all of which lie in the VMA: the driver may insert a huge
+    /// leaf. Nil: it doesn't; `fault` follows. Locks as for `fault`. Kernel: `huge_fault`.
+    open func hugeFault(
+        _ space: AddressSpace, _ vma: VMAInfo, _ address: UserAddress, write: Bool
+    ) -> DriverFault? { nil }
 
     /// The first write to an entry that is present and read-only in a shared, writable mapping; `.inserted` lets it
     /// become writable. Locks as for `fault`. Kernel: `pfn_mkwrite`.
@@ -55,10 +62,10 @@ open class DriverMapping: @unchecked Sendable {
     /// Removes every entry for `pages` of this memory in every address space; each notifier hears start before and end
     /// after. May sleep; `mmapLock` need not be held, nor must a lock ranked at or past `.mapping` be.
     /// The driver keeps new faults out by a lock of its own. Kernel: `unmap_mapping_range`.
-    public func unmapMappings(pages: Range<Int>) { mappings.unmap(pages, keepAnonymous: false) }
+    public final func unmapMappings(pages: Range<Int>) { mappings.unmap(pages, keepAnonymous: false) }
 
     /// Whether some address space maps this memory.
-    public var isMapped: Bool { !mappings.isEmpty }
+    public final var isMapped: Bool { !mappings.isEmpty }
 }
 
 extension VMAFlags {

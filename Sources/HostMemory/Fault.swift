@@ -64,7 +64,9 @@ extension AddressSpace {
                 if let outcome = hugeFault(vma, address, middle.word, middle.table, seen, access) { return outcome }
                 continue
             }
-            if seen.bits == 0, let outcome = fillHuge(vma, address, middle.word, middle.table) { return outcome }
+            if seen.bits == 0, let outcome = fillHuge(vma, address, middle.word, middle.table, access) {
+                return outcome
+            }
             let last = makeLastEntry(address, in: middle.word)
             if last.isLeaf { continue }
             guard let word = last.word else { return .failed(.outOfMemory) }

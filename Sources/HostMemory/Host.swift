@@ -2,7 +2,6 @@ import Audit
 import Frames
 import Synchronization
 import Synchrony
-import Synchronization
 
 /// The host kernel, as far as it owns memory: the zero page, reserved frames, page tables of secondary MMUs, memory
 /// failure. Kernel: `mm/`.
@@ -88,6 +87,12 @@ public final class Host: @unchecked Sendable {
         page.pointee.word1 = word1
     }
 
+    /// `frame` as something that an entry may link: it must be in use as a page table, any other frame traps.
+    public func table(_ frame: HostFrame) -> TableFrame {
+        _ = tablePage(frame)
+        return TableFrame(frame)
+    }
+
     /// The page frame of a table; any other frame traps, so that a leaf's frame number never leads here (Spec: I-4).
     private func tablePage(_ frame: HostFrame) -> UnsafeMutablePointer<PageFrame> {
         precondition(memory.hasPageFrame(frame))
@@ -95,4 +100,12 @@ public final class Host: @unchecked Sendable {
         precondition(page.pointee.flags.load(ordering: .relaxed) & PageFlags.table != 0, "not a page table")
         return page
     }
+}
+
+/// A frame that holds a page table of a secondary MMU. Only `Host.table` makes one, so that an entry can't be made to
+/// point to a page of the guest as if that were a table. Kernel: `struct kvm_mmu_page`, as the parent entry sees it.
+@frozen
+public struct TableFrame: Sendable, Equatable {
+    public let frame: HostFrame
+    init(_ frame: HostFrame) { self.frame = frame }
 }

@@ -8,22 +8,28 @@ import Synchrony
 extension AddressSpace {
     private static let order = 9
 
-    /// The 2 MiB around `address` if the VMA may have a huge page there. Kernel: `thp_vma_allowable_order`.
-    private func hugeRange(_ vma: VMA, _ address: UserAddress) -> Range<UserAddress>? {
-        guard case .anonymous = vma.backing, !vma.flags.noHugePage else { return nil }
-        guard host.transparentHugePages || vma.flags.hugePage else { return nil }
+    /// Fills an empty level-2 entry with a huge page, or lets the driver do it. Nil: no huge page here; use small ones.
+    /// Kernel: `create_huge_pmd`.
+    func fillHuge(
+        _ vma: VMA, _ address: UserAddress, _ word: AtomicWord, _ table: HostFrame, _ access: FaultAccess
+    ) -> FaultOutcome? {
         let low = address.aligned(to: .page2M)
-        let high = low + PageLevel.page2M.bytes
-        guard vma.range.lowerBound <= low, high <= vma.range.upperBound else { return nil }
-        return low..<high
+        guard vma.range.lowerBound <= low, low + PageLevel.page2M.bytes <= vma.range.upperBound else { return nil }
+        switch vma.backing {
+        case .anonymous:
+            guard !vma.flags.noHugePage, host.transparentHugePages || vma.flags.hugePage else { return nil }
+            return fillHugeAnonymous(vma, low, word, table)
+        case .driver(let driver, _, _):
+            return driver.hugeFault(self, vma.info, address, write: access == .write).map { outcome($0, driver) }
+        case .anonymousShared, .object: return nil
+        }
     }
 
-    /// Fills an empty level-2 entry with a huge page. Nil: no huge page here, or none left; use small ones.
-    /// A read gets one too: the huge zero page is not modelled. Kernel: `do_huge_pmd_anonymous_page`.
-    func fillHuge(
-        _ vma: VMA, _ address: UserAddress, _ word: AtomicWord, _ table: HostFrame
+    /// Nil: no order-9 block is left. A read gets a page of its own too: the huge zero page is not modelled.
+    /// Kernel: `do_huge_pmd_anonymous_page`.
+    private func fillHugeAnonymous(
+        _ vma: VMA, _ low: UserAddress, _ word: AtomicWord, _ table: HostFrame
     ) -> FaultOutcome? {
-        guard let range = hugeRange(vma, address) else { return nil }
         guard let spare = newTable() else { return nil }
         guard let frame = memory.allocatePages(order: Self.order) else {
             freeTable(spare)
@@ -39,7 +45,7 @@ extension AddressSpace {
         let won = word.load() == 0
         if won {
             deposit(spare, in: table)
-            setLeaf(word, entry, range.lowerBound, .page2M)
+            setLeaf(word, entry, low, .page2M)
         }
         pageTableLock.unlock()
         if !won {

@@ -25,6 +25,11 @@ public struct LegacyPageLookup: @unchecked Sendable {
         }
     }
 
+    /// Tells the journal that the owner of a guessed reference went out of scope without a release (Spec: I-17).
+    public func noteForgotten(_ frame: HostFrame) {
+        memory._withUnsafeGuaranteedRef { $0.record(Event(.forgotten, holder: .heuristic, frame: frame)) }
+    }
+
     /// Kernel: `kvm_set_pfn_dirty` of 6.12: a page frame exists and is not reserved. No reference is held.
     @inlinable @inline(__always)
     public func setPFNDirty(_ frame: HostFrame) {

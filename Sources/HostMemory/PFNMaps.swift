@@ -69,7 +69,7 @@ extension AddressSpace {
     /// Makes a special entry for `frame`; no count of any page changes. An entry that stands already stays, but that
     /// `makeWritable` widens the one for this very frame. Called with `mmapLock` held, from `DriverMapping.fault` or
     /// `mapped`. Kernel: `vmf_insert_pfn`, `vmf_insert_pfn_pmd`, `vmf_insert_mixed_mkwrite`.
-    /// - Parameter level: `.page2M` needs address, frame and VMA to fit, and a shared mapping.
+    /// - Parameter level: `.page2M` only from `hugeFault`; address and frame must fit, and the mapping be shared.
     public func insertFrame(
         _ frame: HostFrame, at address: UserAddress, in vma: VMAInfo, level: PageLevel = .page4K,
         makeWritable: Bool = false

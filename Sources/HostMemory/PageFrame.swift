@@ -30,6 +30,7 @@ import Synchronization
     /// For the frame's user: a table keeps its guest frame, level and parent here. Kernel: `ptdesc`, `page_private`.
     @usableFromInline var word0: UInt64 = 0
     @usableFromInline var word1: UInt64 = 0
+    /// Fills the page frame up to 64 bytes.
     @usableFromInline var reserved3: UInt64 = 0
 
     @usableFromInline init() {}

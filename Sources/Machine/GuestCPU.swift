@@ -39,12 +39,15 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
 
     public override func dropTranslations() { buffer.invalidateAll() }
 
-    /// Faults in a row after which an access counts as a livelock. Spec: X65.
-    static let patience = 1000
+    /// Faults in a row after which an access counts as a livelock. Spec: X65. Where real threads run, whoever the guest
+    /// waits for may be off the processor for long: raise it there.
+    public var patience = 1000
 
     /// One access at `address`, 8-byte aligned; `value` for stores. No lock held.
     public func access(_ kind: AccessKind, _ address: GuestAddress, value: UInt64 = 0) -> AccessResult {
-        for _ in 0..<Self.patience {
+        for round in 0..<patience {
+            // A fault that was to be tried again waits for others. Kernel: `xfer_to_guest_mode_handle_work`.
+            if round > 1 { yieldProcessor(UInt(number)) }
             enterGuest()
             let result = attempt(kind, address, value)
             exitGuest()

@@ -23,7 +23,7 @@ extension Vocabulary {
     /// The errors that KVM's and Linux's calls give here, by name.
     static let errors: [Errno] = [
         .EPERM, .ENOENT, .EINTR, .EIO, .ENXIO, .EBADF, .EAGAIN, .ENOMEM, .EFAULT, .EBUSY, .EEXIST, .EINVAL, .ENOSPC,
-        .EREMOTEIO, .EHWPOISON,
+        .EOPNOTSUPP, .EREMOTEIO, .EHWPOISON,
     ]
 
     static func errno(_ name: String) -> Errno? { errors.first { "\($0)" == name } }

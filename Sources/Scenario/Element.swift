@@ -120,9 +120,6 @@ struct ElementReader {
                 position, "nested too deep", "a scenario is at most \(PlainYAML.deepest) levels deep")
             return Element(position: position, content: .nothing)
         }
-        if node.anchor != nil {
-            complaints.add(position, "a YAML anchor", "write the value out at each place that needs it")
-        }
         switch node {
         case .scalar(let scalar):
             return Element(position: position, content: content(of: scalar))

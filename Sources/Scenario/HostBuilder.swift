@@ -155,29 +155,33 @@ struct HostBuilder {
         _ host: Fields, _ regions: [Fields], _ plan: Plan, memory: UInt64, deviceMemory: UInt64
     ) {
         guard complaints.isEmpty else { return }
-        var needs = (ram: UInt64(0), device: UInt64(0))
+        var left = (ram: memory, device: deviceMemory)
         for (index, region) in plan.regions.enumerated() {
-            if region.kind == .deviceBAR { needs.device &+= region.size } else { needs.ram &+= region.size }
-            let isDevice = region.kind == .deviceBAR
-            let need = isDevice ? needs.device : needs.ram
-            let have = isDevice ? deviceMemory : memory
-            guard region.size > have || need > have else { continue }
-            complaints.add(
-                regions[index].position(of: "size"),
-                "`\(region.shownName)` doesn't fit the host's \(isDevice ? "device memory" : "memory")",
-                "the regions up to it need \(Quantity.shown(need)), the host has \(Quantity.shown(have)); "
-                    + "raise `host: {\(isDevice ? "device_memory" : "memory"): ...}`")
-            return
+            let need = region.frames
+            let fitsDevice = need.device <= left.device / pageSize
+            guard need.ram <= left.ram / pageSize, fitsDevice else {
+                let what = fitsDevice ? "memory" : "device memory"
+                complaints.add(
+                    regions[index].position(of: "size"), "`\(region.shownName)` doesn't fit the host's \(what)",
+                    "\(Quantity.shown(fitsDevice ? left.ram : left.device)) are left for it; raise "
+                        + "`host: {\(fitsDevice ? "memory" : "device_memory"): ...}`")
+                return
+            }
+            left.ram -= need.ram * pageSize
+            left.device -= need.device * pageSize
         }
     }
 }
 
 extension RegionPlan {
     var shownName: String { String(decoding: name, as: UTF8.self) }
-    var isPFNMapped: Bool {
+    /// Frames that it needs when every page of it is there.
+    var frames: (ram: UInt64, device: UInt64) {
+        let pages = size / pageSize
         switch kind {
-        case .anonymous, .sharedMemory, .privateObject, .mixedMap: false
-        case .graphicsBuffer, .deviceBAR, .reservedMemory, .countedPFNMap, .writeNotifyPFNMap: true
+        case .deviceBAR: return (0, pages)
+        case .mixedMap: return (pages - pages / 2, pages - pages / 2)
+        default: return (pages, 0)
         }
     }
 }

@@ -6,18 +6,17 @@ struct PhaseBuilder {
     let complaints: Complaints
     let regions: [RegionPlan]
     let virtualCPUs: Int
-    let deviceFrames: Int
     var layout: GuestLayout
     /// Children that live.
     var children = 0
-    /// Buffers that go to device memory at some time.
-    private var movedToDevice: Set<Int> = []
+    /// Device memory is never used twice, so that a stale mapping of it shows.
+    private var deviceFramesLeft: UInt64
 
     init(_ complaints: Complaints, _ plan: Plan, _ layout: GuestLayout) {
         self.complaints = complaints
         regions = plan.regions
         virtualCPUs = plan.virtualCPUs
-        deviceFrames = plan.deviceFrames
+        deviceFramesLeft = UInt64(plan.deviceFrames) - plan.regions.reduce(0) { $0 + $1.frames.device }
         self.layout = layout
     }
 
@@ -152,17 +151,15 @@ struct PhaseBuilder {
     private mutating func move(_ field: Field, _ region: Int, _ fields: Fields) -> Action? {
         let toDevice = fields.words("to").first == "device_memory"
         guard toDevice else { return .moveBuffer(region: region, toDeviceMemory: false) }
-        movedToDevice.insert(region)
-        var need: UInt64 = 0
-        for (index, region) in regions.enumerated() where region.kind == .deviceBAR || movedToDevice.contains(index) {
-            need += region.size
-        }
-        guard need <= UInt64(deviceFrames) * pageSize else {
+        let need = regions[region].size / pageSize
+        guard need <= deviceFramesLeft else {
             complaints.add(
                 field.position, "`\(regions[region].shownName)` doesn't fit the host's device memory",
-                "\(Quantity.shown(need)) are needed; raise `host: {device_memory: ...}`")
+                "\(Quantity.shown(deviceFramesLeft * pageSize)) are left for it, since moves never use a frame twice; "
+                    + "raise `host: {device_memory: ...}`")
             return nil
         }
+        deviceFramesLeft -= need
         return .moveBuffer(region: region, toDeviceMemory: true)
     }
 

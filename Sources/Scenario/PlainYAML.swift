@@ -76,6 +76,8 @@ struct PlainYAML {
             inIndentation = false
         case ",", "[", "]", "{", "}": if flowDepth > 0 || atTokenStart { flow(scalar) }
         case "-" where nextEnds && atTokenStart && flowDepth == 0: boundColumn()
+        // Perhaps `---`, after which a token may begin; a word that begins with a dash is no worse for it.
+        case "-" where atTokenStart && position.column <= 3 && flowDepth == 0: return
         default: if atTokenStart { token(scalar, nextEnds: nextEnds) }
         }
     }

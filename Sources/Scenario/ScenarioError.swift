@@ -69,11 +69,14 @@ final class Complaints {
     var count: Int { errors.count }
 
     func add(_ position: Position, _ message: String, _ hint: String) {
-        let line = position.line
-        let excerpt = lines.indices.contains(line - 1) ? lines[line - 1] : ""
+        // The YAML parser puts what is missing at the end of a file one line behind it.
+        let isInside = lines.indices.contains(position.line - 1)
+        let last = Position(line: max(lines.count, 1), column: (lines.last?.unicodeScalars.count ?? 0) + 1)
+        let place = isInside ? position : last
         errors.append(
             ScenarioError(
-                file: file, line: line, column: position.column, message: message, hint: hint, excerpt: excerpt))
+                file: file, line: place.line, column: place.column, message: message, hint: hint,
+                excerpt: lines.isEmpty ? "" : lines[place.line - 1]))
     }
 
     /// Throws if anything was added. Each stage of reading ends with this, so that a mistake in one stage isn't

@@ -20,8 +20,12 @@ extension Vocabulary {
         Choice("device_bar", "device memory without struct pages, VM_PFNMAP|VM_IO"),
         Choice("reserved_memory", "RAM with PG_reserved struct pages, PFN-mapped"),
         Choice("counted_pfnmap", "ordinary pages with count 1, PFN-mapped all the same"),
-        Choice("mixedmap", "VM_MIXEDMAP with counted pages"),
-        Choice("write_notify_pfnmap", "PFN-mapped and present read-only until the driver's pfn_mkwrite (a perf ring)"),
+        Choice(
+            "mixedmap", "VM_MIXEDMAP: even pages are counted pages, odd ones device memory by special entries"),
+        Choice(
+            "write_notify_pfnmap",
+            "a perf ring: PFN-mapped, page 0 present read-only until the driver's pfn_mkwrite, the data pages read-only"
+        ),
     ]
 
     static let protections: [Choice] = [

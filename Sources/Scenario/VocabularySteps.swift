@@ -15,10 +15,8 @@ extension Vocabulary {
 
     static let steps: [Key] = guestSteps + hostSteps + parameters(.guestStep) + parameters(.hostStep)
 
-    /// Regions that a driver maps.
-    private static let driverKinds: [RegionKind] = [
-        .graphicsBuffer, .deviceBAR, .reservedMemory, .countedPFNMap, .mixedMap, .writeNotifyPFNMap,
-    ]
+    /// Regions with something behind the mapping that has bytes of its own to show.
+    private static let driverKinds: [RegionKind] = [.graphicsBuffer, .deviceBAR, .sharedMemory, .privateObject]
 
     private static func action(
         _ name: String, _ place: Place, _ type: ValueType, _ meaning: String, example: String,
@@ -86,10 +84,11 @@ extension Vocabulary {
             "free", .hostStep, .region, "the driver unmaps its buffer everywhere and gives its pages back",
             example: "{free: blob}", kinds: [.graphicsBuffer]),
         action(
-            "driver_store", .hostStep, .regionPlace, "the device or its driver stores 8 bytes, through no mapping",
+            "driver_store", .hostStep, .regionPlace,
+            "what is behind the mapping (GPU, device, file) stores 8 bytes, through no mapping",
             example: "{driver_store: blob+8, value: 7}", ["value"], kinds: driverKinds),
         action(
-            "driver_load", .hostStep, .regionPlace, "the device or its driver loads 8 bytes",
+            "driver_load", .hostStep, .regionPlace, "what is behind the mapping loads 8 bytes",
             example: "{driver_load: blob, expect: 7}", answers: [.ok, .value, .errno], kinds: driverKinds),
         action(
             "disable", .hostStep, .region, "memory decoding of the BAR is turned off: zapped, and faults fail",

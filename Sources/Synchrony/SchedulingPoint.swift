@@ -45,3 +45,9 @@ public func spinUntil(_ object: UInt = 0, _ condition: () -> Bool) {
     var backoff = Backoff()
     while !condition() { backoff.wait(object) }
 }
+
+/// Lets other tasks go on, no spinning lock held. Kernel: `cond_resched`.
+public func yieldProcessor(_ object: UInt = 0) {
+    schedulingPoint(.lockWait, object)
+    fl_yield()
+}

@@ -20,7 +20,7 @@ extension MachineAudit {
         checkChain(event, old, at: moment)
         if old.isLeaf, new.isLeaf { checkLeafToLeaf(event, old, new, at: moment) }
         if old.isLeaf, !new.isPresent { tally.zappedLeaves[min(event.level, 5)] += 1 }
-        if new.isLeaf { checkShadowed(event.frame, new, at: moment) }
+        if new.isLeaf, event.addressSpace == 0 { checkShadowed(event.frame, new, at: moment) }
         remember(event, old, new, at: moment)
     }
 

@@ -28,7 +28,9 @@ extension MachineAudit {
 
     private func begin(thread: TracedThread) {
         if !slots.isEmpty, !closed, !thread.linked, process == nil { conflated = true }
+        let lost = eventsLostAt
         restart()
+        eventsLostAt = lost
         seenFromStart = true
         tally.scenarios += 1
     }
@@ -72,18 +74,27 @@ extension MachineAudit {
         } else {
             checkAccesses(run, at: moment)
         }
-        if run.run.writes { log(run, doneLine: moment.line) }
+        // A run that is left out makes the dirty log's lower bound smaller, never wrong.
+        let size = min(run.run.count, Self.pagesPerRun)
+        if run.run.writes, slots.hasLog, size <= recording.guestPages {
+            recording.guestPages -= size
+            log(run, doneLine: moment.line)
+        }
     }
 
     private func whyNotCheckable(_ run: MarkedRun) -> String? {
         if let why = why(.guestAccess) { return why }
         if !seenFromStart { return "the recording does not begin with the machine: entries may be older" }
         if history.isIncomplete { return "too many entries to remember" }
+        if min(run.run.count, Self.pagesPerRun) > recording.guestPages {
+            return "the marked runs touch more pages than the auditor looks at"
+        }
         if run.emulated { return "an instruction of the run was emulated: it may have needed no entry" }
         return nil
     }
 
     private func checkAccesses(_ run: MarkedRun, at moment: Moment) {
+        recording.guestPages -= min(run.run.count, Self.pagesPerRun)
         let start = Self.short(run.startLine)
         var firstBad: UInt64?
         var bad: UInt64 = 0
@@ -172,7 +183,7 @@ extension MachineAudit {
         dirtyLogRead = nil
         guard result == 0 else { return }
         tally.dirtyLogReads += 1
-        tally.dirtyPages += dirty
+        tally.dirtyPages = saturating(tally.dirtyPages, dirty)
         guard let slot = slots.slot(id: read.slot), slot.loggedSince != nil else {
             return rules.skip(.dirtyLog, "the marks do not say that the slot was being logged")
         }

@@ -106,7 +106,7 @@ extension MachineAudit {
             rules.skip(.staleInstall, why)
             return
         }
-        let window = overtakingWindow(frame: event.frame, level: event.level, requestLine: thread.requestLine)
+        let window = overtakingWindow(frame: event.frame, level: event.level, thread: thread, now: moment.time)
         rules.check(
             .staleInstall, window == nil, at: moment,
             "gfn \(hex(event.frame)) was looked up at line \(thread.requestLine), an invalidation covering it ran at "
@@ -136,13 +136,13 @@ extension MachineAudit {
     private func checkHostFrame(
         _ event: EntrySet, _ entry: DecodedEntry, known: KnownEntry, table: UInt32, at moment: Moment
     ) {
-        guard known.table == table, known.state == .present else { return }
-        guard (known.entry ^ entry.raw) & EntryBits.address != 0 else {
+        guard known.table == table, known.state == .present || known.state == .lost else { return }
+        if known.state == .lost || (known.entry ^ entry.raw) & EntryBits.address == 0 {
             rules.held(.sameHostFrame)
             return
         }
-        if slots.slot(holding: event.frame) == nil, lastUnplacedUnmap > UInt64(known.setAt) {
-            rules.skip(.sameHostFrame, "no slot marks: a notifier range since the last write may have zapped it")
+        guard slots.slot(holding: event.frame) != nil else {
+            rules.skip(.sameHostFrame, "no slot marks: a notifier range or a slot change may have zapped the entry")
             return
         }
         rules.suspect(

@@ -42,6 +42,7 @@ final class MachineAudit {
     var shadowedTables: [UInt64: ShadowedTable] = [:]
     /// Host frames of table pages seen, to tell whether a new thread belongs to this machine.
     var tables: Set<UInt32> = []
+    var lastTable: UInt32?
 
     /// The recording begins with the machine: no entry is older than the marks.
     var seenFromStart = false
@@ -50,8 +51,6 @@ final class MachineAudit {
     /// Line from which events are missing.
     var eventsLostAt: UInt64?
     var closed = false
-    /// Line of the last notifier range that no marked slot places.
-    var lastUnplacedUnmap: UInt64 = 0
     /// TDP roots created in the recording; the chain rule needs exactly one.
     var directRoots = 0
     var directRootAt: UInt64 = 0
@@ -76,10 +75,10 @@ final class MachineAudit {
         closedWindows = []
         shadowedTables = [:]
         tables = []
+        lastTable = nil
         seenFromStart = false
         eventsLostAt = nil
         closed = false
-        lastUnplacedUnmap = 0
         directRoots = 0
         directRootAt = 0
     }
@@ -160,17 +159,15 @@ final class MachineAudit {
         tally.notifierRanges += 1
         check(range, at: moment)
         guard range.start < range.end else { return }
-        tally.notifierPages += (range.end - range.start) >> 12
+        tally.notifierPages = saturating(tally.notifierPages, (range.end - range.start) >> 12)
         let frames = slots.frames(in: range)
-        tally.notifierGuestFrames += frames.reduce(0) { $0 + UInt64($1.count) }
+        tally.notifierGuestFrames = frames.reduce(tally.notifierGuestFrames) { saturating($0, UInt64($1.count)) }
         if !frames.isEmpty { tally.notifierRangesInSlots += 1 }
-        lastUnplacedUnmap = moment.line
         openWindow(.notifier, thread: thread.id, frames: frames, at: moment)
     }
 
     /// A notifier range that another process (or the kernel) caused: it may be about this machine's memory.
-    func foreignUnmap(_ range: HostRange, at moment: Moment) {
-        lastUnplacedUnmap = moment.line
+    func foreignUnmap(_ range: HostRange) {
         for frames in slots.frames(in: range) {
             history.forEach(in: frames) { known in
                 if known.state == .present { known.state = .unknown }

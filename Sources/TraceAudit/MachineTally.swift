@@ -82,7 +82,9 @@ struct MachineTally {
     mutating func countTable(_ kind: EventKind, _ event: TableEvent) {
         switch kind {
         case .getTable: if event.created == true { newTables += 1 } else { foundTables += 1 }
-        case .zapTable: zappedTables[event.level] += 1
+        case .zapTable:
+            // A root comes by a second time, invalid, when its last user lets go.
+            if !event.invalid { zappedTables[event.level] += 1 }
         case .syncTable: synced += 1
         case .unsyncTable: unsynced += 1
         default: break

@@ -55,6 +55,8 @@ struct MarkedSlots {
 
     var isEmpty: Bool { slots.isEmpty }
 
+    var hasLog: Bool { slots.contains { $0.loggedSince != nil } }
+
     func slot(holding frame: UInt64) -> MarkedSlot? { slots.first { $0.frames.contains(frame) } }
 
     func slot(id: UInt64) -> MarkedSlot? { slots.first { $0.id == id } }

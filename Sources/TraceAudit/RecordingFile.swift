@@ -23,6 +23,13 @@ public struct AuditInputError: Error, Sendable, Equatable, CustomStringConvertib
 public func auditRecording(
     path: String, progress: (UInt64) -> Void = { _ in }
 ) async throws(AuditInputError) -> AuditReport {
+    try await auditRecording(path: path, unpacker: "xz", progress: progress)
+}
+
+/// The same with the name of the program that unpacks, for a test of what happens where it is missing.
+func auditRecording(
+    path: String, unpacker: String, progress: (UInt64) -> Void = { _ in }
+) async throws(AuditInputError) -> AuditReport {
     let auditor = TraceAuditor()
     var file = try RecordingFile(path: path)
     var meter = ProgressMeter()
@@ -30,7 +37,7 @@ public func auditRecording(
         let head = try file.head()
         if RecordingFile.isXZ(head) {
             file.close()
-            try await unpack(path: path, into: auditor, meter: &meter, progress: progress)
+            try await unpack(path: path, with: unpacker, into: auditor, meter: &meter, progress: progress)
         } else {
             if let refusal = RecordingFile.refusal(head, path: path) { throw refusal }
             auditor.feed(head)
@@ -61,19 +68,21 @@ private struct ProgressMeter {
     }
 }
 
-/// What a recording's first bytes say about it.
+/// Bytes that are looked at before a file is taken for a recording.
 private let headLength = 4096
 
 /// Runs `xz -dc` and feeds its output. The first bytes of the text decide whether it is a recording at all.
 private func unpack(
-    path: String, into auditor: TraceAuditor, meter: inout ProgressMeter, progress: (UInt64) -> Void
+    path: String, with unpacker: String, into auditor: TraceAuditor, meter: inout ProgressMeter,
+    progress: (UInt64) -> Void
 ) async throws(AuditInputError) {
     var head: [UInt8] = []
     var accepted = false
     var refusal: AuditInputError?
     do {
         let result = try await run(
-            .name("xz"), arguments: ["-dc", "--", path], input: .none, output: .sequence, error: .string(limit: 4096)
+            .name(unpacker), arguments: ["-dc", "--", path], input: .none, output: .sequence,
+            error: .string(limit: 4096)
         ) { execution in
             for try await buffer in execution.standardOutput {
                 if refusal != nil { continue }

@@ -6,6 +6,8 @@ final class RecordingState {
     /// Address bit that memory encryption adds to every entry, as a mask over the entry; 0 if none.
     var encryptionBit: UInt64 = 0
     var comparedRequests = false
+    /// Guest pages that may still be looked at.
+    var guestPages = TraceAuditLimits.guestPages
     var hasNotifierEvents = false
     var hasEmulationEvents = false
     private(set) var notes: [String] = []
@@ -26,6 +28,12 @@ final class RecordingState {
         encryptionBit = difference << 12
         note("address bit \(encryptionBit.trailingZeroBitCount) is in every entry: taken for memory encryption")
     }
+}
+
+/// A sum that stays at the largest value: a damaged recording can hold any number.
+func saturating(_ left: UInt64, _ right: UInt64) -> UInt64 {
+    let (sum, overflow) = left.addingReportingOverflow(right)
+    return overflow ? .max : sum
 }
 
 /// `0x` and lower-case digits, as KVM's own events print them.

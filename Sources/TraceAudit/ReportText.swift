@@ -92,7 +92,12 @@ private struct ReportPage {
         return grouped
     }
 
-    private func some(_ value: UInt64, _ what: String) -> String? { value == 0 ? nil : "\(number(value)) \(what)" }
+    /// `what` is `singular|plural`, or one form for both; nothing for 0.
+    private func some(_ value: UInt64, _ what: String) -> String? {
+        let forms = what.split(separator: "|")
+        guard value > 0, let form = value == 1 ? forms.first : forms.last else { return nil }
+        return "\(number(value)) \(form)"
+    }
 
     private func bytes(_ value: UInt64) -> String {
         for (shift, unit) in [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")] as [(UInt64, String)]
@@ -112,13 +117,13 @@ private struct ReportPage {
             line(styled("CLEAN", .green) + "  no rule is broken: \(number(checks)) checks of \(held) rules")
         case .violated:
             let names = broken.map(\.id).joined(separator: ", ")
-            line(styled("VIOLATED", .red) + "  \(number(violations)) findings against \(names)")
+            line(styled("VIOLATED", .red) + "  \(some(violations, "finding|findings") ?? "") against \(names)")
         case .nothingToCheck:
             line(styled("NOTHING TO CHECK", .yellow) + "  no rule applies to what is in the recording")
         }
         var span = ""
         if let first = report.firstTime, let last = report.lastTime { span = ", from \(first) s to \(last) s" }
-        line("\(report.file): \(number(report.lines)) lines, \(number(report.events)) events\(span)")
+        folded("", "\(report.file): \(number(report.lines)) lines, \(number(report.events)) events\(span)")
         if let format = report.entryFormat { line("entries in the \(format.rawValue) format") }
         if let first = report.firstMalformedLine {
             line(styled("\(number(report.malformedLines)) malformed lines, the first is line \(first)", .yellow))
@@ -149,31 +154,39 @@ private struct ReportPage {
         row(
             "faults",
             [
-                some(machine.faults.pageFaults, "page faults"), some(machine.faults.fastFixed, "fixed without lock"),
-                some(machine.faults.fastSpurious, "spurious"), some(machine.faults.fastOther, "other fast"),
-                some(machine.faults.walksRead, "read walks"), some(machine.faults.walksWrite, "write walks"),
-                some(machine.faults.walksFetch, "fetch walks"), some(machine.faults.requests, "entries requested"),
-                some(machine.faults.emulated, "instructions emulated"),
+                some(machine.faults.pageFaults, "page fault|page faults"),
+                some(machine.faults.fastFixed, "fixed without lock"),
+                some(machine.faults.fastSpurious, "fast spurious"), some(machine.faults.fastOther, "other fast"),
+                some(machine.faults.walksRead, "read walk|read walks"),
+                some(machine.faults.walksWrite, "write walk|write walks"),
+                some(machine.faults.walksFetch, "fetch walk|fetch walks"),
+                some(machine.faults.requests, "entry requested|entries requested"),
+                some(machine.faults.emulated, "instruction emulated|instructions emulated"),
             ])
         entries(machine)
         row(
             "notifier",
             [
-                some(machine.notifier.unmapRanges, "unmap ranges"), some(machine.notifier.unmappedPages, "pages"),
-                some(machine.notifier.rangesInSlots, "of the ranges in marked slots"),
-                some(machine.notifier.guestFrames, "guest frames"), some(machine.notifier.ageRanges, "ageing"),
+                some(machine.notifier.unmapRanges, "unmap range|unmap ranges"),
+                some(machine.notifier.unmappedPages, "page|pages"),
+                some(machine.notifier.rangesInSlots, "of them in marked slots"),
+                some(machine.notifier.guestFrames, "guest frame|guest frames"),
+                some(machine.notifier.ageRanges, "ageing"),
             ])
         row(
             "zaps",
-            [some(machine.zaps.fastZaps, "of everything"), some(machine.zaps.splits, "huge entries split")]
-                + machine.zaps.tables.map { "\(number($0.count)) level-\($0.level) tables" }
-                + machine.zaps.leaves.map { "\(number($0.count)) level-\($0.level) leaves" })
+            [
+                some(machine.zaps.fastZaps, "of everything"),
+                some(machine.zaps.splits, "huge entry split|huge entries split"),
+            ]
+                + machine.zaps.tables.map { some($0.count, "level-\($0.level) table|level-\($0.level) tables") }
+                + machine.zaps.leaves.map { some($0.count, "level-\($0.level) leaf|level-\($0.level) leaves") })
         row(
             "tables",
             [
                 some(machine.zaps.newTables, "new"), some(machine.zaps.foundTables, "found again"),
                 some(machine.zaps.unsynced, "unsynced"), some(machine.zaps.synced, "synced"),
-                some(machine.zaps.changes, "TDP entry changes"),
+                some(machine.zaps.changes, "TDP entry change|TDP entry changes"),
             ])
         row("also", machine.otherEvents.map { "\(number($0.count)) \($0.name)" })
     }
@@ -202,13 +215,13 @@ private struct ReportPage {
         let shown = verbose ? machine.runs : Array(machine.runs.prefix(8))
         var label = "guest runs"
         for run in shown {
-            let verb = run.operation == "r" ? "reads" : run.operation == "w" ? "writes" : "locked adds"
+            let verb = run.operation == "r" ? "read" : run.operation == "w" ? "write" : "locked add"
             let outcome =
                 run.result == 0 && run.exit == 2 ? "ok" : "returned \(run.result), exit \(run.exit)"
             row(
                 label,
                 [
-                    "vcpu \(run.vcpu) \(number(run.count)) \(verb) from \(run.guestAddress) every \(hex(run.stride)): "
+                    "vcpu \(run.vcpu) \(some(run.count, "\(verb)|\(verb)s") ?? "nothing") from \(run.guestAddress) every \(hex(run.stride)): "
                         + "\(outcome) (line \(run.line))"
                 ])
             label = ""

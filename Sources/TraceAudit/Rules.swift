@@ -1,28 +1,38 @@
-/// What is checked. The raw value is the rule's name in the specification, or, where a rule there has no number,
-/// a short name of its own. Spec: x86 8, generic 8.
-enum Rule: String, CaseIterable, Sendable {
-    case mmuPresent = "X18"
-    case writability = "X19"
-    case hostWritableKept = "X20"
-    case sameHostFrame = "X21"
-    case alignment = "X22"
-    case reservedBits = "X23"
-    case suppressedException = "X24"
-    case accessTracking = "X26"
-    case mmioGeneration = "X27"
-    case frozenFinal = "X28"
-    case shadowedReadOnly = "X48"
-    case unsyncLevel = "X49"
-    case staleInstall = "X12"
-    case guestAccess = "I-6"
-    case dirtyLog = "X43"
-    case requestedInstalled = "request"
-    case changeLegal = "change"
-    case changeChain = "chain"
-    case prefetchGroup = "prefetch"
-    case prefetchAccessed = "prefetch-A"
-    case printedFlags = "flags"
-    case hostRanges = "range"
+/// What is checked, in the order of the report. The id is the rule's name in the specification, or, where a rule there
+/// has no number, a short name of its own; the raw value is only an index. Spec: x86 8, generic 8.
+enum Rule: Int, CaseIterable, Sendable {
+    case mmuPresent, writability, hostWritableKept, sameHostFrame, alignment, reservedBits, suppressedException,
+        accessTracking, mmioGeneration, frozenFinal, shadowedReadOnly, unsyncLevel, staleInstall, guestAccess,
+        dirtyLog, requestedInstalled, changeLegal, changeChain, prefetchGroup, prefetchAccessed, printedFlags,
+        hostRanges
+
+    /// The name in reports.
+    var id: String {
+        switch self {
+        case .mmuPresent: "X18"
+        case .writability: "X19"
+        case .hostWritableKept: "X20"
+        case .sameHostFrame: "X21"
+        case .alignment: "X22"
+        case .reservedBits: "X23"
+        case .suppressedException: "X24"
+        case .accessTracking: "X26"
+        case .mmioGeneration: "X27"
+        case .frozenFinal: "X28"
+        case .shadowedReadOnly: "X48"
+        case .unsyncLevel: "X49"
+        case .staleInstall: "X12"
+        case .guestAccess: "I-6"
+        case .dirtyLog: "X43"
+        case .requestedInstalled: "request"
+        case .changeLegal: "change"
+        case .changeChain: "chain"
+        case .prefetchGroup: "prefetch"
+        case .prefetchAccessed: "prefetch-A"
+        case .printedFlags: "flags"
+        case .hostRanges: "range"
+        }
+    }
 
     var statement: String {
         switch self {
@@ -61,7 +71,7 @@ enum Rule: String, CaseIterable, Sendable {
         case .printedFlags, .hostRanges: "x86 10"
         case .guestAccess: "generic I-6, x86 X11"
         case .staleInstall: "x86 X12, generic I-6"
-        default: "x86 \(rawValue)"
+        default: "x86 \(id)"
         }
     }
 
@@ -97,22 +107,17 @@ final class RuleBook {
     private var suspicions: [Suspicion] = []
     private(set) var findings: [Finding] = []
 
-    private static let index: [Rule: Int] = Dictionary(
-        uniqueKeysWithValues: Rule.allCases.enumerated().map { ($0.element, $0.offset) })
-
-    private func index(_ rule: Rule) -> Int { Self.index[rule] ?? 0 }
-
     /// Counts a check that held.
-    func held(_ rule: Rule) { checks[index(rule)] += 1 }
+    func held(_ rule: Rule) { checks[rule.rawValue] += 1 }
 
     /// Counts a check, and a finding if `condition` is false.
     func check(_ rule: Rule, _ condition: Bool, at moment: Moment, _ text: @autoclosure () -> String) {
-        checks[index(rule)] += 1
+        checks[rule.rawValue] += 1
         if !condition { violated(rule, at: moment, text()) }
     }
 
     private func violated(_ rule: Rule, at moment: Moment, _ text: String) {
-        let index = index(rule)
+        let index = rule.rawValue
         violations[index] += 1
         guard kept[index] < TraceAuditLimits.findingsPerRule else { return }
         kept[index] += 1
@@ -121,7 +126,7 @@ final class RuleBook {
 
     /// Counts a check that could not be done. The first reason is kept.
     func skip(_ rule: Rule, _ reason: @autoclosure () -> String) {
-        let index = index(rule)
+        let index = rule.rawValue
         skips[index] += 1
         if reasons[index] == nil { reasons[index] = reason() }
     }
@@ -130,7 +135,7 @@ final class RuleBook {
     func suspect(
         _ rule: Rule, needsNotifierEvents: Bool, at moment: Moment, _ text: @autoclosure () -> String
     ) {
-        checks[index(rule)] += 1
+        checks[rule.rawValue] += 1
         guard suspicions.count < TraceAuditLimits.findingsPerRule * 4 else { return }
         suspicions.append(
             Suspicion(
@@ -141,7 +146,7 @@ final class RuleBook {
     /// Turns suspicions into findings where the recording shows that the excusing events were recorded at all.
     func settle(hasNotifierEvents: Bool, hasEmulationEvents: Bool) {
         for suspicion in suspicions {
-            let rule = index(suspicion.rule)
+            let rule = suspicion.rule.rawValue
             switch suspicion.needs {
             case .notifierEvents where !hasNotifierEvents:
                 checks[rule] -= 1
@@ -162,11 +167,11 @@ final class RuleBook {
 
     func statuses() -> [RuleStatus] {
         Rule.allCases.map { rule in
-            let index = index(rule)
+            let index = rule.rawValue
             let verdict: RuleStatus.Verdict =
                 violations[index] > 0 ? .violated : checks[index] > 0 ? .held : .notCheckable
             return RuleStatus(
-                id: rule.rawValue, statement: rule.statement, source: rule.source, verdict: verdict,
+                id: rule.id, statement: rule.statement, source: rule.source, verdict: verdict,
                 checks: checks[index], violations: violations[index], notCheckable: skips[index],
                 reason: reasons[index] ?? (checks[index] == 0 ? "the recording has no event that it applies to" : nil))
         }
@@ -176,7 +181,7 @@ final class RuleBook {
 extension Finding {
     init(rule: Rule, at moment: Moment, text: String) {
         self.init(
-            rule: rule.rawValue, line: moment.line, time: Timestamp.text(moment.time), machine: moment.machine,
+            rule: rule.id, line: moment.line, time: Timestamp.text(moment.time), machine: moment.machine,
             text: text)
     }
 }

@@ -75,6 +75,7 @@ extension MachineAudit {
         }
     }
 
+    /// Slots of the SMM address space are tracked apart from the others, so callers leave its entries out.
     func checkShadowed(_ frame: UInt64, _ entry: DecodedEntry, at moment: Moment) {
         guard entry.canWrite || entry.mmuWritable else { return }
         guard entry.level == 1, let table = shadowedTables[frame] else {
@@ -102,6 +103,7 @@ extension MachineAudit {
             }
             thread.linked = true
         }
-        if tables.count < 1 << 18 { tables.insert(table) }
+        if table != lastTable, tables.count < 1 << 18 { tables.insert(table) }
+        lastTable = table
     }
 }

@@ -14,6 +14,8 @@
 ///   that was reached is said in the report.
 /// - The report of one recording is the same byte for byte in every run.
 ///
+/// A process is taken for one virtual machine; a recording without process ids is one section, and says so.
+///
 /// What it never does: open a device, follow a file that grows, or guess at binary formats.
 ///
 /// Spec: x86 10 (formats), x86 8 (invariants), x86 12 item 6 (what a trace alone can show).
@@ -28,6 +30,8 @@ enum TraceAuditLimits {
     static let machines = 256
     /// Groups of 64 entries that are remembered (2 KiB each), over all machines.
     static let entryGroups = 65_536
+    /// Guest pages of marked runs that are looked at, over the whole recording.
+    static let guestPages: UInt64 = 1 << 26
     /// Findings kept with their text, for each rule; the others are only counted.
     static let findingsPerRule = 50
     /// Guest runs, slots and notes listed in one section.

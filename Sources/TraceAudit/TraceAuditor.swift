@@ -24,9 +24,13 @@ public final class TraceAuditor {
     private var firstMalformed: UInt64?
     private var lost: UInt64 = 0
     private var firstLoss: UInt64?
+    /// Machines that appear later in the same recording miss events too.
+    private var lossInThisRecording: UInt64?
     private var firstTime: UInt64?
     private var lastTime: UInt64 = 0
     private var hasProcessColumn = false
+    private var restarts: UInt64 = 0
+    private var firstRestart: UInt64?
 
     public init() {}
 
@@ -102,7 +106,6 @@ public final class TraceAuditor {
         var cursor = text
         if cursor.starts(with: "# tracer:") {
             if events > 0 {
-                recording.note("line \(line): another recording begins in the same file")
                 restart()
             }
         } else if cursor.skip("# entries-in-buffer/entries-written: "), let kept = cursor.decimal(), cursor.skip("/"),
@@ -135,11 +138,17 @@ public final class TraceAuditor {
     private func lose(_ count: UInt64) {
         lost = lost.addingReportingOverflow(count).overflow ? .max : lost + count
         if firstLoss == nil { firstLoss = line }
+        lossInThisRecording = line
         for machine in machines { machine.loseEvents(at: line) }
         forgetRequests()
     }
 
+    /// Another recording begins in the same file: a second header, or a clock that goes back by more than a second.
     private func restart() {
+        restarts += 1
+        lossInThisRecording = nil
+        if firstRestart == nil { firstRestart = line }
+        lastTime = 0
         for machine in machines { machine.restart() }
         forgetRequests()
     }
@@ -158,7 +167,6 @@ public final class TraceAuditor {
         events += 1
         if firstTime == nil { firstTime = event.time }
         if event.time + 1_000_000_000 < lastTime {
-            recording.note("line \(line): the clock goes back; taken for another recording in the same file")
             restart()
         }
         lastTime = event.time
@@ -178,7 +186,7 @@ public final class TraceAuditor {
         machine.tally.lastLine = line
         let moment = Moment(line: line, time: event.time, machine: machine.index)
         // What an interrupt writes says nothing about where its victim is.
-        if event.inInterrupt, threads[index].request != nil || machine.openWindows.isEmpty == false {
+        if event.inInterrupt {
             var interrupt = TracedThread(id: .max, process: nil, machine: machine.index)
             interrupt.linked = true
             machine.handle(body, thread: &interrupt, at: moment)
@@ -193,7 +201,7 @@ public final class TraceAuditor {
     private func spread(_ body: EventBody, from machine: MachineAudit, at moment: Moment) {
         switch body {
         case .unmapRange(let range):
-            for other in machines where other !== machine { other.foreignUnmap(range, at: moment) }
+            for other in machines where other !== machine { other.foreignUnmap(range) }
         case .table(.zapTable, _) where !machine.isMachine:
             for other in machines where other !== machine {
                 other.history.makeUnknown(before: MachineAudit.short(moment.line))
@@ -232,6 +240,7 @@ public final class TraceAuditor {
             return machines.count - 1
         }
         machines.append(MachineAudit(index: machines.count, process: process, recording: recording))
+        machines[machines.count - 1].eventsLostAt = lossInThisRecording
         machineOfProcess[key] = machines.count - 1
         return machines.count - 1
     }
@@ -276,6 +285,11 @@ public final class TraceAuditor {
         } else if !hasProcessColumn {
             recording.note(
                 "no process ids in the recording (trace option record-tgid): all threads are reported as one section")
+        }
+        if let firstRestart {
+            recording.note(
+                "the file holds \(restarts + 1) recordings, the second from line \(firstRestart); what is known starts "
+                    + "anew with each")
         }
         if machines.contains(where: { $0.history.isIncomplete }) {
             recording.note("more entries than the auditor remembers: rules on their history cover the first ones")

@@ -11,6 +11,7 @@ struct ZapWindow {
     var frames: [ClosedRange<UInt64>]
     var openLine: UInt64
     var closeLine: UInt64?
+    var closeTime: UInt64 = 0
 
     func covers(_ frame: UInt64, level: Int) -> Bool {
         let last = frame | (pages(level: level) - 1)
@@ -29,7 +30,8 @@ extension MachineAudit {
             ZapWindow(cause: cause, thread: thread, frames: frames, openLine: moment.line, closeLine: nil))
         for range in frames {
             history.forEach(in: range) { known in
-                guard known.state == .present || known.state == .unknown else { return }
+                // An unknown entry may be a huge one that was split: one page of it says nothing about the others.
+                guard known.state == .present else { return }
                 known.state = .lost
                 known.lostAt = KnownEntry.open
             }
@@ -55,6 +57,7 @@ extension MachineAudit {
         for index in openWindows.indices.reversed() where ends(openWindows[index]) {
             var window = openWindows.remove(at: index)
             window.closeLine = moment.line
+            window.closeTime = moment.time
             let opened = Self.short(window.openLine)
             let closed = Self.short(moment.line)
             for range in window.frames {
@@ -72,9 +75,16 @@ extension MachineAudit {
         }
     }
 
-    /// The finished notifier call that a lookup requested at `requestLine` should have noticed.
-    func overtakingWindow(frame: UInt64, level: Int, requestLine: UInt64) -> ZapWindow? {
-        closedWindows.last { $0.openLine > requestLine && $0.covers(frame, level: level) }
+    /// The clocks of two CPUs may differ by this much: nanoseconds.
+    private static let clockSkew: UInt64 = 1_000_000
+
+    /// The finished notifier call that the thread's last lookup should have noticed. One of the same thread counts at
+    /// once; one of another only when it was over so long ago that the CPUs' clocks cannot have swapped the order.
+    func overtakingWindow(frame: UInt64, level: Int, thread: TracedThread, now: UInt64) -> ZapWindow? {
+        closedWindows.last {
+            $0.openLine > thread.requestLine && $0.covers(frame, level: level)
+                && ($0.thread == thread.id || now > $0.closeTime + Self.clockSkew)
+        }
     }
 
     /// Line numbers as the entry history keeps them.

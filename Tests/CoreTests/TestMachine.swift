@@ -12,13 +12,19 @@ final class TestHost {
     let host: Host
 
     /// - Parameter thp: huge pages in every suitable anonymous VMA; else only where advised.
-    init(ramFrames: Int = 1024, deviceFrames: Int = 0, thp: Bool = false) {
+    init(ramFrames: Int = 1024, deviceFrames: Int = 0, thp: Bool = false, keepsEvents: Bool = true) {
         LockViolations.clear()
         let bytes = (ramFrames + deviceFrames) * Int(pageSize)
         arena = UnsafeMutableRawPointer.allocate(byteCount: bytes, alignment: Int(pageSize))
         // Not zeros: whoever forgets to clear a frame is found out.
-        arena.initializeMemory(as: UInt8.self, repeating: 0xa5, count: bytes)
-        journal = Journal()
+        arena.initializeMemory(as: UInt8.self, repeating: 0xa5, count: Int(pageSize))
+        var filled = Int(pageSize)
+        while filled < bytes {
+            let part = min(filled, bytes - filled)
+            (arena + filled).copyMemory(from: arena, byteCount: part)
+            filled += part
+        }
+        journal = Journal(keepsEvents: keepsEvents)
         memory = PhysicalMemory(
             arena: arena, ramFrames: ramFrames, deviceFrames: deviceFrames, arenaIsZero: false, journal: journal)
         host = Host(memory: memory, transparentHugePages: thp)

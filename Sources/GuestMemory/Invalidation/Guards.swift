@@ -18,7 +18,8 @@ public struct MMUGuard: ~Copyable {
 
     deinit { if exclusive { vm.mmuLock.unlockWrite() } else { vm.mmuLock.unlockRead() } }
 
-    /// Ends the section here.
+    /// Ends the section here. Not in a scope that asked for a permit or an observed entry, which borrow the guard: there
+    /// the section ends with the scope.
     public consuming func unlock() {}
 
     /// The retry check and, if it passes, the right to map exactly this frame while the lock is held.
@@ -56,7 +57,10 @@ public struct MMUGuard: ~Copyable {
 
 /// The right to map one frame: given by `MMUGuard.check` alone, it cannot outlive the lock, and installing anything else
 /// than what it says traps. Spec: I-6, I-7.
-public struct InstallPermit: ~Copyable, ~Escapable {
+///
+/// It may be copied: a copy says the same under the same lock. `~Copyable` as well would be weaker, not stronger: then
+/// Swift 6.3 lets it outlive the lock inside a closure or an optional variable.
+public struct InstallPermit: ~Escapable {
     public let guestFrame: GuestFrame
     public let frame: HostFrame
     /// The largest leaf that may map it.
@@ -85,8 +89,8 @@ public struct InstallPermit: ~Copyable, ~Escapable {
     }
 }
 
-/// The right to map prefetched pages while the lock is held. Spec: generic 2.11.
-public struct PrefetchPermit: ~Copyable, ~Escapable {
+/// The right to map prefetched pages while the lock is held. Copied as an `InstallPermit` is. Spec: generic 2.11.
+public struct PrefetchPermit: ~Escapable {
     @_lifetime(immortal) init() {}
 
     /// The permit for one prefetched page, whose reference the caller still owns: for write, 4 KiB.

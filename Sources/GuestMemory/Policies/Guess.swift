@@ -27,6 +27,9 @@ public struct Guess: ReferencePolicy {
     /// The reference that GUP gave is forgotten; only the frame number remains.
     func forget(_ reference: consuming PageReference) { pages.adopt(reference) }
 
+    /// Turns the reference that `takeMapped` may have taken into an owned one; nil if the heuristic says there is none.
+    func claim(_ frame: HostFrame, holder: Holder) -> PageReference? { pages.claim(frame, holder: holder) }
+
     /// Kernel: `kvm_release_pfn_*`: what was taken is guessed again.
     func release(_ frame: HostFrame, _ kind: ReleaseKind, underLock: Bool) {
         guard let page = pages.refcountedPage(of: frame) else { return }
@@ -37,9 +40,9 @@ public struct Guess: ReferencePolicy {
 }
 
 /// What a fault holds under `guess`: maybe a reference.
-// Frozen, or Embedded Swift refuses `discard self`.
 @frozen @usableFromInline
 struct GuessedReference: ~Copyable {
+    // Frozen, or Embedded Swift refuses `discard self`.
     let policy: Guess
     let frame: HostFrame
 
@@ -48,7 +51,10 @@ struct GuessedReference: ~Copyable {
         self.frame = frame
     }
 
-    deinit { policy.release(frame, .unused, underLock: true) }
+    deinit {
+        policy.pages.noteForgotten(frame)
+        policy.release(frame, .unused, underLock: true)
+    }
 
     consuming func release(_ kind: ReleaseKind, underLock: Bool) {
         let policy = policy

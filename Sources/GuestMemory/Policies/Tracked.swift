@@ -34,6 +34,12 @@ public struct Tracked: ReferencePolicy {
         return true
     }
 
+    /// A caller with FOLL_GET: a reference to a PFN-mapped page that looks counted, or nil.
+    func reference(_ frame: HostFrame, holder: Holder) -> PageReference? {
+        guard let page = pages.refcountedPage(of: frame), page.tryGet() else { return nil }
+        return pages.claim(frame, holder: holder)
+    }
+
     /// The end of a fault: the page is marked although no reference is held. Under mmu_lock.
     func finish(_ frame: HostFrame, _ kind: ReleaseKind) {
         if kind != .unused { pages.setPFNAccessed(frame) }

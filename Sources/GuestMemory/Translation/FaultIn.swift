@@ -23,6 +23,7 @@ public struct FaultedFrame: ~Copyable {
 
     /// Ends the fault, under mmu_lock. Kernel: `kvm_release_faultin_page`. Spec: generic 2.8 step 7, 2.9, I-10.
     public consuming func finish(_ use: FaultUse, holding guardian: borrowing MMUGuard) {
+        precondition(snapshot.vm.toOpaque() == Unmanaged.passUnretained(guardian.vm).toOpaque(), "another VM's lock")
         reference.release(use, holding: guardian)
     }
 

@@ -26,8 +26,12 @@ enum Followed: ~Copyable {
 }
 
 extension VirtualMachine {
+    // `@export(interface)`, here and elsewhere: Embedded Swift 6.3 compiles a function again in the modules that import
+    // it, and cannot destroy an owned reference of a third module there. Such a body stays where it is.
+
     /// The one way from a guest frame to a host frame through the user's mappings. May sleep; inside `withSlots`.
     /// Kernel: `kvm_follow_pfn`. Spec: generic 2.2, the rows of its table in order.
+    @export(interface)
     func follow(_ request: FollowRequest) -> Followed {
         guard let slot = request.slot, !slot.isInvalid else { return .failed(.noSlot) }
         if slot.flags.readOnly && request.write { return .failed(.readOnly) }
@@ -43,11 +47,9 @@ extension VirtualMachine {
         if let page = fast(address, request) { return .page(page, writable: true) }
         switch slow(address, request) {
         case .page(let page, let writable): return .page(page, writable: writable)
-        // Every case by name: a `default` here destroys the value in a way that Embedded Swift 6.3 can't compile.
-        case .failed(let error):
-            if error == .signalPending || error == .hardwarePoison { return .failed(error) }
-            return throughPFNMap(address, request)
-        case .mapped: return throughPFNMap(address, request)
+        case .failed(.signalPending): return .failed(.signalPending)
+        case .failed(.hardwarePoison): return .failed(.hardwarePoison)
+        default: return throughPFNMap(address, request)
         }
     }
 
@@ -86,7 +88,7 @@ extension VirtualMachine {
     }
 
     /// Steps C to D. Spec: generic 2.3.
-    private func throughPFNMap(_ address: UserAddress, _ request: FollowRequest) -> Followed {
+    func throughPFNMap(_ address: UserAddress, _ request: FollowRequest) -> Followed {
         addressSpace.mmapLock.lockForRead()
         defer { addressSpace.mmapLock.unlockRead() }
         while true {
@@ -126,15 +128,17 @@ extension VirtualMachine {
     private func walk(_ address: UserAddress, _ vma: VMAInfo, _ request: FollowRequest) -> Remapped? {
         addressSpace.withPFNMapping(of: address, in: vma) { mapping in
             if request.write && !mapping.writable { return .failed(.readOnly) }
+            // Whoever may not have a writable mapping, above all a read-only slot, hears of none (Spec: generic 2.8).
+            let writable = mapping.writable && request.wantsWritable
             switch policy {
             case .precise:
-                return .found(mapping.frame, writable: mapping.writable, guessed: false, counted: false)
+                return .found(mapping.frame, writable: writable, guessed: false, counted: false)
             case .guess(let guess):
                 guard guess.takeMapped(mapping.frame) else { return .failed(.fault) }
-                return .found(mapping.frame, writable: mapping.writable, guessed: true, counted: false)
+                return .found(mapping.frame, writable: writable, guessed: true, counted: false)
             case .tracked(let tracked):
                 guard let counted = tracked.classifyMapped(mapping.frame) else { return .failed(.fault) }
-                return .found(mapping.frame, writable: mapping.writable, guessed: false, counted: counted)
+                return .found(mapping.frame, writable: writable, guessed: false, counted: counted)
             }
         }
     }

@@ -6,14 +6,18 @@ import HostMemory
 extension VirtualMachine {
     /// The page behind a guest frame, with one reference, or nil: on every failure, and for all PFN-mapped memory even
     /// if it has page frames. Not guarded by the notifier. Kernel: `__gfn_to_page`.
+    @export(interface)
     public func page(of frame: GuestFrame, write: Bool = true) -> PageReference? {
         let slot = slot(containing: frame)
         switch follow(FollowRequest(slot: slot, frame: frame, write: write, holder: .framePage)) {
         case .page(let page, _): return page
         case .mapped(let found, _, let guessed, _):
-            // Under `guess` the walk may have taken a reference; nobody gets the page here, so it goes at once.
-            if guessed, case .guess(let guess) = policy { guess.release(found, .unused, underLock: false) }
-            return nil
+            // PFN-mapped memory has no page for the caller, even if it has a page frame; the old policies gave one.
+            switch policy {
+            case .precise: return nil
+            case .guess(let guess): return guessed ? guess.claim(found, holder: .framePage) : nil
+            case .tracked(let tracked): return tracked.reference(found, holder: .framePage)
+            }
         case .failed: return nil
         }
     }

@@ -15,30 +15,54 @@ public struct HostMap: ~Copyable {
     public let isWritable: Bool
     /// The bytes of the page.
     public let bytes: UnsafeMutableRawPointer
-    private var pin: PagePin?
+    private let hold: Hold
     private let vm: VirtualMachine
-    private let slot: MemorySlot
 
-    init(
-        guestFrame: GuestFrame, frame: HostFrame, isWritable: Bool, bytes: UnsafeMutableRawPointer,
-        pin: consuming PagePin?, vm: VirtualMachine, slot: MemorySlot
+    /// What keeps the memory alive.
+    fileprivate enum Hold: ~Copyable {
+        case pin(PagePin)
+        /// The old policies: a reference instead of a pin.
+        case page(PageReference)
+        /// Nothing: an unsafe mapping.
+        case nothing
+    }
+
+    fileprivate init(
+        _ guestFrame: GuestFrame, _ frame: HostFrame, writable: Bool, _ hold: consuming Hold, _ vm: VirtualMachine
     ) {
         self.guestFrame = guestFrame
         self.frame = frame
-        self.isWritable = isWritable
-        self.bytes = bytes
-        self.pin = pin
+        isWritable = writable
+        bytes = vm.memory.bytes(of: frame)
+        self.hold = hold
         self.vm = vm
-        self.slot = slot
+        if writable { vm.memory.willWrite(frame) }
     }
 
-    /// Whether the memory is pinned; false only for unsafe mappings.
-    public var isPinned: Bool { pin != nil }
+    /// Whether the memory is pinned; false for unsafe mappings and under the old policies.
+    public var isPinned: Bool {
+        switch hold {
+        case .pin: true
+        case .page: false
+        case .nothing: false
+        }
+    }
 
+    /// Inside `withSlots`. The slot is looked up again: logging may have begun since the map was made (I-12).
     /// Kernel: `kvm_vcpu_unmap`.
     public consuming func unmap() {
-        if isWritable { vm.markDirty(guestFrame, in: slot) }
-        if let pin = pin.take() { pin.unpin(dirty: isWritable) }
+        if isWritable, let slot = vm.slot(containing: guestFrame) { vm.markDirty(guestFrame, in: slot) }
+        let dirty = isWritable
+        switch consume hold {
+        case .pin(let pin): pin.unpin(dirty: dirty)
+        case .page(let page):
+            if dirty {
+                page.releaseDirty(stabilisedBy: .exclusiveOwner)
+            } else {
+                page.releaseClean(stabilisedBy: .exclusiveOwner)
+            }
+        case .nothing: break
+        }
     }
 }
 
@@ -49,48 +73,66 @@ extension VirtualMachine {
         guard let slot = slot(containing: frame), !slot.isInvalid, !(slot.flags.readOnly && writable) else {
             throw .EINVAL
         }
-        let address = slot.userAddress(of: frame)
-        do throws(GetUserPagesError) {
-            let pin =
-                writable
-                ? try addressSpace.pinUserPageFast(address, write: true, holder: .hostMap)
-                : try pinSlowly(address, writable: false)
-            let found = pin.frame
-            if writable { memory.willWrite(found) }
-            return HostMap(
-                guestFrame: frame, frame: found, isWritable: writable, bytes: memory.bytes(of: found), pin: pin,
-                vm: self, slot: slot)
-        } catch {}
-        return try mapUnpinned(frame, slot, writable: writable)
+        if case .precise = policy { return try mapPinned(frame, slot, writable: writable) }
+        return try mapReferenced(frame, slot, writable: writable)
     }
 
-    private func pinSlowly(_ address: UserAddress, writable: Bool) throws(GetUserPagesError) -> PagePin {
+    /// Pinned; or, where get-user-pages has nothing and the VM allows it, mapped without anything. What can be pinned
+    /// is never mapped with less (I-3). Spec: generic 2.3, 2.6 row 1.
+    private func mapPinned(_ frame: GuestFrame, _ slot: MemorySlot, writable: Bool) throws(Errno) -> HostMap {
+        let address = slot.userAddress(of: frame)
+        do throws(GetUserPagesError) {
+            let pin = try pin(address, write: writable)
+            let found = pin.frame
+            return HostMap(frame, found, writable: writable, .pin(pin), self)
+        } catch {
+            // Whatever else get-user-pages said, the memory may be PFN-mapped; that decides.
+            if error == .interrupted || error == .again || error == .hardwarePoison { throw .EINVAL }
+        }
+        // Refused before any walk.
+        guard allowUnsafeMappings else { throw .EINVAL }
+        let request = FollowRequest(slot: slot, frame: frame, write: writable, holder: .hostMap)
+        switch throughPFNMap(address, request) {
+        case .mapped(let found, _, _, _): return HostMap(frame, found, writable: writable, .nothing, self)
+        case .page: throw .EINVAL
+        case .failed: throw .EINVAL
+        }
+    }
+
+    /// For write without locks where that suffices. Linux asks the slow lookup once more after that failed; all it could
+    /// add is that the page is poisoned, which is refused all the same. Spec: generic 2.4, 2.5.
+    private func pin(_ address: UserAddress, write: Bool) throws(GetUserPagesError) -> PagePin {
+        if write { return try addressSpace.pinUserPageFast(address, write: true, holder: .hostMap) }
         var flags = LookupFlags()
-        flags.write = writable
         flags.hardwarePoison = true
         flags.honorNUMA = true
         return try addressSpace.pinUserPageUnlocked(address, flags, holder: .hostMap)
     }
 
-    /// Spec: generic 2.6 row 1: refused before any walk.
-    private func mapUnpinned(_ frame: GuestFrame, _ slot: MemorySlot, writable: Bool) throws(Errno) -> HostMap {
-        guard allowUnsafeMappings else { throw .EINVAL }
-        let address = slot.userAddress(of: frame)
-        addressSpace.mmapLock.lockForRead()
-        defer { addressSpace.mmapLock.unlockRead() }
-        while true {
-            guard let vma = addressSpace.vmaLookup(address), vma.flags.io || vma.flags.pfnMap else { throw .EINVAL }
-            var mapping = addressSpace.withPFNMapping(of: address, in: vma) { $0 }
-            if mapping == nil {
-                let fixup = addressSpace.fixupUserFault(address, write: writable)
-                if fixup.unlocked { continue }
-                if fixup.error != nil { throw .EINVAL }
-                mapping = addressSpace.withPFNMapping(of: address, in: vma) { $0 }
+    /// With a reference or with nothing, as the old policies do. Spec: generic 10.1, 10.2.
+    @export(interface)
+    private func mapReferenced(_ frame: GuestFrame, _ slot: MemorySlot, writable: Bool) throws(Errno) -> HostMap {
+        switch follow(FollowRequest(slot: slot, frame: frame, write: writable, holder: .hostMap)) {
+        case .page(let page, _):
+            let found = page.frame
+            return HostMap(frame, found, writable: writable, .page(page), self)
+        case .mapped(let found, _, let guessed, _):
+            switch policy {
+            case .precise: return HostMap(frame, found, writable: writable, .nothing, self)
+            case .guess(let guess):
+                guard guessed, let page = guess.claim(found, holder: .hostMap) else {
+                    return HostMap(frame, found, writable: writable, .nothing, self)
+                }
+                return HostMap(frame, found, writable: writable, .page(page), self)
+            case .tracked(let tracked):
+                if let page = tracked.reference(found, holder: .hostMap) {
+                    return HostMap(frame, found, writable: writable, .page(page), self)
+                }
+                // Not counted and not guarded by the notifier: v9 and later ask for the parameter.
+                guard allowUnsafeMappings else { throw .EINVAL }
+                return HostMap(frame, found, writable: writable, .nothing, self)
             }
-            guard let mapping, mapping.writable || !writable else { throw .EINVAL }
-            return HostMap(
-                guestFrame: frame, frame: mapping.frame, isWritable: writable,
-                bytes: memory.bytes(of: mapping.frame), pin: nil, vm: self, slot: slot)
+        case .failed: throw .EINVAL
         }
     }
 }

@@ -54,23 +54,22 @@ public final class DeviceBAR: DriverMapping, @unchecked Sendable {
         guard enabled, filling != .atMap else { return .busError }
         let page = vma.backingPage(of: address)
         guard page < pages else { return .busError }
-        let frame = frames.lowerBound.advanced(by: page)
-        guard filling == .byHugeFault else { return space.insertFrame(frame, at: address, in: vma) }
-        return insertHuge(space, vma, address, frame)
+        return space.insertFrame(frames.lowerBound.advanced(by: page), at: address, in: vma)
     }
 
-    private func insertHuge(
-        _ space: AddressSpace, _ vma: VMAInfo, _ address: UserAddress, _ frame: HostFrame
-    ) -> DriverFault {
-        let low = address.aligned(to: .page2M)
+    /// Kernel: `vfio_pci_mmap_huge_fault`.
+    public override func hugeFault(
+        _ space: AddressSpace, _ vma: VMAInfo, _ address: UserAddress, write: Bool
+    ) -> DriverFault? {
+        lock.lock()
+        defer { lock.unlock() }
+        guard enabled, filling == .byHugeFault, vma.flags.shared else { return nil }
+        let frame = frames.lowerBound.advanced(by: vma.backingPage(of: address))
         let first = frame.aligned(to: .page2M)
-        let congruent = (address.page ^ frame.number) & (PageLevel.page2M.frames - 1) == 0
-        let fits =
-            congruent && vma.flags.shared && low >= vma.range.lowerBound
-            && low + PageLevel.page2M.bytes <= vma.range.upperBound && first >= frames.lowerBound
-            && first.advanced(by: 512) <= frames.upperBound
-        if fits { return space.insertFrame(first, at: low, in: vma, level: .page2M) }
-        return space.insertFrame(frame, at: address, in: vma)
+        guard (address.page ^ frame.number) & (PageLevel.page2M.frames - 1) == 0, first >= frames.lowerBound,
+            first.advanced(by: 512) <= frames.upperBound
+        else { return nil }
+        return space.insertFrame(first, at: address.aligned(to: .page2M), in: vma, level: .page2M)
     }
 
     /// The device stops answering: every mapping goes, every fault is a SIGBUS. Kernel: `vfio_pci_zap_bars` after the

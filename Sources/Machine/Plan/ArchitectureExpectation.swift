@@ -41,7 +41,7 @@ extension Architecture {
     /// Bits of a guest physical address that the second stage translates. EPT with 4 levels: 48 (Intel SDM 3,
     /// 29.3.2). Sv39x4 and Sv48x4 add two bits to their virtual widths (RISC-V privileged, "Two-Stage Address
     /// Translation"). Spec: x86 1.1, arches 2.1.
-    public var guestAddressBits: UInt64 {
+    public var guestAddressBits: Int {
         switch self {
         case .x86TDP: 48
         case .riscvSv39x4: 41

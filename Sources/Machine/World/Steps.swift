@@ -2,6 +2,7 @@ import Audit
 import Frames
 import GuestMemory
 import HostMemory
+import Synchrony
 
 /// The actions of a plan, one by one.
 extension World {

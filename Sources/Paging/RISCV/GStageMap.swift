@@ -63,7 +63,7 @@ extension GStageMMU {
             } else if quirks.existingLeafFails {
                 return nil
             } else {
-                split(place, into: stock.take(cpu), around: permit.guestFrame)
+                split(place, into: stock.take(cpu), permit)
             }
         }
     }
@@ -71,7 +71,7 @@ extension GStageMMU {
     /// Links an empty table into an empty entry. The harts may have cached that there was nothing; the leaf's fence,
     /// which follows under the same lock, covers that too.
     private func link(_ table: HostFrame, at place: RadixPosition, over frame: GuestFrame) {
-        let found = place.entry.link(table: table, attributes: GStageBits.link, expected: 0)
+        let found = place.entry.link(vm.host.table(table), attributes: GStageBits.link, expected: 0)
         precondition(found == nil, "an empty entry changed under mmu_lock")
         count(1, in: place.table)
         noteLink(table, at: place, over: frame, old: 0)
@@ -81,20 +81,20 @@ extension GStageMMU {
     /// this one fails with EEXIST (see `GStageQuirks.existingLeafFails`).
     ///
     /// A hart may set A in the huge leaf meanwhile: then the parts are written again.
-    private func split(_ place: RadixPosition, into table: HostFrame, around frame: GuestFrame) {
+    private func split(_ place: RadixPosition, into table: HostFrame, _ permit: borrowing InstallPermit) {
         let below = place.level.below
-        var huge = place.value
-        while true {
+        var old: UInt64
+        repeat {
+            let huge = place.entry.observe(holding: permit)
+            old = huge.value
             for i in 0..<512 {
                 tables.entry(i, of: table).storePart(of: huge, index: i, childLevel: below, EntryUpdate())
             }
-            guard let found = place.entry.link(table: table, attributes: GStageBits.link, expected: huge) else { break }
-            huge = found
-        }
+        } while place.entry.link(vm.host.table(table), attributes: GStageBits.link, expected: old) != nil
         count(512, in: table)
         vm.statistics.addPages(level: place.level.rawValue, -1)
         vm.statistics.addPages(level: below.rawValue, 512)
-        noteLink(table, at: place, over: frame, old: huge)
+        noteLink(table, at: place, over: permit.guestFrame, old: old)
     }
 
     /// Writes the leaf, fences, and frees the table whose place it took, if it took one.

@@ -27,7 +27,7 @@ enum EPT {
     static let large: UInt64 = 1 << 7
     static let accessed: UInt64 = 1 << 8
     static let dirty: UInt64 = 1 << 9
-    static let field = FrameField(mask: 0x000f_ffff_ffff_f000, shift: 12)
+    static let field = FrameField(mask: 0x000f_ffff_ffff_f000, shift: 12, write: write)
     /// An access through the entry exits instead of raising #VE in the guest. Set in every entry (Spec: X24).
     static let suppressVE: UInt64 = 1 << 63
 

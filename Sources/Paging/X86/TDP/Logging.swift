@@ -12,7 +12,7 @@ extension TDPMMU {
     /// an earlier protection may still wait for its flush. Takes mmu_lock. Kernel: `kvm_mmu_slot_apply_flags`, no PML.
     func startLogging(_ slot: MemorySlot) {
         let guardian = vm.lockMMU()
-        for root in validRoots { _ = splitHugeLeaves(in: slot.frames, root) }
+        for root in validRoots { _ = splitHugeLeaves(in: slot.frames, root, holding: guardian) }
         _ = clearLeaves(EPT.write, in: slot.frames)
         guardian.unlock()
         vm.flushRemoteTLBs()
@@ -22,12 +22,12 @@ extension TDPMMU {
     /// tells anyone (F4). A slot that began with an all-ones bitmap may still have huge leaves here: they are split;
     /// without memory for that, they lose W and MW. Caller holds mmu_lock for writing.
     /// Kernel: `kvm_arch_mmu_enable_log_dirty_pt_masked`.
-    func protectPages(_ first: GuestFrame, _ mask: UInt64) {
+    func protectPages(_ first: GuestFrame, _ mask: UInt64, holding guardian: borrowing MMUGuard) {
         guard mask != 0 else { return }
         let start = first.advanced(by: mask.trailingZeroBitCount)
         let end = first.advanced(by: 64 - mask.leadingZeroBitCount)
         for root in validRoots {
-            _ = splitHugeLeaves(in: start..<end, root)
+            _ = splitHugeLeaves(in: start..<end, root, holding: guardian)
             switch vm.policy {
             case .precise(let policy): protectPages(start..<end, first, mask, root, policy)
             case .tracked(let policy): protectPages(start..<end, first, mask, root, policy)
@@ -92,7 +92,9 @@ extension TDPMMU {
     /// Caller holds mmu_lock for writing. Kernel: `kvm_tdp_mmu_try_split_huge_pages`. Spec: x86 3.6.
     ///
     /// Linux drops the lock to allocate; the model's allocator never sleeps.
-    func splitHugeLeaves(in frames: Range<GuestFrame>, _ root: HostFrame) -> Bool {
+    func splitHugeLeaves(
+        in frames: Range<GuestFrame>, _ root: HostFrame, holding guardian: borrowing MMUGuard
+    ) -> Bool {
         let view = view(root)
         let end = min(frames.upperBound, view.end)
         var cursor = frames.lowerBound
@@ -101,7 +103,8 @@ extension TDPMMU {
             if position.level > .page4K, view.format.isLeaf(position.value, position.level.rawValue) {
                 guard let child = vm.host.allocateTable(order: 0, fill: 0) else { return false }
                 // Lost to an A or D that the processor set: once more, with the new value.
-                if !link(child, at: position, cursor) { vm.host.freeTable(child) }
+                let seen = position.entry.observe(holding: guardian)
+                if !link(child, at: position, cursor, seen: seen) { vm.host.freeTable(child) }
                 continue
             }
             let step = max(position.level, .page2M)

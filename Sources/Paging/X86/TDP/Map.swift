@@ -19,7 +19,7 @@ extension TDPMMU {
             if position.value == EPT.frozen { return .retry }
             if position.level == permit.largest { return install(permit, access, slot, position) }
             guard let child = reserve.take() else { return .retry }
-            if !link(child, at: position, frame) {
+            if !link(child, at: position, frame, seen: position.entry.observe(holding: permit)) {
                 vm.host.freeTable(child)
                 return .retry
             }

@@ -30,7 +30,8 @@ extension TDPMMU {
             let guardian = vm.lockMMUForRead()
             let section = tables.enter()
             // A root found before may be gone by now: whoever is on the list has a reference while the lock is held.
-            let (recovered, next) = isListedAndValid(root) ? recoverSome(root, slot, level, from: start) : (0, nil)
+            let (recovered, next) =
+                isListedAndValid(root) ? recoverSome(root, slot, level, from: start, holding: guardian) : (0, nil)
             if recovered > 0 { vm.flushRemoteTLBs() }
             tables.exit(section)
             guardian.unlock()
@@ -50,7 +51,8 @@ extension TDPMMU {
     private static var batch: Int { 512 }
 
     private func recoverSome(
-        _ root: HostFrame, _ slot: MemorySlot, _ level: PageLevel, from start: GuestFrame
+        _ root: HostFrame, _ slot: MemorySlot, _ level: PageLevel, from start: GuestFrame,
+        holding guardian: borrowing MMUGuard
     ) -> (Int, GuestFrame?) {
         let view = view(root)
         let end = min(slot.frames.upperBound, view.end)
@@ -62,27 +64,27 @@ extension TDPMMU {
             let block = cursor.aligned(to: position.level)
             cursor = GuestFrame(block.number + position.level.frames)
             guard position.level == level, view.format.isTable(position.value, level.rawValue) else { continue }
-            if recover(position, block, slot) { count += 1 }
+            if recover(position, block, slot, holding: guardian) { count += 1 }
         }
         return (count, nil)
     }
 
-    private func recover(_ position: RadixPosition, _ block: GuestFrame, _ slot: MemorySlot) -> Bool {
+    private func recover(
+        _ position: RadixPosition, _ block: GuestFrame, _ slot: MemorySlot, holding guardian: borrowing MMUGuard
+    ) -> Bool {
         let level = position.level
         guard block >= slot.baseFrame, canBeHuge(block, slot, level) else { return false }
         let table = EPT.field.frame(in: position.value)
-        guard let leaf = congruentLeaf(of: table, block, level) else { return false }
+        guard let leaf = congruentLeaf(of: table, block, level, holding: guardian) else { return false }
         let update = EntryUpdate(set: EPT.large)
         guard position.entry.replaceTable(byJoining: leaf, level: level, update, expected: position.value) == nil
         else { return false }
         vm.statistics.addPages(level: level.rawValue, 1)
+        let frame = EPT.field.frame(in: leaf.value).aligned(to: level)
         record(
             Event(
-                .entryInstalled, frame: EPT.field.frame(in: leaf).aligned(to: level), guest: block.number,
-                level: level.rawValue,
-                value: EPT.field.bits(for: EPT.field.frame(in: leaf).aligned(to: level))
-                    | leaf & ~EPT.field.mask | EPT.large,
-                extra: position.value))
+                .entryInstalled, frame: frame, guest: block.number, level: level.rawValue,
+                value: EPT.field.bits(for: frame) | leaf.value & ~EPT.field.mask | EPT.large, extra: position.value))
         remove(table)
         return true
     }
@@ -97,18 +99,24 @@ extension TDPMMU {
 
     /// Any leaf of the table, which tells the frame and the bits of the whole; nil if there is none, or if its frame
     /// does not stand where a huge page would put it. Tables below count too.
-    private func congruentLeaf(of table: HostFrame, _ block: GuestFrame, _ level: PageLevel) -> UInt64? {
+    @_lifetime(borrow guardian)
+    private func congruentLeaf(
+        of table: HostFrame, _ block: GuestFrame, _ level: PageLevel, holding guardian: borrowing MMUGuard
+    ) -> ObservedEntry? {
         let below = level.below
         for i in 0..<512 {
-            let entry = vm.memory.entry(i, of: table).load()
+            let seen = StageTwoEntry(vm.memory.entry(i, of: table), EPT.field).observe(holding: guardian)
+            let entry = seen.value
             let guest = GuestFrame(block.number + UInt64(i) * below.frames)
             if EPTFormat().isTable(entry, below.rawValue) {
-                guard let leaf = congruentLeaf(of: EPT.field.frame(in: entry), guest, below) else { continue }
+                guard let leaf = congruentLeaf(of: EPT.field.frame(in: entry), guest, below, holding: guardian) else {
+                    continue
+                }
                 return leaf
             }
             guard EPTFormat().isLeaf(entry, below.rawValue) else { continue }
             let inside = guest.number & (level.frames - 1)
-            return EPT.field.frame(in: entry).number & (level.frames - 1) == inside ? entry : nil
+            return EPT.field.frame(in: entry).number & (level.frames - 1) == inside ? seen : nil
         }
         return nil
     }

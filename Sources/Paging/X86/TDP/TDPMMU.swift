@@ -111,7 +111,7 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
 
     override public func protect(
         _ slot: MemorySlot, first: GuestFrame, mask: UInt64, holding guardian: borrowing MMUGuard
-    ) { protectPages(first, mask) }
+    ) { protectPages(first, mask, holding: guardian) }
 
     override public func loggingEnabled(_ slot: MemorySlot) { startLogging(slot) }
     override public func loggingDisabled(_ slot: MemorySlot) { recoverHugePages(slot) }

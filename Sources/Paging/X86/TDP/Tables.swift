@@ -69,8 +69,11 @@ extension TDPMMU {
     /// bits, so that no TLB need be flushed. False: the entry has changed, and the child is the caller's.
     /// Kernel: `tdp_mmu_link_sp`, `tdp_mmu_split_huge_page`. Spec: x86 3.4, 3.6, F7.
     ///
-    /// Caller: mmu_lock (reading, and a section, is enough).
-    func link(_ child: HostFrame, at position: RadixPosition, _ frame: GuestFrame) -> Bool {
+    /// Caller: mmu_lock (reading, and a section, is enough), under which `seen` was observed at `position`.
+    func link(
+        _ child: HostFrame, at position: RadixPosition, _ frame: GuestFrame, seen: borrowing ObservedEntry
+    ) -> Bool {
+        guard seen.value == position.value else { return false }
         let base = frame.aligned(to: position.level)
         let isHuge = EPTFormat().isLeaf(position.value, position.level.rawValue)
         let childLevel = position.level.below
@@ -79,9 +82,9 @@ extension TDPMMU {
             parent: position.table.physicalAddress + UInt64(position.index) * 8
         ).words
         vm.host.setTableWords(child, words.0, words.1)
-        if isHuge { fill(child, with: position.value, childLevel) }
+        if isHuge { fill(child, with: seen, childLevel) }
         let attributes = EPT.link(accessDirty: accessDirty)
-        guard position.entry.link(table: child, attributes: attributes, expected: position.value) == nil else {
+        guard position.entry.link(vm.host.table(child), attributes: attributes, expected: seen.value) == nil else {
             return false
         }
         if isHuge {
@@ -96,7 +99,7 @@ extension TDPMMU {
     }
 
     /// Writes the 512 parts of a huge leaf into a table that nobody sees yet. A, D, W, HW and MW are inherited.
-    private func fill(_ child: HostFrame, with huge: UInt64, _ childLevel: PageLevel) {
+    private func fill(_ child: HostFrame, with huge: borrowing ObservedEntry, _ childLevel: PageLevel) {
         let update = EntryUpdate(clear: childLevel == .page4K ? EPT.large : 0)
         for i in 0..<512 {
             StageTwoEntry(vm.memory.entry(i, of: child), EPT.field)

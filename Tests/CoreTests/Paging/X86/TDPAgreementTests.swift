@@ -81,7 +81,7 @@ import Testing
     @Test func `vCPUs and host at once`() throws {
         let machine = TDPMachine(ramFrames: 8192, thp: true, cpus: 2)
         try machine.slot(count: Self.count)
-        let stop = Flag()
+        let stop = StopFlag()
         let done = DispatchGroup()
         for cpu in machine.cpus {
             done.enter()
@@ -122,7 +122,7 @@ import Testing
     }
 }
 
-private final class Flag: Sendable {
+private final class StopFlag: Sendable {
     private let value = Atomic<Bool>(false)
     private let count = Atomic<Int>(0)
     var isSet: Bool { value.load(ordering: .acquiring) }

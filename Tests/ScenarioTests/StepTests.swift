@@ -1,0 +1,208 @@
+import Frames
+import Machine
+import Testing
+
+@testable import Scenario
+
+/// Steps that lead out of the guest's memory, or don't suit what they are done to.
+@Suite struct GuestProgramsStayInside {
+    private func guest(_ text: String) -> Sketch { Sketch(phases: "  - vcpu0:\n      - {\(text)}") }
+
+    @Test func `an access outside every slot`() {
+        expectOne(
+            guest("read: 0x20000"), at: "0x20000", after: "read: ", "0x20000 is not the guest's memory",
+            hint: "the slots are 0: 0x10000 up to 0x20000; an access outside of them is MMIO: say `expect: mmio`")
+    }
+    @Test func `the last access of many is outside`() {
+        expectOne(
+            guest("read: ram+0x8000, count: 9"), at: "ram+0x8000", "0x20000 is not the guest's memory (access 9 of 9)")
+        #expect(errors(guest("read: ram+0x8000, count: 8").text).isEmpty)
+    }
+    @Test func `an access outside is right if it says so`() {
+        #expect(errors(guest("read: 0x20000, expect: mmio").text).isEmpty)
+        #expect(errors(guest("write: 0x20000, expect: {x86-tdp: mmio, otherwise: EFAULT}").text).isEmpty)
+        #expect(errors(guest("read: 0x20000, expect: EFAULT").text).count == 1)
+    }
+    @Test func `a fetch needs memory in any case`() {
+        expectOne(
+            guest("fetch: 0x20000"), at: "0x20000", "0x20000 is not the guest's memory",
+            hint: "the slots are 0: 0x10000 up to 0x20000")
+    }
+    @Test func `an access beyond the guest's addresses is never right`() {
+        expectOne(
+            guest("read: 0x1_0000_0000_0000, expect: mmio"), at: "0x1_", "the access ends beyond the guest's addresses")
+    }
+    @Test func `addresses that wrap around`() {
+        expectOne(
+            guest("read: ram, count: 3, stride: 0x8000_0000_0000_0000, expect: mmio"), at: "ram", after: "read: ",
+            "the access ends beyond the guest's addresses")
+        expectOne(
+            guest("read: 0xffff_ffff_ffff_fff8, expect: mmio"), at: "0xffff",
+            "the access ends beyond the guest's addresses")
+    }
+    @Test func `an unaligned access`() {
+        expectOne(
+            guest("read: ram+0x13"), at: "ram+0x13", "0x10013 is not 8-byte aligned",
+            hint: "an access has 8 bytes; the aligned address before it is 0x10010")
+    }
+    @Test(arguments: ["0", "4"])
+    func `an unaligned stride`(_ stride: String) {
+        expectOne(
+            guest("read: ram, count: 2, stride: \(stride)"), at: stride, after: "stride: ",
+            "a stride can't be \(stride) bytes")
+    }
+    @Test func `a place that no slot shows`() {
+        var sketch = guest("read: ram+0x9000")
+        sketch.slots = "    - {slot: 0, guest_phys_addr: 0, userspace_addr: ram, memory_size: 32 KiB}"
+        expectOne(sketch, at: "ram+0x9000", "no slot shows `ram` at 36 KiB to the guest")
+    }
+    @Test func `a place that two slots show`() {
+        var sketch = guest("read: ram")
+        sketch.slots += "\n    - {slot: 1, guest_phys_addr: 0x80000, userspace_addr: ram}"
+        expectOne(sketch, at: "ram", after: "read: ", "`ram` is in two slots, 0 and 1", hint: "write the guest address")
+    }
+    @Test func `a place in a region that there isn't`() {
+        expectOne(guest("read: blob"), at: "blob", "there is no region `blob`")
+    }
+    @Test func `a vCPU that there isn't`() {
+        expectOne(
+            Sketch(phases: "  - vcpu1:\n      - read: ram"), at: "vcpu1", "there is no `vcpu1`",
+            hint: "the VM has one vCPU, vcpu0; raise `vm: {vcpus: ...}`")
+    }
+    @Test func `a phase in which nobody does anything`() {
+        expectOne(Sketch(phases: "  - name: rest"), at: "name: rest", "a phase in which nobody does anything")
+    }
+    @Test func `no phases at all`() { expectOne(Sketch(phases: "  []"), at: "[]", "no phases") }
+
+    @Test func `a place is where the slot is now`() throws {
+        let text = Sketch(
+            phases: """
+                  - vcpu0: [read: ram+0x1000]
+                  - host:
+                      - set_memory_region: {slot: 0, guest_phys_addr: 0x80000, userspace_addr: ram}
+                  - vcpu0: [read: ram+0x1000, {read: 0x11000, expect: mmio}]
+                  - host: [delete_memory_region: 0]
+                  - vcpu0: [{read: ram+0x1000, expect: mmio}]
+                """
+        ).text
+        let plan = try loadScenario(text: text, file: "test.yaml").plan
+        var addresses: [UInt64] = []
+        for case .guest(_, let address, _, _, _) in plan.phases.flatMap(\.tasks).flatMap(\.steps).map(\.action) {
+            addresses.append(address.value)
+        }
+        #expect(addresses == [0x11000, 0x81000, 0x11000, 0x81000])
+    }
+    @Test func `memory that is gone is not the guest's any more`() {
+        let sketch = Sketch(phases: "  - host: [delete_memory_region: 0]\n  - vcpu0:\n      - read: 0x10000")
+        expectOne(
+            sketch, at: "0x10000", after: "read: ", "0x10000 is not the guest's memory",
+            hint: "there are no slots at this point; an access outside of them is MMIO: say `expect: mmio`")
+    }
+    @Test func `in the phase of the deletion the access may come first`() {
+        #expect(errors(Sketch(phases: "  - host: [delete_memory_region: 0]\n    vcpu0: [read: ram]").text).isEmpty)
+    }
+}
+
+@Suite struct HostEventsSuitTheirRegion {
+    private func host(_ text: String) -> Sketch { Sketch(phases: "  - host:\n      - \(text)") }
+
+    @Test func `moving anonymous memory`() {
+        expectOne(
+            host("{move: ram, to: device_memory}"), at: "ram", after: "move: ",
+            "`move` is not for `ram`, which is `anonymous`", hint: "it is for: graphics_buffer")
+    }
+    @Test func `disabling what is no device`() {
+        expectOne(
+            host("disable: ram"), at: "ram", after: "disable: ", "`disable` is not for `ram`, which is `anonymous`")
+    }
+    @Test func `a driver behind anonymous memory`() {
+        expectOne(
+            host("driver_load: ram"), at: "ram", after: "load: ", "`driver_load` is not for `ram`, which is `anonymous`"
+        )
+    }
+    @Test func `madvise on a PFN map fails on Linux, and may be tried`() {
+        var sketch = host("{madvise: ram, advice: dontneed}")
+        sketch.regions = "    - {name: ram, kind: reserved_memory, size: 64 KiB}"
+        expectOne(sketch, at: "ram", after: "madvise: ", "`madvise` is not for `ram`, which is `reserved_memory`")
+        sketch.phases = "  - host:\n      - {madvise: ram, advice: dontneed, expect: EINVAL}"
+        #expect(errors(sketch.text).isEmpty)
+    }
+    @Test func `an offset beyond the region`() {
+        expectOne(host("load: ram+64 KiB"), at: "ram+64", "64 KiB is beyond the end of `ram`")
+    }
+    @Test func `an unaligned load`() { expectOne(host("load: ram+4"), at: "ram+4", "0x4 is not 8-byte aligned") }
+    @Test(arguments: ["0", "100", "128 KiB"])
+    func `a length that can't be`(_ length: String) {
+        let shown = length == "0" || length == "100" ? "\(length) bytes" : length
+        expectOne(
+            host("{munmap: ram, length: \(length)}"), at: length, after: "length: ",
+            "`munmap` can't have a length of \(shown)")
+    }
+    @Test func `munmap from the middle of a page`() {
+        expectOne(host("munmap: ram+0x800"), at: "ram+0x800", "`munmap` can't begin at 2 KiB")
+    }
+    @Test func `a child's step without a child`() {
+        expectOne(host("child_exit"), at: "child_exit", "`child_exit` without a child")
+        expectOne(host("child_load: ram"), at: "child_load", "`child_load` without a child")
+    }
+    @Test func `a child can't act after its end`() {
+        expectOne(
+            host("fork\n      - child_exit\n      - child_load: ram"), at: "child_load", "`child_load` without a child")
+    }
+    @Test func `a buffer that doesn't fit device memory`() {
+        var sketch = host("{move: ram, to: device_memory}")
+        sketch.regions = "    - {name: ram, kind: graphics_buffer, size: 64 KiB}"
+        expectOne(sketch, at: "ram", after: "move: ", "`ram` doesn't fit the host's device memory")
+        sketch.host = "  device_memory: 64 KiB"
+        #expect(errors(sketch.text).isEmpty)
+    }
+}
+
+@Suite struct IoctlsSuitTheirSlot {
+    private func host(_ text: String) -> Sketch { Sketch(phases: "  - host:\n      - {\(text)}") }
+
+    @Test func `deleting a slot that there isn't`() {
+        expectOne(
+            host("delete_memory_region: 7"), at: "7", "there is no slot 7 at this point",
+            hint: "a slot is in `vm: {slots: ...}` or made by `set_memory_region`; else say `expect: EINVAL`")
+        #expect(errors(host("delete_memory_region: 7, expect: EINVAL").text).isEmpty)
+    }
+    @Test func `the dirty log of a slot without one`() {
+        expectOne(host("get_dirty_log: 0"), at: "0", after: "log: ", "slot 0 has no dirty log")
+        #expect(errors(host("get_dirty_log: 0, expect: ENOENT").text).isEmpty)
+    }
+    @Test func `a page that the slot doesn't have`() {
+        var sketch = host("get_dirty_log: 0, expect: {pages: [16]}")
+        sketch.slots = "    - {slot: 0, guest_phys_addr: 0, userspace_addr: ram, flags: [log_dirty_pages]}"
+        expectOne(sketch, at: "{pages", "slot 0 has no page 16", hint: "its last page is 15")
+    }
+    @Test func `clearing from an odd page, or an odd number`() {
+        var sketch = host("clear_dirty_log: 0, first_page: 3")
+        sketch.slots = "    - {slot: 0, guest_phys_addr: 0, userspace_addr: ram, flags: [log_dirty_pages]}"
+        expectOne(sketch, at: "3", after: "page: ", "KVM_CLEAR_DIRTY_LOG can't begin at page 3")
+        sketch.phases = "  - host:\n      - {clear_dirty_log: 0, num_pages: 3}"
+        expectOne(sketch, at: "3", after: "pages: ", "KVM_CLEAR_DIRTY_LOG can't clear 3 pages from 0")
+        sketch.phases = "  - host:\n      - {clear_dirty_log: 0, num_pages: 16}"
+        #expect(errors(sketch.text).isEmpty)
+    }
+    @Test func `a slot never changes its memory`() {
+        expectOne(
+            host("set_memory_region: {slot: 0, guest_phys_addr: 0x10000, userspace_addr: ram, memory_size: 4 KiB}"),
+            at: "{slot", after: "region: ", "slot 0 exists, and KVM answers EINVAL")
+    }
+    @Test func `a new slot over an old one`() {
+        expectOne(
+            host("set_memory_region: {slot: 1, guest_phys_addr: 0x1f000, userspace_addr: ram}"), at: "{slot",
+            after: "region: ", "slot 1 overlaps slot 0 in the guest",
+            hint: "slot 0 takes 0x10000 up to 0x20000, or say `expect: EEXIST`")
+    }
+    @Test func `a step that expects an error may ask for anything`() {
+        #expect(
+            errors(
+                host(
+                    "set_memory_region: {slot: 1, guest_phys_addr: 0x1f001, userspace_addr: ram+7, memory_size: 5}, "
+                        + "expect: EINVAL"
+                ).text
+            ).isEmpty)
+    }
+}

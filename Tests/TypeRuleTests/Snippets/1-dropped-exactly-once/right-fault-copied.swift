@@ -1,0 +1,6 @@
+import GuestMemory
+
+func retry(_ faulted: consuming FaultedFrame) {
+    let first = faulted
+    first.releaseUnused()
+}

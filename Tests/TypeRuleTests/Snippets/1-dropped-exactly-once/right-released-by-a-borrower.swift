@@ -1,0 +1,5 @@
+import HostMemory
+
+func look(at page: borrowing PageReference) {
+    _ = page.frame
+}

@@ -1,0 +1,5 @@
+import HostMemory
+
+func release(_ page: consuming PageReference) {
+    page.releaseUnused()
+}

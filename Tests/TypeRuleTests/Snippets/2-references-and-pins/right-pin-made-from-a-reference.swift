@@ -1,0 +1,5 @@
+import HostMemory
+
+func convert(_ pin: consuming PagePin) -> PagePin {
+    pin
+}

@@ -1,0 +1,5 @@
+import HostMemory
+
+func end(_ pin: consuming PagePin) {
+    pin.unpin(dirty: true)
+}

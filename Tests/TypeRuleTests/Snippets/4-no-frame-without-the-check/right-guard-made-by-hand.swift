@@ -1,0 +1,6 @@
+import GuestMemory
+
+func age(_ vm: VirtualMachine) {
+    let guardian = vm.lockMMU()
+    guardian.unlock()
+}

@@ -1,0 +1,6 @@
+import Frames
+import GuestMemory
+
+struct Pending: ~Escapable {
+    var permit: InstallPermit
+}

@@ -1,0 +1,7 @@
+import GuestMemory
+
+func end(_ vm: VirtualMachine, _ faulted: consuming FaultedFrame) {
+    let guardian = vm.lockMMU()
+    faulted.finish(.used(dirty: true), holding: guardian)
+    guardian.unlock()
+}

@@ -1,0 +1,5 @@
+import GuestMemory
+
+func end(_ faulted: consuming FaultedFrame, holding guardian: borrowing MMUGuard) {
+    faulted.finish(.used(dirty: true), holding: guardian)
+}

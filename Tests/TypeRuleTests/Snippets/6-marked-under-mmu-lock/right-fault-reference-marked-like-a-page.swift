@@ -1,0 +1,6 @@
+import GuestMemory
+import HostMemory
+
+func end(_ page: consuming PageReference) {
+    page.releaseDirty(stabilisedBy: .exclusiveOwner)
+}

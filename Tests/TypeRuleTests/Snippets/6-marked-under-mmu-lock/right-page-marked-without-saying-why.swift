@@ -1,0 +1,5 @@
+import HostMemory
+
+func end(_ page: consuming PageReference) {
+    page.releaseDirty(stabilisedBy: .pageLock)
+}

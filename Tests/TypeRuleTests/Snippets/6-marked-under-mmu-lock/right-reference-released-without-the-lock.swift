@@ -1,0 +1,5 @@
+import GuestMemory
+
+func end(_ reference: consuming FaultReference) {
+    reference.releaseUnused()
+}

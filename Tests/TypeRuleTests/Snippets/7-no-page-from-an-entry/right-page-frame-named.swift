@@ -1,0 +1,3 @@
+import HostMemory
+
+func look(_ page: borrowing PageReference) {}

@@ -1,0 +1,6 @@
+import Frames
+import HostMemory
+
+func put(_ page: consuming PageReference) {
+    page.releaseUnused()
+}

@@ -1,0 +1,5 @@
+import Frames
+
+func number(of error: TranslationError) -> UInt64 {
+    error.kernelEncoding
+}
