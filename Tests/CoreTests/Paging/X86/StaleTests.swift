@@ -110,6 +110,20 @@ private final class WindowDriver: DriverMapping, @unchecked Sendable {
         #expect(machine.journal.holdings.isEmpty)
     }
 
+    @Test func `so does a fault that ends in a retry under the lock (X7)`() throws {
+        let machine = TDPMachine()
+        try machine.slot(count: 16)
+        try machine.space.store(at(3), 1)
+        machine.fault(.write, 4)
+        // The entry is being removed by somebody else.
+        machine.word(3).store(EntryBit.frozen)
+        #expect(machine.fault(.write, 3) == .retry)
+        machine.word(3).store(EntryBit.empty)
+        let state = machine.test.state(machine.space.translate(at(3))!.frame)
+        #expect(!state.flags.isAccessed(by: .kvm) && !state.flags.isDirty(by: .kvm))
+        #expect(state.referenceCount == 1 && machine.journal.holdings.isEmpty)
+    }
+
     @Test func `when the start returns, no entry and no TLB maps the range (X11)`() throws {
         let machine = TDPMachine(cpus: 2)
         try machine.slot(count: 16)

@@ -83,14 +83,19 @@ private final class HugeWindow: DriverMapping, @unchecked Sendable {
     }
 }
 
-/// X30: removed, flushed, then freed. In this order in the journal.
+/// X30: unlinked by the huge leaf that took its place, removed, flushed, and only then freed.
 private func expectFlushedBeforeFreed(_ machine: TDPMachine, _ table: HostFrame) {
     let events = machine.journal.events
-    let freed = events.lastIndex { $0.kind == .pageFreed && $0.frame == table.number }
-    let removed = events.lastIndex { $0.kind == .tableRemoved && $0.frame == table.number }
-    let flushed = events.lastIndex { $0.kind == .flush }
-    #expect(freed != nil && removed != nil && flushed != nil)
-    if let freed, let removed, let flushed { #expect(removed < freed && flushed < freed) }
+    guard let unlinked = events.lastIndex(where: { $0.kind == .entryInstalled && $0.level == 2 }),
+        let removed = events.lastIndex(where: { $0.kind == .tableRemoved && $0.frame == table.number }),
+        let freed = events.lastIndex(where: { $0.kind == .pageFreed && $0.frame == table.number })
+    else {
+        Issue.record("the table was not replaced and freed")
+        return
+    }
+    let flushed = events[unlinked...].firstIndex { $0.kind == .flush }
+    #expect(unlinked < removed && removed < freed)
+    #expect(flushed != nil && flushed! < freed)
 }
 
 @Suite struct X86_3_6_Splitting {

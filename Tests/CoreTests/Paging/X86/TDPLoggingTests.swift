@@ -63,6 +63,8 @@ private func isLegal(_ entry: UInt64) -> Bool {
         #expect(machine.leaves().allSatisfy { $0.writable })
         try machine.vm.clearDirtyLog(slot: 0, firstPage: 0, pages: 64, bitmap: [0b100])
         #expect(machine.leaves().filter(\.writable).map(\.guestFrame.number) == [1, 65])
+        // MW stays: only so may the lockless path give W back.
+        #expect(machine.leaves().allSatisfy { $0.entry & EntryBit.mmuWritable != 0 })
         #expect(try machine.dirtyLog() == [0b010, 0b10])
     }
 
