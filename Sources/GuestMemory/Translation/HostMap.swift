@@ -79,6 +79,7 @@ extension VirtualMachine {
 
     /// Pinned; or, where get-user-pages has nothing and the VM allows it, mapped without anything. What can be pinned
     /// is never mapped with less (I-3). Spec: generic 2.3, 2.6 row 1.
+    @export(interface)
     private func mapPinned(_ frame: GuestFrame, _ slot: MemorySlot, writable: Bool) throws(Errno) -> HostMap {
         let address = slot.userAddress(of: frame)
         do throws(GetUserPagesError) {
