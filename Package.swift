@@ -70,6 +70,9 @@ let package = Package(
             name: "TypeRuleTests",
             dependencies: ["Frames", "Synchrony", "Audit", "HostMemory", "GuestMemory"],
             exclude: ["Snippets"], swiftSettings: core),
+        .testTarget(
+            name: "CommandTests", dependencies: ["faultline", "Report", "Scenario", "TraceAudit"],
+            swiftSettings: strict),
         .testTarget(name: "TraceAuditTests", dependencies: ["TraceAudit"], swiftSettings: strict),
         .testTarget(
             name: "ScenarioTests", dependencies: ["Scenario", "Report", .product(name: "Yams", package: "Yams")],

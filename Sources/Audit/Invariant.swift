@@ -1,12 +1,26 @@
 /// The numbered rules that a run or a recording is checked against. The raw value's hundreds tell the family:
 /// 1xx generic `I-n`, 2xx x86 `Xn`, 3xx RISC-V `RV-n`. Spec: generic section 8, x86 section 8, arches 2.4.
 public enum Invariant: UInt16, Sendable, CaseIterable {
-    case i1 = 101, i2, i3, i4, i5, i6, i7, i8, i9, i10, i11, i12, i13, i14, i15, i16, i17, i18, i19, i20, i21, i22
+    case i1 = 101
+    case i2, i3, i4, i5, i6, i7, i8, i9, i10, i11, i12, i13, i14, i15, i16, i17, i18, i19, i20, i21, i22
     case i23, i24, i25, i26, i27, i28, i29
-    case x11 = 211, x12 = 212
-    case x18 = 218, x19 = 219, x21 = 221, x22 = 222, x23 = 223, x24 = 224
-    case x28 = 228, x29 = 229, x36 = 236, x38 = 238, x39 = 239, x44 = 244, x63 = 263
-    case rv1 = 301, rv2, rv3, rv4, rv5, rv6, rv7
+    case x11 = 211
+    case x12 = 212
+    case x18 = 218
+    case x19 = 219
+    case x21 = 221
+    case x22 = 222
+    case x23 = 223
+    case x24 = 224
+    case x28 = 228
+    case x29 = 229
+    case x36 = 236
+    case x38 = 238
+    case x39 = 239
+    case x44 = 244
+    case x63 = 263
+    case rv1 = 301
+    case rv2, rv3, rv4, rv5, rv6, rv7
 
     /// The rule's name in the specification: `I-6`, `X19`, `RV-2`.
     public var family: StaticString {

@@ -40,7 +40,9 @@ public enum BenchmarkText {
         lines.append("")
         for goal in report.goals {
             let state = goal.reached ? "reached" : "missed"
-            lines.append("\(state.padding(toLength: 8, withPad: " ", startingAt: 0)) \(goal.text): \(number(goal.value)) (\(goal.bound))")
+            lines.append(
+                "\(state.padding(toLength: 8, withPad: " ", startingAt: 0)) \(goal.text): \(number(goal.value)) (\(goal.bound))"
+            )
         }
         return lines.joined(separator: "\n") + "\n"
     }

@@ -2,9 +2,9 @@
 // This module knows nothing else. It never allocates and never fails but by a precondition.
 
 /// Bytes in the smallest page: 4096. Kernel: `PAGE_SIZE`.
-public let pageSize: UInt64 = 4096
+@inlinable public var pageSize: UInt64 { 4096 }
 /// Kernel: `PAGE_SHIFT`.
-public let pageShift: UInt64 = 12
+@inlinable public var pageShift: UInt64 { 12 }
 
 /// A number of 4 KiB frames. What all frame numbers share.
 public protocol FrameNumber: Comparable, Hashable, Sendable, Strideable where Stride == Int {
@@ -65,9 +65,9 @@ public struct UserAddress: Comparable, Hashable, Sendable {
 public struct PageLevel: Comparable, Hashable, Sendable {
     public let rawValue: UInt8
     @inlinable public init(_ rawValue: UInt8) { self.rawValue = rawValue }
-    public static let page4K = PageLevel(1)
-    public static let page2M = PageLevel(2)
-    public static let page1G = PageLevel(3)
+    @inlinable public static var page4K: PageLevel { PageLevel(1) }
+    @inlinable public static var page2M: PageLevel { PageLevel(2) }
+    @inlinable public static var page1G: PageLevel { PageLevel(3) }
     /// 4 KiB frames under one entry of this level.
     @inlinable public var frames: UInt64 { 1 << (9 * UInt64(rawValue - 1)) }
     @inlinable public var bytes: UInt64 { frames << pageShift }

@@ -32,6 +32,8 @@ public enum TranslationError: Error, Equatable, Sendable, CaseIterable {
 }
 
 /// Linux error numbers that the core returns, negated by its callers where the kernel does.
+// Linux's names, as they are.
+// swift-format-ignore: AlwaysUseLowerCamelCase
 public enum Errno: Int32, Error, Equatable, Sendable {
     case EIO = 5
     case EAGAIN = 11

@@ -1,6 +1,7 @@
 import Synchronization
 
 /// KVM's counters, by KVM's names. Spec: x86 section 9.
+// swift-format-ignore: AlwaysUseLowerCamelCase
 public final class Statistics: Sendable {
     public let pf_taken = Atomic<UInt64>(0)
     public let pf_fixed = Atomic<UInt64>(0)

@@ -2,7 +2,6 @@ import Audit
 import Frames
 import Synchronization
 import Synchrony
-import Synchronization
 
 /// The host kernel, as far as it owns memory: the zero page, reserved frames, page tables of secondary MMUs, memory
 /// failure. Kernel: `mm/`.

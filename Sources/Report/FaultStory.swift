@@ -41,7 +41,8 @@ struct FaultStory: Equatable {
         }
         if retries > 0 { parts.append(counted(retries, "retry", "retries")) }
         if outcome >= 100 {
-            parts.append("KVM_RUN fails: \(Errno(rawValue: Int32(outcome - 100)).map { "\($0)" } ?? "errno \(outcome - 100)")")
+            parts.append(
+                "KVM_RUN fails: \(Errno(rawValue: Int32(outcome - 100)).map { "\($0)" } ?? "errno \(outcome - 100)")")
         } else if let text = Self.outcomes[Int(outcome)] {
             parts.append(text)
         }

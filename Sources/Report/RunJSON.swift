@@ -59,7 +59,9 @@ public struct RunJSON: Codable, Sendable, Equatable {
             return Step(
                 phase: String(name: phase.name), actor: actor, action: text.describe(task.steps[result.step].action),
                 outcome: result.outcome.text, expected: result.expected,
-                faults: FaultStory.all(in: outcome.events[result.events]).map { "gfn \(hex($0.guest)): \($0.sentence)" },
+                faults: FaultStory.all(in: outcome.events[result.events]).map {
+                    "gfn \(hex($0.guest)): \($0.sentence)"
+                },
                 line: task.steps[result.step].line)
         }
         findings = outcome.findings.map { finding in

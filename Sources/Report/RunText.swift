@@ -99,7 +99,8 @@ public struct RunText {
             }
         }
         var result = groups.prefix(4).map { group in
-            let frames = group.count == 1 ? hex(group.first.guest) : "\(hex(group.first.guest))..\(hex(group.last.guest))"
+            let frames =
+                group.count == 1 ? hex(group.first.guest) : "\(hex(group.first.guest))..\(hex(group.last.guest))"
             var line = "\(counted(group.count, "fault")) gfn \(frames)"
             if let first = group.first.frame, let last = group.last.frame {
                 line += " → pfn " + (first == last ? hex(first) : "\(hex(first))..\(hex(last))")

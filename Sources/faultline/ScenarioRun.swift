@@ -47,7 +47,8 @@ func execute(
         switch error {
         case .region(let index, let errno):
             throw Failure(
-                .unusable, "error: region \(String(decoding: file.plan.regions[index].name, as: UTF8.self)) can't be"
+                .unusable,
+                "error: region \(String(decoding: file.plan.regions[index].name, as: UTF8.self)) can't be"
                     + " mapped: \(errno)")
         case .slot(let index, let errno):
             throw Failure(.unusable, "error: slot \(file.plan.slots[index].id) can't be created: \(errno)")
@@ -77,7 +78,8 @@ struct Run: ParsableCommand {
         let file = try load(scenario)
         if let architecture, !file.architectures.contains(architecture) {
             throw Failure(
-                .unusable, "error: \(scenario) is not meant for \(architecture.name); it runs on"
+                .unusable,
+                "error: \(scenario) is not meant for \(architecture.name); it runs on"
                     + " \(file.architectures.map(\.name).joined(separator: ", "))")
         }
         let outcome = try execute(file, policy: policy, architecture: architecture)
@@ -156,7 +158,8 @@ struct PlanBytes: ParsableCommand {
 
 struct Digest: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Run a scenario under every policy on every MMU and print a line for each: how it ended, and a hash of"
+        abstract:
+            "Run a scenario under every policy on every MMU and print a line for each: how it ended, and a hash of"
             + " its events.")
 
     @Argument(help: "A scenario, a YAML file.")

@@ -45,7 +45,9 @@ extension VirtualMachine {
         if flush { flushRemoteTLBs() }
         for i in report.indices where report[i] != 0 {
             record(
-                Event(.dirtyHarvested, guest: slot.baseFrame.number + UInt64(i * 64), value: report[i], extra: UInt64(id)))
+                Event(
+                    .dirtyHarvested, guest: slot.baseFrame.number + UInt64(i * 64), value: report[i], extra: UInt64(id))
+            )
         }
         return report
     }

@@ -103,7 +103,7 @@ extension VirtualMachine {
 
         let side = slotReaders.enter()
         defer { slotReaders.exit(side) }
-        forEachSlot(in: range, firstHit: { beginInvalidation() }) { slot, frames, guardian in
+        forEachSlot(in: range, firstHit: .begin) { slot, frames, guardian in
             addRange(frames)
             return mmu.unmap(frames, holding: guardian, mayBlock: blockable)
         }
@@ -112,7 +112,7 @@ extension VirtualMachine {
     func invalidateRangeEnd(_ range: Range<UserAddress>) {
         guard range.lowerBound < range.upperBound else { return }
         let side = slotReaders.enter()
-        forEachSlot(in: range, firstHit: { endInvalidation() }) { _, _, _ in false }
+        forEachSlot(in: range, firstHit: .end) { _, _, _ in false }
         slotReaders.exit(side)
 
         invalidateLock.lock()
@@ -127,7 +127,7 @@ extension VirtualMachine {
         let side = slotReaders.enter()
         defer { slotReaders.exit(side) }
         var young = false
-        forEachSlot(in: range, flushing: flush, firstHit: {}) { _, frames, guardian in
+        forEachSlot(in: range, flushing: flush, firstHit: .nothing) { _, frames, guardian in
             let hit = test ? mmu.testAge(frames, holding: guardian) : mmu.age(frames, holding: guardian)
             young = young || hit
             return hit
@@ -135,10 +135,13 @@ extension VirtualMachine {
         return young
     }
 
+    /// What the walk does when it has taken the lock. Kernel: the `on_lock` hook.
+    private enum FirstHit { case nothing, begin, end }
+
     /// The common walk: takes mmuLock at the first slot that `range` hits, and flushes, if any handler wants it, before
     /// the lock is dropped. Spec: generic 3.2, I-13.
     private func forEachSlot(
-        in range: Range<UserAddress>, flushing: Bool = true, firstHit: () -> Void,
+        in range: Range<UserAddress>, flushing: Bool = true, firstHit: FirstHit,
         _ handler: (MemorySlot, Range<GuestFrame>, borrowing MMUGuard) -> Bool
     ) {
         let set = slots.active
@@ -146,7 +149,11 @@ extension VirtualMachine {
         set.forEach(intersecting: range) { _, _ in hits = true }
         guard hits else { return }
         let guardian = lockMMU()
-        firstHit()
+        switch firstHit {
+        case .nothing: break
+        case .begin: beginInvalidation()
+        case .end: endInvalidation()
+        }
         var flush = false
         set.forEach(intersecting: range) { slot, frames in
             if handler(slot, frames, guardian) { flush = true }

@@ -6,6 +6,7 @@ import HostMemory
 extension VirtualMachine {
     /// The page behind a guest frame, with one reference, or nil: on every failure, and for all PFN-mapped memory even
     /// if it has page frames. Not guarded by the notifier. Kernel: `__gfn_to_page`.
+    @export(interface)
     public func page(of frame: GuestFrame, write: Bool = true) -> PageReference? {
         let slot = slot(containing: frame)
         switch follow(FollowRequest(slot: slot, frame: frame, write: write, holder: .framePage)) {

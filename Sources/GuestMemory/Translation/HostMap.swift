@@ -79,6 +79,7 @@ extension VirtualMachine {
 
     /// Pinned; or, where get-user-pages has nothing and the VM allows it, mapped without anything. What can be pinned
     /// is never mapped with less (I-3). Spec: generic 2.3, 2.6 row 1.
+    @export(interface)
     private func mapPinned(_ frame: GuestFrame, _ slot: MemorySlot, writable: Bool) throws(Errno) -> HostMap {
         let address = slot.userAddress(of: frame)
         do throws(GetUserPagesError) {
@@ -110,6 +111,7 @@ extension VirtualMachine {
     }
 
     /// With a reference or with nothing, as the old policies do. Spec: generic 10.1, 10.2.
+    @export(interface)
     private func mapReferenced(_ frame: GuestFrame, _ slot: MemorySlot, writable: Bool) throws(Errno) -> HostMap {
         switch follow(FollowRequest(slot: slot, frame: frame, write: writable, holder: .hostMap)) {
         case .page(let page, _):

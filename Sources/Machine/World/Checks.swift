@@ -33,17 +33,21 @@ struct Checks {
 
     private func check(_ guest: GuestFrame, _ frame: HostFrame, _ leaf: StageTwoLeaf, _ journal: Journal) {
         guard let slot = vm.slot(containing: guest), !slot.isInvalid else {
-            return journal.add(Finding(.i21, "an entry maps a guest frame that no slot contains", frame: frame, guest: guest))
+            return journal.add(
+                Finding(.i21, "an entry maps a guest frame that no slot contains", frame: frame, guest: guest))
         }
         guard let primary = vm.addressSpace.translate(slot.userAddress(of: guest)) else {
-            return journal.add(Finding(.i6, "an entry maps memory that the process no longer maps", frame: frame, guest: guest))
+            return journal.add(
+                Finding(.i6, "an entry maps memory that the process no longer maps", frame: frame, guest: guest))
         }
         if primary.frame != frame {
-            return journal.add(Finding(.i6, "an entry maps another frame than the process does", frame: frame, guest: guest))
+            return journal.add(
+                Finding(.i6, "an entry maps another frame than the process does", frame: frame, guest: guest))
         }
         if leaf.writable {
             if !primary.writable {
-                journal.add(Finding(.i7, "an entry lets the guest write what the process may not", frame: frame, guest: guest))
+                journal.add(
+                    Finding(.i7, "an entry lets the guest write what the process may not", frame: frame, guest: guest))
             }
             if slot.flags.readOnly {
                 journal.add(Finding(.i23, "an entry of a read-only slot is writable", frame: frame, guest: guest))
@@ -69,7 +73,8 @@ struct Checks {
     ) {
         guard policy == .precise, !primary.special, let state = vm.memory.inspect(frame) else { return }
         if !state.headFlags.isReserved, !state.headFlags.isDirty(by: .kvm) {
-            journal.add(Finding(.i11, "the guest can write a page that was never marked dirty", frame: frame, guest: guest))
+            journal.add(
+                Finding(.i11, "the guest can write a page that was never marked dirty", frame: frame, guest: guest))
         }
     }
 
@@ -83,14 +88,20 @@ struct Checks {
                 let cached = entry.translation
                 let first = entry.guest
                 guard let leaf = leaves.leaf(containing: first) else {
-                    journal.add(Finding(.x11, "a TLB holds a translation whose entry is gone", frame: cached.frame, guest: first))
+                    journal.add(
+                        Finding(
+                            .x11, "a TLB holds a translation whose entry is gone", frame: cached.frame, guest: first))
                     continue
                 }
                 let frame = HostFrame(leaf.frame.number + (first.number - leaf.guestFrame.number))
                 if frame != cached.frame {
-                    journal.add(Finding(.x11, "a TLB holds another frame than the entry", frame: cached.frame, guest: first))
+                    journal.add(
+                        Finding(.x11, "a TLB holds another frame than the entry", frame: cached.frame, guest: first))
                 } else if cached.writable && !leaf.writable {
-                    journal.add(Finding(.i13, "a TLB lets the guest write what the entry no longer does", frame: frame, guest: first))
+                    journal.add(
+                        Finding(
+                            .i13, "a TLB lets the guest write what the entry no longer does", frame: frame, guest: first
+                        ))
                 }
             }
         }

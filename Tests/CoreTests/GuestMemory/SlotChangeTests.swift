@@ -32,12 +32,11 @@ import Testing
 
     private func flushing(_ guest: TestGuest, _ change: () throws -> Void) throws -> Watching {
         let watching = Watching()
-        // Every request to the vCPUs during the change comes from the flush of the slot.
         let interposer = Interposer(0) {
             watching.calls += 1
             watching.seen = guest.vm.activeSlots
         }
-        // slots_lock is held throughout, so the interposer counts points with it held.
+        // Slots change with slots_lock held, so the points count with it held.
         interposer.ignoring(LockRank.slots)
         interposer.mayFire = { guest.vm.activeSlots.contains { $0.isInvalid } }
         try interposer.run(change)

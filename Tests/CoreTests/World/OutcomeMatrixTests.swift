@@ -19,7 +19,8 @@ import Testing
         [Architecture.x86TDP, .riscvSv39x4].map { Cell(policy: policy, architecture: $0) }
     }
 
-    private func world(_ kind: RegionKind, _ cell: Cell, _ change: (inout Plan) -> Void = { _ in }) throws -> TestWorld {
+    private func world(_ kind: RegionKind, _ cell: Cell, _ change: (inout Plan) -> Void = { _ in }) throws -> TestWorld
+    {
         try TestWorld(kind, policy: cell.policy, architecture: cell.architecture, change)
     }
 

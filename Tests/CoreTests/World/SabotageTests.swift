@@ -1,11 +1,11 @@
 import Audit
 import Frames
-@testable import GuestMemory
-import HostMemory
 import Paging
 import Synchrony
 import Testing
 
+@testable import GuestMemory
+@testable import HostMemory
 @testable import Machine
 
 /// Every rule that a run checks, broken on purpose behind the core's back: the check must fire. Before each break the
@@ -13,7 +13,8 @@ import Testing
 @Suite struct Sabotage_EachRuleFires {
     /// A clean world whose guest has written pages 0 to 3.
     private func written(
-        _ kind: RegionKind = .anonymous, _ architecture: Architecture = .x86TDP, _ change: (inout Plan) -> Void = { _ in }
+        _ kind: RegionKind = .anonymous, _ architecture: Architecture = .x86TDP,
+        _ change: (inout Plan) -> Void = { _ in }
     ) throws -> TestWorld {
         let test = try TestWorld(kind, architecture: architecture, change)
         for page in 0..<UInt64(4) { #expect(test.guest(.write, page: page, page) == .stored) }
@@ -26,7 +27,9 @@ import Testing
         let leaf = try #require(test.leaf(page))
         let memory = test.world.host.memory
         for frame in 1..<UInt64(test.world.plan.ramFrames) {
-            guard let state = memory.inspect(HostFrame(frame)), state.flags.bits & PageFlags.table != 0 else { continue }
+            guard let state = memory.inspect(HostFrame(frame)), state.flags.bits & PageFlags.table != 0 else {
+                continue
+            }
             for index in 0..<512 {
                 let word = memory.entry(index, of: HostFrame(frame))
                 if word.load() == leaf.entry { return word }
@@ -199,13 +202,14 @@ import Testing
     }
 
     /// Each break of an EPT entry and the rule that must see it. Spec: x86 X18 to X24.
-    @Test(arguments: [
-        (1 << 11, 0, Invariant.x18),  // present without MMU_PRESENT
-        (1 << 57, 0, .x19),  // W without host-writable
-        (1 << 58, 0, .x19),  // W without MMU-writable
-        (0, 1 << 51, .x23),  // an address bit that the host doesn't have
-        (1 << 63, 0, .x24),  // #VE not suppressed
-    ] as [(UInt64, UInt64, Invariant)])
+    @Test(
+        arguments: [
+            (1 << 11, 0, Invariant.x18),  // present without MMU_PRESENT
+            (1 << 57, 0, .x19),  // W without host-writable
+            (1 << 58, 0, .x19),  // W without MMU-writable
+            (0, 1 << 51, .x23),  // an address bit that the host doesn't have
+            (1 << 63, 0, .x24),  // #VE not suppressed
+        ] as [(UInt64, UInt64, Invariant)])
     func `an EPT entry with a wrong bit`(_ clear: UInt64, _ set: UInt64, _ rule: Invariant) throws {
         let test = try written()
         try change(test, 0) { $0 & ~clear | set }
@@ -224,15 +228,75 @@ import Testing
         #expect(test.brokenRules() == [.x36])
     }
 
+    @Test func `I-14: the zero page's flags changed`() throws {
+        let test = try written()
+        let memory = test.world.host.memory
+        memory.page(test.world.host.zeroPage).pointee.flags.bitwiseOr(PageFlags.dirty(.kvm), ordering: .relaxed)
+        #expect(test.brokenRules() == [.i14])
+    }
+
+    @Test func `I-20: the two sets of slots differ`() throws {
+        let test = try written()
+        test.vm.slots.inactive.removeAll()
+        #expect(test.brokenRules() == [.i20])
+    }
+
+    @Test func `I-28: memory that nobody gives back`() throws {
+        let test = try TestWorld(.anonymous)
+        #expect(test.world.host.allocateTable(order: 0, fill: 0) != nil)
+        #expect(test.world.run().findings.map(\.invariant) == [.i28])
+    }
+
+    @Test func `X22: a huge leaf over a frame that is not aligned`() throws {
+        let test = try TestWorld(.anonymous, pages: 512) { $0.transparentHugePages = true }
+        #expect(test.guest(.write, page: 3, 1) == .stored)
+        #expect(test.leaf(3)?.level == .page2M && test.brokenRules().isEmpty)
+        try change(test, 3) { $0 + 0x1000 }
+        #expect(test.brokenRules().contains(.x22))
+    }
+
+    @Test func `X39: a huge writable leaf in a logged slot`() throws {
+        let test = try TestWorld(.anonymous, pages: 512) { $0.transparentHugePages = true }
+        #expect(test.guest(.write, page: 3, 1) == .stored)
+        let entry = try #require(test.leaf(3)).entry
+        let word = try word(test, 3)
+        test.zap(512)
+        try test.vm.setMemoryRegion(
+            MemoryRegion(
+                slot: 0, flags: SlotFlags(logDirtyPages: true), guestAddress: GuestAddress(0), size: 512 * pageSize,
+                userAddress: TestWorld.user))
+        word.store(entry)
+        test.vm.statistics.addPages(level: 2, 1)
+        #expect(test.brokenRules().isSuperset(of: [.x39, .x44]))
+    }
+
+    @Test func `X29: a table that two entries point to`() throws {
+        let test = try written()
+        let word = try word(test, 0)
+        let offset = word.identity - UInt(bitPattern: test.arena.base)
+        let table = HostFrame(UInt64(offset) >> pageShift)
+        let memory = test.world.host.memory
+        for frame in 1..<UInt64(test.world.plan.ramFrames) {
+            guard let state = memory.inspect(HostFrame(frame)), state.flags.bits & PageFlags.table != 0 else {
+                continue
+            }
+            let parent = memory.entry(0, of: HostFrame(frame))
+            guard parent.load() & 0x000f_ffff_ffff_f000 == table.physicalAddress else { continue }
+            memory.entry(7, of: HostFrame(frame)).store(parent.load())
+        }
+        #expect(test.brokenRules().contains(.x29))
+    }
+
     /// Each break of a G-stage leaf. Spec: arches RV-1.
-    @Test(arguments: [
-        (0x10, 0, Invariant.rv1),  // no U
-        (0x02, 0, .rv1),  // no R
-        (0, 1 << 61, .rv1),  // PBMT
-        (0, 1 << 63, .rv1),  // N
-        (0, 0x100, .rv1),  // RSW
-        (0x80, 0, .rv4),  // D cleared
-    ] as [(UInt64, UInt64, Invariant)])
+    @Test(
+        arguments: [
+            (0x10, 0, Invariant.rv1),  // no U
+            (0x02, 0, .rv1),  // no R
+            (0, 1 << 61, .rv1),  // PBMT
+            (0, 1 << 63, .rv1),  // N
+            (0, 0x100, .rv1),  // RSW
+            (0x80, 0, .rv4),  // D cleared
+        ] as [(UInt64, UInt64, Invariant)])
     func `a G-stage leaf with a wrong bit`(_ clear: UInt64, _ set: UInt64, _ rule: Invariant) throws {
         let test = try written(.anonymous, .riscvSv39x4)
         try change(test, 0) { $0 & ~clear | set }

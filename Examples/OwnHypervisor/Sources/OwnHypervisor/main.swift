@@ -31,7 +31,7 @@ let ram = UserAddress(0x7f00_0000_0000)
 let ramSize: UInt64 = 4 << 20
 let deviceWindow = UserAddress(0x7f00_4000_0000)
 try process.map(at: ram, length: ramSize, protection: .readWrite, backing: .anonymous)
-guard let device = DeviceBAR(host: host, pages: 1) else { fatalError("no device memory left") }
+guard let device = DeviceBAR(host, pages: 1, filling: .byFault) else { fatalError("no device memory left") }
 try process.map(at: deviceWindow, length: 4096, protection: .readWrite, backing: .driver(device))
 
 // The VM: Intel's two-dimensional paging. Swap the line for `.gStage(GStageMMU(mode: .sv39x4))` and it is a RISC-V.

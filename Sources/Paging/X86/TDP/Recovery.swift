@@ -30,7 +30,8 @@ extension TDPMMU {
             let guardian = vm.lockMMUForRead()
             let section = tables.enter()
             // A root found before may be gone by now: whoever is on the list has a reference while the lock is held.
-            let (recovered, next) = isListedAndValid(root) ? recoverSome(root, slot, level, from: start, holding: guardian) : (0, nil)
+            let (recovered, next) =
+                isListedAndValid(root) ? recoverSome(root, slot, level, from: start, holding: guardian) : (0, nil)
             if recovered > 0 { vm.flushRemoteTLBs() }
             tables.exit(section)
             guardian.unlock()

@@ -1,0 +1,95 @@
+import Audit
+import Frames
+import HostMemory
+import Paging
+import Testing
+
+@testable import GuestMemory
+
+/// Each rule of `checkTables` is found when it is broken on purpose, and nothing else is.
+@Suite struct X86_8_TableChecks {
+    struct Damage: Sendable, CustomTestStringConvertible {
+        var invariant: Invariant
+        var what: String
+        var level: UInt8
+        var change: @Sendable (UInt64) -> UInt64
+        var testDescription: String { what }
+    }
+
+    static let damages: [Damage] = [
+        Damage(invariant: .x18, what: "bit 11 lost", level: 1) { $0 & ~(1 << 11) },
+        Damage(invariant: .x19, what: "W without MW", level: 1) { $0 & ~EntryBit.mmuWritable },
+        Damage(invariant: .x19, what: "MW without HW", level: 1) { $0 & ~(EntryBit.hostWritable | EntryBit.write) },
+        Damage(invariant: .x23, what: "memory type 2", level: 1) { $0 & ~0x38 | 2 << 3 },
+        Damage(invariant: .x23, what: "no rights, not tracked", level: 1) { $0 & ~7 },
+        Damage(invariant: .x23, what: "a reserved bit in a link", level: 2) { $0 | 1 << 4 },
+        Damage(invariant: .x23, what: "a frame beyond memory", level: 1) { $0 | 1 << 45 },
+        Damage(invariant: .x24, what: "#VE not suppressed", level: 1) { $0 & ~(1 << 63) },
+        Damage(invariant: .x24, what: "#VE not suppressed in a link", level: 3) { $0 & ~(1 << 63) },
+    ]
+
+    @Test(arguments: damages) func `found`(damage: Damage) throws {
+        let machine = TDPMachine()
+        try machine.slot(count: 4)
+        machine.fault(.write, 1)
+        #expect(machine.mmu.checkTables() == [])
+        let word = machine.word(1, level: damage.level)
+        let old = word.load()
+        word.store(damage.change(old))
+        let found = Set(machine.mmu.checkTables().map(\.invariant))
+        #expect(found.contains(damage.invariant))
+        // A leaf without bit 11 is no leaf any more, and a link that lost #VE is no proper link: those bring a companion.
+        #expect(found.subtracting([damage.invariant, .x36, .x23]).isEmpty)
+        word.store(old)
+    }
+
+    @Test func `a frozen entry that can be reached (X28)`() throws {
+        let machine = TDPMachine()
+        try machine.slot(count: 4)
+        machine.fault(.write, 1)
+        machine.word(2).store(EntryBit.frozen)
+        #expect(machine.mmu.checkTables().map(\.invariant) == [.x28])
+        machine.word(2).store(EntryBit.empty)
+    }
+
+    @Test func `a table that hangs from two entries (X29)`() throws {
+        let machine = TDPMachine()
+        try machine.slot(count: 4)
+        machine.fault(.write, 1)
+        machine.word(512, level: 2).store(machine.word(1, level: 2).load())
+        #expect(machine.mmu.checkTables().map(\.invariant) == [.x29])
+        machine.word(512, level: 2).store(EntryBit.empty)
+    }
+
+    @Test func `a huge leaf that is not aligned (X22)`() throws {
+        let machine = TDPMachine(thp: true)
+        try machine.slot(count: 512)
+        machine.fault(.write, 1)
+        let word = machine.word(1, level: 2)
+        let old = word.load()
+        word.store(old + 0x1000)
+        #expect(machine.mmu.checkTables().map(\.invariant) == [.x22])
+        word.store(old)
+    }
+
+    @Test func `counts that differ from the leaves (X36)`() throws {
+        let machine = TDPMachine()
+        try machine.slot(count: 4)
+        machine.fault(.write, 1)
+        machine.statistics.addPages(level: 1, 1)
+        #expect(machine.mmu.checkTables().map(\.invariant) == [.x36])
+        machine.statistics.addPages(level: 1, -1)
+    }
+
+    @Test func `another frame in a present leaf is a finding of the fault that does it (X21)`() throws {
+        let machine = TDPMachine()
+        try machine.slot(count: 4)
+        try machine.space.store(at(1), 5)
+        machine.fault(.write, 1)
+        let word = machine.word(1)
+        // As if the host had changed the page without a word: other frame, no W.
+        word.store((word.load() ^ 0x1000) & ~(EntryBit.write | EntryBit.mmuWritable))
+        #expect(machine.fault(.write, 1, present: true) == .fixed)
+        #expect(machine.journal.findings.map(\.invariant) == [.x21])
+    }
+}
