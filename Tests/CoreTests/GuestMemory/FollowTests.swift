@@ -165,6 +165,16 @@ import Testing
         #expect(guest.faultIn(0, noWait: true).error == nil)
     }
 
+    @Test func `out of memory is FAULT, after no-wait has asked to wait`() throws {
+        let guest = TestGuest()
+        try guest.addMemory(0, 600)
+        var full = 0
+        while (try? guest.space.store(at(full), 1)) != nil { full += 1 }
+        #expect(guest.faultIn(full, write: true, noWait: true) == .failed(.needsIO))
+        #expect(guest.faultIn(full, write: true) == .failed(.fault))
+        #expect(guest.faultIn(full) == .page(guest.test.host.zeroPage, writable: false), "which costs nothing")
+    }
+
     @Test(arguments: [false, true])
     func `i: a PFN map is resolved whatever no-wait and signals say`(write: Bool) throws {
         let guest = TestGuest()

@@ -14,16 +14,15 @@ final class Interposer {
 
     private let target: Int
     private let action: () -> Void
-    private let mayFire: () -> Bool
+    /// Points at which it is false are not counted.
+    var mayFire: () -> Bool = { true }
     private var seen = 0
     private var ignored: UInt64 = 0
     private(set) var hasFired = false
 
-    /// - Parameter mayFire: points at which it is false are not counted.
-    init(_ target: Int, when mayFire: @escaping () -> Bool = { true }, _ action: @escaping () -> Void) {
+    init(_ target: Int, _ action: @escaping () -> Void) {
         self.target = target
         self.action = action
-        self.mayFire = mayFire
     }
 
     /// Counts points at which only a lock of `rank` is held, too. The action may not take it.

@@ -177,10 +177,10 @@ private final class SteppedFault {
                 try guest.space.store(at(0), 7)
                 var children: [AddressSpace] = []
                 defer { for child in children { child.exit() } }
-                // swift-format-ignore: OnlyOneTrailingClosureArgument
-                let interposer = Interposer(point, when: { !guest.cpus[0].isInGuest }) {
+                let interposer = Interposer(point) {
                     #expect(throws: Never.self) { try action.perform(guest, &children) }
                 }
+                interposer.mayFire = { !guest.cpus[0].isInGuest }
                 let result = interposer.run { write ? guest.store(0, 8) : guest.load(0) }
                 guard interposer.hasFired else { break }
                 let value = try guest.space.load(at(0))
