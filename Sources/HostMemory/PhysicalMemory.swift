@@ -13,6 +13,7 @@ public final class PhysicalMemory: @unchecked Sendable {
     // plain fields belong to the allocator (under the zone lock) or to the frame's one user.
     @usableFromInline let arena: UnsafeMutableRawPointer
     @usableFromInline let frames: UnsafeMutablePointer<PageFrame>
+    private let ownsPageFrames: Bool
     public let ram: Range<HostFrame>
     public let device: Range<HostFrame>
     /// The journal of the run, if there is one.
@@ -29,10 +30,12 @@ public final class PhysicalMemory: @unchecked Sendable {
 
     /// - Parameters:
     ///   - arena: page-aligned, `(ramFrames + deviceFrames) * 4096` bytes.
+    ///   - pageFrameStorage: where the page frames go, 64 bytes for each frame of RAM, 64-byte aligned, the caller's to
+    ///     keep; nil allocates. Linux maps its page frames with huge pages (`vmemmap`); a caller can do the same.
     ///   - arenaIsZero: whether the arena's bytes are zero (fresh anonymous memory), so that frames need no clearing.
     public init(
         arena: UnsafeMutableRawPointer, ramFrames: Int, deviceFrames: Int = 0, arenaIsZero: Bool,
-        journal: Journal? = nil
+        journal: Journal? = nil, pageFrameStorage: UnsafeMutableRawPointer? = nil
     ) {
         precondition(MemoryLayout<PageFrame>.size == 64 && MemoryLayout<PageFrame>.stride == 64)
         precondition(UInt(bitPattern: arena) % UInt(pageSize) == 0, "the arena must be page-aligned")
@@ -42,7 +45,10 @@ public final class PhysicalMemory: @unchecked Sendable {
         ram = HostFrame(0)..<HostFrame(UInt64(ramFrames))
         device = HostFrame(UInt64(ramFrames))..<HostFrame(UInt64(ramFrames + deviceFrames))
         deviceNext = UInt64(ramFrames)
-        frames = UnsafeMutablePointer<PageFrame>.allocate(capacity: ramFrames)
+        ownsPageFrames = pageFrameStorage == nil
+        frames =
+            pageFrameStorage?.bindMemory(to: PageFrame.self, capacity: ramFrames)
+            ?? UnsafeMutablePointer<PageFrame>.allocate(capacity: ramFrames)
         freeHeads = Array(repeating: UInt32.max, count: Self.largestOrder + 1)
         let initial: UInt64 = arenaIsZero ? PageFlags.knownZero : 0
         for i in 0..<ramFrames {
@@ -56,7 +62,7 @@ public final class PhysicalMemory: @unchecked Sendable {
 
     deinit {
         frames.deinitialize(count: ram.count)
-        frames.deallocate()
+        if ownsPageFrames { frames.deallocate() }
     }
 
     /// Whether a page frame exists for `frame`. Says nothing about counts. Kernel: `pfn_valid`.

@@ -8,14 +8,16 @@
         public let size: Int
 
         /// Nil when the address space or the overcommit limit does not allow `size` bytes.
-        public init?(size: Int) {
+        /// - Parameter hugePages: ask this machine for huge pages; else for none, since they would commit, and clear,
+        ///   2 MiB for each table entry touched.
+        public init?(size: Int, hugePages: Bool = false) {
             guard size > 0,
                 let base = mmap(
                     nil, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0),
                 base != MAP_FAILED
             else { return nil }
-            // Huge pages of the machine we run on would commit, and clear, 2 MiB for each table entry touched.
-            madvise(base, size, MADV_NOHUGEPAGE)
+            // Advice: where the machine has no huge pages it fails, and nothing is lost.
+            _ = madvise(base, size, hugePages ? MADV_HUGEPAGE : MADV_NOHUGEPAGE)
             self.base = base
             self.size = size
         }
