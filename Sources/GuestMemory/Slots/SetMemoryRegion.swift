@@ -77,11 +77,8 @@ extension VirtualMachine {
 
     // MARK: The four changes. Spec: generic 4.5. Caller holds slotsLock.
 
-    private func create(_ id: UInt16, _ region: MemoryRegion) throws(Errno) {
-        let pages = region.size >> pageShift
-        let new = MemorySlot(
-            id: id, baseFrame: region.guestAddress.frame, pageCount: pages, userAddress: region.userAddress,
-            flags: region.flags, dirtyBitmap: region.flags.logDirtyPages ? makeBitmap(pages) : nil)
+    /// Takes slotsArchLock and lets the MMU make the slot's metadata; without the lock if the MMU refuses.
+    private func lockAndPrepare(_ new: MemorySlot) throws(Errno) {
         slotsArchLock.lock()
         do throws(Errno) {
             try mmu.prepare(new)
@@ -89,6 +86,14 @@ extension VirtualMachine {
             slotsArchLock.unlock()
             throw error
         }
+    }
+
+    private func create(_ id: UInt16, _ region: MemoryRegion) throws(Errno) {
+        let pages = region.size >> pageShift
+        let new = MemorySlot(
+            id: id, baseFrame: region.guestAddress.frame, pageCount: pages, userAddress: region.userAddress,
+            flags: region.flags, dirtyBitmap: region.flags.logDirtyPages ? makeBitmap(pages) : nil)
+        try lockAndPrepare(new)
         slots.inactive.replace(nil, by: new)
         swapSets(mirroring: nil, new)
         if new.isLogged {
@@ -103,13 +108,7 @@ extension VirtualMachine {
         let new = MemorySlot(
             id: old.id, baseFrame: old.baseFrame, pageCount: old.pageCount, userAddress: old.userAddress,
             flags: flags, dirtyBitmap: bitmap, largePages: old.largePages)
-        slotsArchLock.lock()
-        do throws(Errno) {
-            try mmu.prepare(new)
-        } catch {
-            slotsArchLock.unlock()
-            throw error
-        }
+        try lockAndPrepare(new)
         slots.inactive.replace(old, by: new)
         swapSets(mirroring: old, new)
         record(Event(.slotFlags, guest: new.baseFrame.number, value: UInt64(new.id), extra: new.isLogged ? 1 : 0))
