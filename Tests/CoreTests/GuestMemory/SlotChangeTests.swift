@@ -104,7 +104,9 @@ import Testing
             done.raise()
         }
         thread.start()
-        while !guest.vm.activeSlots.contains(where: { $0.isInvalid }) { Thread.sleep(forTimeInterval: 0.001) }
+        while !done.isRaised && !guest.vm.activeSlots.contains(where: { $0.isInvalid }) {
+            Thread.sleep(forTimeInterval: 0.001)
+        }
         Thread.sleep(forTimeInterval: 0.02)
         #expect(!done.isRaised && guest.leafCount == 1)
         guest.vm.slotReaders.exit(side)
