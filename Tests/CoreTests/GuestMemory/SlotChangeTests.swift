@@ -104,7 +104,7 @@ import Testing
             done.raise()
         }
         thread.start()
-        while !done.isRaised, !guest.vm.activeSlots.contains(where: { $0.isInvalid }) {
+        while !done.isRaised && !guest.vm.activeSlots.contains(where: { $0.isInvalid }) {
             Thread.sleep(forTimeInterval: 0.001)
         }
         Thread.sleep(forTimeInterval: 0.02)
