@@ -19,6 +19,9 @@ import Testing
     static let forgetful = Set(Array(0..<32) + Array(80..<96))
     static let sometimesReadOnly = 32..<64
     static let comesAndGoes = 64..<96
+    /// A graphics buffer that its driver moves: between the fix-up of a missing entry and the second walk the driver may
+    /// take the entry away again, and then KVM_RUN fails with EFAULT, here as in the kernel. Spec: generic 2.6 row 4.
+    static let moves = 96..<128
 
     @Test(arguments: [Architecture.x86TDP, .riscvSv39x4, .riscvSv48x4])
     func `guests keep their memory while the host does what it likes`(architecture: Architecture) throws {
@@ -109,6 +112,7 @@ private final class GuestWorker: @unchecked Sendable {
         switch guest.cpus[number].access(.write, address(page), value: value) {
         case .stored, .emulated: last[page] = value
         case .failed(.EFAULT) where RealThreads.sometimesReadOnly.contains(page): break
+        case .failed(.EFAULT) where RealThreads.moves.contains(page): break
         case .mmio where RealThreads.comesAndGoes.contains(page): break
         case let result: note("store to \(page): \(result)")
         }
@@ -119,6 +123,7 @@ private final class GuestWorker: @unchecked Sendable {
         case .value(let value):
             let forgotten = value == 0 && RealThreads.forgetful.contains(page)
             if value != last[page] && !forgotten { note("page \(page) reads \(value), stored was \(last[page])") }
+        case .failed(.EFAULT) where RealThreads.moves.contains(page): break
         case .mmio where RealThreads.comesAndGoes.contains(page): break
         case let result: note("load from \(page): \(result)")
         }
