@@ -14,7 +14,8 @@ public struct AtomicWord: @unchecked Sendable {
         pointer = address.assumingMemoryBound(to: Atomic<UInt64>.self)
     }
 
-    @inlinable @inline(__always) public var identity: UInt { UInt(bitPattern: pointer) }
+    /// The word's address: its name for the explorer. The arena's place must not change from run to run.
+    @inlinable @inline(__always) public var identity: UInt64 { UInt64(UInt(bitPattern: pointer)) }
 
     @inlinable @inline(__always)
     public func load() -> UInt64 {
@@ -62,12 +63,18 @@ public struct AtomicWord: @unchecked Sendable {
 /// A counter that writers bracket and readers check. Kernel: `seqcount_t`; used by the fast GUP walk against fork.
 public final class SequenceCount: Sendable {
     let value = Atomic<UInt64>(0)
+    let identity = ObjectIdentity()
     public init() {}
-    public func beginWrite() { value.add(1, ordering: .acquiringAndReleasing) }
-    public func endWrite() { value.add(1, ordering: .acquiringAndReleasing) }
-    /// The value to check later; odd while a writer is inside.
-    public func read() -> UInt64 { value.load(ordering: .acquiring) }
-    public func changed(since seen: UInt64) -> Bool {
-        seen & 1 == 1 || value.load(ordering: .acquiring) != seen
+    public func beginWrite() { step() }
+    public func endWrite() { step() }
+    private func step() {
+        schedulingPoint(.atomicUpdate, identity.value)
+        value.add(1, ordering: .acquiringAndReleasing)
     }
+    /// The value to check later; odd while a writer is inside.
+    public func read() -> UInt64 {
+        schedulingPoint(.atomicLoad, identity.value)
+        return value.load(ordering: .acquiring)
+    }
+    public func changed(since seen: UInt64) -> Bool { seen & 1 == 1 || read() != seen }
 }

@@ -4,20 +4,22 @@ import Synchronization
 public final class SpinLock: Sendable {
     let state = Atomic<UInt32>(0)
     public let rank: LockRank
+    public let identity = ObjectIdentity()
     public init(_ rank: LockRank) { self.rank = rank }
-    var identity: UInt { UInt(bitPattern: Unmanaged.passUnretained(self).toOpaque()) }
 
     public func lock() {
-        schedulingPoint(.lockAcquire, identity)
+        schedulingPoint(.lockAcquire, identity.value)
         var backoff = Backoff()
-        while !state.compareExchange(expected: 0, desired: 1, ordering: .acquiring).exchanged { backoff.wait(identity) }
+        while !state.compareExchange(expected: 0, desired: 1, ordering: .acquiring).exchanged {
+            backoff.wait(identity.value)
+        }
         noteAcquire(rank, spinning: true)
     }
 
     public func unlock() {
         noteRelease(rank, spinning: true)
+        schedulingNote(.lockRelease, identity.value)
         state.store(0, ordering: .releasing)
-        schedulingPoint(.lockRelease, identity)
     }
 }
 
@@ -25,28 +27,31 @@ public final class SpinLock: Sendable {
 public final class SleepingLock: Sendable {
     let state = Atomic<UInt32>(0)
     public let rank: LockRank
+    public let identity = ObjectIdentity()
     public init(_ rank: LockRank) { self.rank = rank }
-    var identity: UInt { UInt(bitPattern: Unmanaged.passUnretained(self).toOpaque()) }
 
     public func lock() {
         noteAcquire(rank, spinning: false)
-        schedulingPoint(.lockAcquire, identity)
+        schedulingPoint(.lockAcquire, identity.value)
         var backoff = Backoff()
-        while !state.compareExchange(expected: 0, desired: 1, ordering: .acquiring).exchanged { backoff.wait(identity) }
+        while !state.compareExchange(expected: 0, desired: 1, ordering: .acquiring).exchanged {
+            backoff.wait(identity.value)
+        }
     }
 
     /// Takes the lock if nobody has it. Kernel: `mutex_trylock`.
     public func tryLock() -> Bool {
-        schedulingPoint(.lockAcquire, identity)
+        schedulingPoint(.lockTry, identity.value)
         guard state.compareExchange(expected: 0, desired: 1, ordering: .acquiring).exchanged else { return false }
+        schedulingNote(.lockAcquire, identity.value)
         noteAcquire(rank, spinning: false)
         return true
     }
 
     public func unlock() {
         noteRelease(rank, spinning: false)
+        schedulingNote(.lockRelease, identity.value)
         state.store(0, ordering: .releasing)
-        schedulingPoint(.lockRelease, identity)
     }
 }
 
@@ -58,46 +63,45 @@ public final class ReadWriteLock: Sendable {
     static let writer: UInt32 = 1 << 31
     public let rank: LockRank
     public let spinning: Bool
+    public let identity = ObjectIdentity()
     public init(_ rank: LockRank, spinning: Bool) {
         self.rank = rank
         self.spinning = spinning
     }
-    var identity: UInt { UInt(bitPattern: Unmanaged.passUnretained(self).toOpaque()) }
 
     public func lockForRead() {
         noteAcquire(rank, spinning: spinning)
-        schedulingPoint(.lockAcquire, identity)
+        schedulingPoint(.lockAcquireShared, identity.value)
         var backoff = Backoff()
         while true {
             let old = state.load(ordering: .relaxed)
-            if old & Self.writer == 0,
-                state.weakCompareExchange(expected: old, desired: old + 1, ordering: .acquiring).exchanged
-            {
+            if old & Self.writer != 0 {
+                backoff.wait(identity.value)
+            } else if state.compareExchange(expected: old, desired: old + 1, ordering: .acquiring).exchanged {
                 return
             }
-            backoff.wait(identity)
         }
     }
 
     public func unlockRead() {
         noteRelease(rank, spinning: spinning)
+        schedulingNote(.lockReleaseShared, identity.value)
         state.subtract(1, ordering: .releasing)
-        schedulingPoint(.lockRelease, identity)
     }
 
     public func lockForWrite() {
         noteAcquire(rank, spinning: spinning)
-        schedulingPoint(.lockAcquire, identity)
+        schedulingPoint(.lockAcquire, identity.value)
         var backoff = Backoff()
         while !state.compareExchange(expected: 0, desired: Self.writer, ordering: .acquiring).exchanged {
-            backoff.wait(identity)
+            backoff.wait(identity.value)
         }
     }
 
     public func unlockWrite() {
         noteRelease(rank, spinning: spinning)
+        schedulingNote(.lockRelease, identity.value)
         state.store(0, ordering: .releasing)
-        schedulingPoint(.lockRelease, identity)
     }
 
     public var isWriteLocked: Bool { state.load(ordering: .relaxed) & Self.writer != 0 }

@@ -11,13 +11,12 @@ public final class ReadSideSections: Sendable {
     let updater = Atomic<UInt32>(0)
     /// Whether a reader may not sleep (RCU).
     public let atomic: Bool
+    public let identity = ObjectIdentity()
 
     public init(atomic: Bool) { self.atomic = atomic }
-    var identity: UInt { UInt(bitPattern: Unmanaged.passUnretained(self).toOpaque()) }
-
     /// Enters a read-side section; give the result to `exit`.
     public func enter() -> UInt32 {
-        schedulingPoint(.readSideEnter, identity)
+        schedulingPoint(.readSideEnter, identity.value)
         let side = index.load(ordering: .acquiring) & 1
         if side == 0 {
             readers0.add(1, ordering: .sequentiallyConsistent)
@@ -30,33 +29,35 @@ public final class ReadSideSections: Sendable {
 
     public func exit(_ side: UInt32) {
         if atomic { noteAtomicSection(entering: false) }
+        schedulingNote(.readSideExit, identity.value)
         if side == 0 {
             readers0.subtract(1, ordering: .releasing)
         } else {
             readers1.subtract(1, ordering: .releasing)
         }
-        schedulingPoint(.readSideExit, identity)
     }
 
     /// Waits until every section that was entered before the call has been left. Must not be called inside one.
     public func synchronize() {
         mightSleep()
-        schedulingPoint(.gracePeriod, identity)
-        spinUntil(identity) { updater.compareExchange(expected: 0, desired: 1, ordering: .acquiring).exchanged }
+        schedulingPoint(.gracePeriod, identity.value)
+        spinUntil(identity.value) { updater.compareExchange(expected: 0, desired: 1, ordering: .acquiring).exchanged }
         for _ in 0..<2 {
             let old = index.add(1, ordering: .sequentiallyConsistent).oldValue & 1
             if old == 0 {
-                spinUntil(identity) { readers0.load(ordering: .sequentiallyConsistent) == 0 }
+                spinUntil(identity.value) { readers0.load(ordering: .sequentiallyConsistent) == 0 }
             } else {
-                spinUntil(identity) { readers1.load(ordering: .sequentiallyConsistent) == 0 }
+                spinUntil(identity.value) { readers1.load(ordering: .sequentiallyConsistent) == 0 }
             }
         }
+        schedulingNote(.gracePeriod, identity.value)
         updater.store(0, ordering: .releasing)
     }
 
     /// Whether no section is open right now: what was unlinked before the call can then be freed.
     public var isQuiescent: Bool {
-        readers0.load(ordering: .sequentiallyConsistent) == 0
+        schedulingPoint(.conditionRead, identity.value)
+        return readers0.load(ordering: .sequentiallyConsistent) == 0
             && readers1.load(ordering: .sequentiallyConsistent) == 0
     }
 }

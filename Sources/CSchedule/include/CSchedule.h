@@ -1,7 +1,7 @@
 // The running task, as the core sees it. The core's only C.
 //
 // A task is a thread, a fiber of the explorer, or a hart. It owns what the checks of lock order need, and, when an
-// explorer drives it, the hook that is called at every scheduling point. Both belong to the task, never to the
+// explorer drives it, the hooks that are called at every scheduling point. All of it belongs to the task, never to the
 // process: two explorers and real threads run side by side.
 #pragma once
 #include <stdint.h>
@@ -18,8 +18,14 @@ typedef struct fl_held {
 
 /// A task that an explorer drives.
 typedef struct fl_task {
-    void (*point)(struct fl_task *task, uint32_t kind, uintptr_t object);
+    /// Called before an operation on shared state; may let other tasks go first.
+    void (*point)(struct fl_task *task, uint32_t operation, uint64_t object);
+    /// Called for an operation before which no switch is worth while; only tells.
+    void (*note)(struct fl_task *task, uint32_t operation, uint64_t object);
     uint32_t identity;
+    uint32_t objects_made;
+    /// Bit n: the defect n of the museum is switched on.
+    uint64_t defects;
     fl_held held;
 } fl_task;
 
@@ -31,12 +37,25 @@ typedef struct fl_task {
 
 extern FL_TASK_LOCAL fl_task *fl_task_current;
 extern FL_TASK_LOCAL fl_held fl_held_default;
+extern FL_TASK_LOCAL uint32_t fl_objects_made_default;
 
 static inline int fl_attached(void) { return fl_task_current != 0; }
 
-static inline void fl_point(uint32_t kind, uintptr_t object) {
+static inline void fl_point(uint32_t operation, uint64_t object) {
     fl_task *task = fl_task_current;
-    if (__builtin_expect(task != 0, 0)) task->point(task, kind, object);
+    if (__builtin_expect(task != 0, 0)) task->point(task, operation, object);
+}
+
+static inline void fl_note(uint32_t operation, uint64_t object) {
+    fl_task *task = fl_task_current;
+    if (__builtin_expect(task != 0, 0)) task->note(task, operation, object);
+}
+
+/// Whether a defect is switched on: never without an explorer.
+static inline int fl_defect(uint32_t number) {
+    fl_task *task = fl_task_current;
+    if (__builtin_expect(task == 0, 1)) return 0;
+    return (int)(task->defects >> number & 1);
 }
 
 static inline fl_held *fl_held_current(void) {
@@ -44,7 +63,20 @@ static inline fl_held *fl_held_current(void) {
     return task ? &task->held : &fl_held_default;
 }
 
+static inline fl_task *fl_current(void) { return fl_task_current; }
 static inline void fl_attach(fl_task *task) { fl_task_current = task; }
+
+/// A name for a shared object that is the same in every run that makes the same objects in the same order by task:
+/// bit 63, the making task, its count, and 20 bits for the object's parts. An address would differ from run to run.
+static inline uint64_t fl_new_identity(void) {
+    fl_task *task = fl_task_current;
+    uint64_t maker = task ? task->identity + 1u : 0u;
+    uint32_t count = task ? ++task->objects_made : ++fl_objects_made_default;
+    return 1ull << 63 | maker << 52 | (uint64_t)count << 20;
+}
+
+/// Before a run that is to name its objects as the last one did.
+static inline void fl_reset_identities(void) { fl_objects_made_default = 0; }
 
 /// Tells the processor that the task spins.
 static inline void fl_pause(void) {

@@ -1,0 +1,27 @@
+import CSchedule
+
+/// The museum's defects that are switched on in the core's own code: mistakes that were made, or nearly, in the systems
+/// that this one models. Each is asked for in one place. Without an explorer none is ever on; `Explorer` says what each
+/// does, and where it comes from.
+public enum Defect: UInt32, Sendable, CaseIterable {
+    /// A page found in a PFN map is put at the fault's end although no reference was taken.
+    case unownedPut = 0
+    /// A PFN-mapped page with count 0 is refused.
+    case tailPageRefused
+    case snapshotAfterTranslate
+    case retryCheckMissing
+    /// The invalidation count goes up when the invalidation begins, not when it ends.
+    case sequenceBumpedEarly
+    /// The invalidation counts as ended, and mmu_lock is dropped, before the count goes up.
+    case inProgressDroppedEarly
+    case releaseAfterUnlock
+    /// The notifier's start returns without the flush that its zaps need.
+    case flushMissing
+    /// The log's bit is taken after the pages were write-protected.
+    case logBitTakenLate
+    /// The lockless path makes a page writable and does not log it.
+    case fastFaultUnlogged
+
+    /// Whether the running task is to make this mistake. One branch, never taken without an explorer.
+    @inlinable @inline(__always) public var isOn: Bool { fl_defect(rawValue) != 0 }
+}
