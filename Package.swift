@@ -41,6 +41,10 @@ let package = Package(
             dependencies: [
                 "Frames", "Synchrony", "Audit", "HostMemory", "GuestMemory", "Paging", "Hardware",
             ], swiftSettings: core),
+        // Fibers and the handler of traps.
+        .target(name: "CFiber"),
+        .target(
+            name: "Explorer", dependencies: ["CFiber", "CSchedule", "Synchrony"], swiftSettings: strict),
         .target(
             name: "Scenario", dependencies: ["Machine", .product(name: "Yams", package: "Yams")],
             swiftSettings: strict),
@@ -65,6 +69,8 @@ let package = Package(
                 "Machine",
             ],
             swiftSettings: core),
+        .testTarget(
+            name: "ExplorerTests", dependencies: ["Explorer", "CSchedule", "Synchrony"], swiftSettings: strict),
         // Compiles the programs in `Snippets` itself, against the modules that this target makes SwiftPM build.
         .testTarget(
             name: "TypeRuleTests",

@@ -43,7 +43,7 @@ public final class SleepingLock: Sendable {
     public func tryLock() -> Bool {
         schedulingPoint(.lockTry, identity.value)
         guard state.compareExchange(expected: 0, desired: 1, ordering: .acquiring).exchanged else { return false }
-        schedulingNote(.lockAcquire, identity.value)
+        schedulingNote(.lockTaken, identity.value)
         noteAcquire(rank, spinning: false)
         return true
     }

@@ -28,6 +28,8 @@ public enum ObjectAccess: UInt32, Sendable {
     case releaseShared = 7
     /// Reads, and found that another task must change the object first.
     case wait = 8
+    /// Holds the lock that it tried to take: the attempt itself was a write.
+    case hold = 9
 }
 
 /// What the running task is about to do. The raw value is 16 times a number, plus how it touches its object.
@@ -36,6 +38,7 @@ public enum SchedulingPoint: UInt32, Sendable, CaseIterable {
     case lockAcquire = 0x14
     case lockAcquireShared = 0x25
     case lockTry = 0x32
+    case lockTaken = 0x229
     case lockRelease = 0x46
     case lockReleaseShared = 0x57
     // Read-side sections. The object is the domain.
