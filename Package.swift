@@ -45,6 +45,8 @@ let package = Package(
         .target(name: "CFiber"),
         .target(
             name: "Explorer", dependencies: ["CFiber", "CSchedule", "Synchrony"], swiftSettings: strict),
+        // A plan as the explorer's subject, and the museum of defects.
+        .target(name: "Laboratory", dependencies: ["Explorer", "Machine", "HostMemory", "Audit", "CSchedule"], swiftSettings: strict),
         .target(
             name: "Scenario", dependencies: ["Machine", .product(name: "Yams", package: "Yams")],
             swiftSettings: strict),
@@ -52,13 +54,13 @@ let package = Package(
             name: "TraceAudit",
             dependencies: ["Audit", .product(name: "Subprocess", package: "swift-subprocess")],
             swiftSettings: strict),
-        .target(name: "Report", dependencies: ["Scenario", "TraceAudit", "Machine"], swiftSettings: strict),
+        .target(name: "Report", dependencies: ["Scenario", "TraceAudit", "Machine", "Laboratory"], swiftSettings: strict),
         .target(name: "CBenchmarkLimits"),
         .target(name: "Benchmarks", dependencies: ["Machine", "Report", "CBenchmarkLimits"], swiftSettings: strict),
         .executableTarget(
             name: "faultline",
             dependencies: [
-                "Scenario", "TraceAudit", "Report", "Benchmarks", "Machine",
+                "Scenario", "TraceAudit", "Report", "Benchmarks", "Machine", "Explorer", "Laboratory",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ], swiftSettings: strict),
 
@@ -70,7 +72,8 @@ let package = Package(
             ],
             swiftSettings: core),
         .testTarget(
-            name: "ExplorerTests", dependencies: ["Explorer", "CSchedule", "Synchrony"], swiftSettings: strict),
+            name: "ExplorerTests",
+            dependencies: ["Explorer", "Laboratory", "Scenario", "Machine", "CSchedule", "Synchrony"], swiftSettings: strict),
         // Compiles the programs in `Snippets` itself, against the modules that this target makes SwiftPM build.
         .testTarget(
             name: "TypeRuleTests",

@@ -9,6 +9,14 @@ public struct Holding: Sendable, Equatable {
     public var pins: Int
 }
 
+/// Hears of events as they happen, on the task that makes them and under whatever locks it holds.
+open class EventObserver {
+    public init() {}
+    open func observe(_ event: Event) {}
+    /// A guest's store to guest frame `guest` has reached memory. Not an event: nothing but the guest sees it.
+    open func stored(_ guest: UInt64) {}
+}
+
 /// The record of a run: every event in order, the ledger of references that KVM holds, and the rules that an event
 /// broke when it happened. One journal belongs to one host; without one, nothing is recorded and nothing is paid.
 ///
@@ -30,10 +38,18 @@ public final class Journal: @unchecked Sendable {
     }
     private func leave() { busy.store(0, ordering: .releasing) }
 
+    /// Who hears of each event when it has been recorded, outside of the journal's lock. Set before the tasks run.
+    public var observer: EventObserver?
+
     /// Records `event`, updates the ledger, and checks what one event alone can break.
     public func record(_ event: Event) {
         enter()
-        defer { leave() }
+        note(event)
+        leave()
+        observer?.observe(event)
+    }
+
+    private func note(_ event: Event) {
         switch event.kind {
         case .referenceTaken: change(event, references: 1, pins: 0)
         case .referenceDropped: change(event, references: -1, pins: 0)

@@ -54,6 +54,9 @@ open class SecondaryMMU: @unchecked Sendable {
 
     public init() {}
 
+    /// Whether a leaf lets the guest write. For checks.
+    open func isWritable(_ entry: UInt64) -> Bool { false }
+
     final func attach(_ vm: VirtualMachine) {
         self.vm = vm
         attached()

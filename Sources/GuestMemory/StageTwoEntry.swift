@@ -59,6 +59,9 @@ public struct StageTwoEntry: Sendable {
 
     @inlinable @inline(__always) public func load() -> UInt64 { word.load() }
 
+    /// Reads unannounced. See `AtomicWord.peek`.
+    @inlinable @inline(__always) public func peek() -> UInt64 { word.peek() }
+
     /// Reads the entry in order to split it, or to join it with its neighbours. Caller holds mmu_lock.
     @inlinable @_lifetime(borrow guardian)
     public func observe(holding guardian: borrowing MMUGuard) -> ObservedEntry { ObservedEntry(word.load()) }
@@ -75,13 +78,15 @@ public struct StageTwoEntry: Sendable {
     public func install(
         _ permit: borrowing InstallPermit, level: PageLevel, attributes: UInt64, expected: UInt64
     ) -> UInt64? {
-        word.compareExchange(expected: expected, desired: value(permit, level, attributes))
+        schedulingNote(.pageUse, permit.frame.physicalAddress)
+        return word.compareExchange(expected: expected, desired: value(permit, level, attributes))
     }
 
     /// The same for the exclusive owner of the tables; returns the old value. Caller holds mmu_lock for writing.
     @inlinable
     public func install(_ permit: borrowing InstallPermit, level: PageLevel, attributes: UInt64) -> UInt64 {
-        word.exchange(value(permit, level, attributes))
+        schedulingNote(.pageUse, permit.frame.physicalAddress)
+        return word.exchange(value(permit, level, attributes))
     }
 
     /// The entry that `install` would store.
@@ -117,7 +122,7 @@ public struct StageTwoEntry: Sendable {
         let first = field.frame(in: huge.value)
         precondition(index >= 0 && index < 512 && first.isAligned(to: childLevel.above), "not a part of the huge leaf")
         let frame = HostFrame(first.number + UInt64(index) * childLevel.frames)
-        word.store((update.applied(to: huge.value) & ~field.mask) | field.bits(for: frame))
+        word.initialize(to: (update.applied(to: huge.value) & ~field.mask) | field.bits(for: frame))
     }
 
     /// Joins the leaves of a table into one huge leaf of `level`: `leaf` is any leaf of the table; its frame is rounded
@@ -145,6 +150,10 @@ public struct StageTwoEntry: Sendable {
     /// Replaces the entry by `empty`, a value without a frame; returns the old one.
     @inlinable @inline(__always)
     public func exchange(forEmpty empty: UInt64) -> UInt64 { word.exchange(empty & ~field.mask) }
+
+    /// The same unannounced, for the end of a whole table. See `AtomicWord.exchangeUnannounced`.
+    @inlinable @inline(__always)
+    public func exchangeUnannounced(forEmpty empty: UInt64) -> UInt64 { word.exchangeUnannounced(empty & ~field.mask) }
 
     /// The same if the entry still is `expected`; nil on success.
     @inlinable

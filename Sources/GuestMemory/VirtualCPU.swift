@@ -23,6 +23,9 @@ open class VirtualCPU: @unchecked Sendable {
     final let requests = Atomic<UInt32>(0)
     /// The root of the stage-2 tables in use, 0 for none; the MMU's own. Written by the vCPU's task.
     public final var root: HostFrame?
+    /// Times that guest mode was entered. Written by the vCPU's task.
+    public final var entries: UInt64 = 0
+    public final let identity = ObjectIdentity()
 
     public init(number: Int, vm: VirtualMachine) {
         self.number = number
@@ -37,19 +40,23 @@ open class VirtualCPU: @unchecked Sendable {
         while true {
             serveRequests()
             if root == nil { vm.mmu.loadRoot(self) }
-            schedulingPoint(.guestEnter, UInt(number))
+            schedulingPoint(.guestEnter, identity.value)
+            entries &+= 1
             mode.store(Mode.inGuest.rawValue, ordering: .sequentiallyConsistent)
+            schedulingPoint(.atomicLoad, identity.value)
             if requests.load(ordering: .sequentiallyConsistent) == 0 { return }
             exitGuest()
         }
     }
 
     public final func exitGuest() {
-        schedulingPoint(.guestExit, UInt(number))
+        // Like the release of a lock: it only lets others go on.
+        schedulingNote(.guestExit, identity.value)
         mode.store(Mode.outside.rawValue, ordering: .sequentiallyConsistent)
     }
 
     private final func serveRequests() {
+        schedulingPoint(.atomicUpdate, identity.value)
         let pending = requests.exchange(0, ordering: .sequentiallyConsistent)
         if pending & Request.reloadRoot != 0 { vm.mmu.freeObsoleteRoot(self) }
         if pending & (Request.flushTLB | Request.reloadRoot) != 0 {
@@ -59,14 +66,17 @@ open class VirtualCPU: @unchecked Sendable {
     }
 
     /// Whether a request waits. The run loop leaves guest mode when it sees one (the interrupt of a real kick).
+    public final var isInGuest: Bool { mode.load(ordering: .sequentiallyConsistent) == Mode.inGuest.rawValue }
+
     public final var hasRequest: Bool { requests.load(ordering: .sequentiallyConsistent) != 0 }
 
     /// Posts a request and waits until the vCPU is outside of guest mode. Returns whether it had to wait.
     final func kick(_ request: UInt32) -> Bool {
+        schedulingPoint(.requestPost, identity.value)
         requests.bitwiseOr(request, ordering: .sequentiallyConsistent)
-        schedulingPoint(.tlbFlush, UInt(number))
+        schedulingPoint(.conditionRead, identity.value)
         guard mode.load(ordering: .sequentiallyConsistent) == Mode.inGuest.rawValue else { return false }
-        spinUntil(UInt(number)) { mode.load(ordering: .sequentiallyConsistent) != Mode.inGuest.rawValue }
+        spinUntil(identity.value) { mode.load(ordering: .sequentiallyConsistent) != Mode.inGuest.rawValue }
         return true
     }
 }

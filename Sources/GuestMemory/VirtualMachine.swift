@@ -37,6 +37,7 @@ public final class VirtualMachine: @unchecked Sendable {
     let slots: SlotSets
 
     // The notifier protocol. Spec: generic 3.2. The counters are written under mmuLock, read by anyone.
+    let invalidateIdentity = ObjectIdentity()
     let invalidateSequence = Atomic<UInt64>(0)
     let invalidateInProgress = Atomic<Int>(0)
     let invalidateStart = Atomic<UInt64>(UInt64.max)
@@ -44,6 +45,8 @@ public final class VirtualMachine: @unchecked Sendable {
     let invalidateLock = SpinLock(.mnInvalidate)
     /// Kernel: `mn_active_invalidate_count`; written under `invalidateLock`.
     let activeInvalidations = Atomic<Int>(0)
+    /// Where a swap of slot sets waits for running invalidations. Kernel: `mn_memslots_update_rcuwait`.
+    let invalidationsEnded = SleepQueue()
     private var notifier: VirtualMachineNotifier?
 
     /// vCPUs, in order of their numbers. Written before any of them runs.

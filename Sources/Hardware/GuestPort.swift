@@ -38,7 +38,8 @@ public struct GuestPort {
         switch translate(address, .write) {
         case .translated(let translation):
             stage.memory.willWrite(translation.frame)
-            stage.memory.word(at: translation.frame.physicalAddress | address.offset).store(value)
+            schedulingNote(.pageUse, translation.frame.physicalAddress)
+            stage.memory.word(at: translation.frame.physicalAddress | address.offset).storeData(value)
             return .stored
         case let failed: return .fault(failed)
         }
@@ -48,7 +49,8 @@ public struct GuestPort {
         guard address.value & 7 == 0 else { return .misaligned }
         switch translate(address, access) {
         case .translated(let translation):
-            return .value(stage.memory.word(at: translation.frame.physicalAddress | address.offset).load())
+            schedulingNote(.pageUse, translation.frame.physicalAddress)
+            return .value(stage.memory.word(at: translation.frame.physicalAddress | address.offset).loadData())
         case let failed: return .fault(failed)
         }
     }

@@ -23,7 +23,8 @@ public final class TranslationBuffer {
         func covers(_ frame: GuestFrame) -> Bool { frame.aligned(to: translation.level) == guest }
     }
 
-    private var slots: [Entry?]
+    /// Grows to `capacity` as it is used.
+    private var slots: [Entry?] = []
     private var nextVictim = 0
     private let journal: Journal?
     private let vcpu: UInt8
@@ -34,12 +35,12 @@ public final class TranslationBuffer {
     ///   - vcpu: written into the journal's events.
     public init(capacity: Int, journal: Journal? = nil, vcpu: UInt8 = 0xff) {
         precondition(capacity > 0, "a TLB has at least one entry")
-        slots = Array(repeating: nil, count: capacity)
+        self.capacity = capacity
         self.journal = journal
         self.vcpu = vcpu
     }
 
-    public var capacity: Int { slots.count }
+    public let capacity: Int
 
     /// Leaves cached now.
     public var count: Int {
@@ -48,12 +49,13 @@ public final class TranslationBuffer {
         return count
     }
 
-    private var identity: UInt { UInt(bitPattern: Unmanaged.passUnretained(self).toOpaque()) }
+    let identity = ObjectIdentity()
 
     /// The cached translation that serves the access. Nil means: walk. A store is not served by an entry without D, and
     /// no access by one that lacks the right: both architectures' KVM relies on a new walk there, not on a fault from
     /// the TLB (Spec: x86 5, F14).
     public func lookup(_ frame: GuestFrame, _ access: AccessKind) -> Translation? {
+        schedulingNote(.tlbRead, identity.value)
         for slot in slots {
             guard let entry = slot, entry.covers(frame), entry.translation.serves(access) else { continue }
             let inside = frame.number - entry.guest.number
@@ -64,11 +66,15 @@ public final class TranslationBuffer {
 
     /// Caches the leaf that `translation`, a walk's result for `frame`, comes from. Replaces an entry of the same leaf;
     /// one of another size that covers the frame stays, as hardware may use either until it is flushed.
-    public func fill(_ frame: GuestFrame, _ translation: Translation) {
-        schedulingPoint(.tlbFill, identity)
+    ///
+    /// - Parameter stillWanted: asked at the last moment; a speculative walk's result comes to nothing if the guest was left.
+    public func fill(_ frame: GuestFrame, _ translation: Translation, if stillWanted: () -> Bool = { true }) {
+        schedulingPoint(.tlbFill, identity.value)
+        guard stillWanted() else { return }
         let guest = frame.aligned(to: translation.level)
         let inside = frame.number - guest.number
         let leaf = translation.at(HostFrame(translation.frame.number - inside))
+        schedulingNote(.pageUse, leaf.frame.physicalAddress)
         slots[slot(for: guest, translation.level)] = Entry(guest: guest, translation: leaf)
         guard let journal else { return }
         journal.record(
@@ -88,6 +94,10 @@ public final class TranslationBuffer {
             if entry.guest == guest, entry.translation.level == level { return i }
         }
         if let free { return free }
+        if slots.count < capacity {
+            slots.append(nil)
+            return slots.count - 1
+        }
         let victim = nextVictim
         nextVictim = (nextVictim + 1) % slots.count
         return victim
@@ -95,19 +105,22 @@ public final class TranslationBuffer {
 
     /// Kernel: `INVEPT`, `HFENCE.GVMA x0`.
     public func invalidateAll() {
-        schedulingPoint(.tlbFlush, identity)
+        schedulingPoint(.tlbFlush, identity.value)
         for i in slots.indices { slots[i] = nil }
     }
 
     /// Drops every leaf that has a frame in `range`. Kernel: `HFENCE.GVMA` with an address.
     public func invalidate(_ range: Range<GuestFrame>) {
-        schedulingPoint(.tlbFlush, identity)
+        schedulingPoint(.tlbFlush, identity.value)
         drop(range)
     }
 
     /// What a fault does to the entries of its frame: the processor drops them (Intel SDM, "Operations that invalidate
     /// guest-physical mappings"); RISC-V lets a hart drop any entry at any time. No scheduling point: nobody else sees.
-    func dropAfterFault(_ frame: GuestFrame) { drop(frame..<GuestFrame(frame.number + 1)) }
+    func dropAfterFault(_ frame: GuestFrame) {
+        schedulingNote(.tlbFlush, identity.value)
+        drop(frame..<GuestFrame(frame.number + 1))
+    }
 
     private func drop(_ range: Range<GuestFrame>) {
         for i in slots.indices {

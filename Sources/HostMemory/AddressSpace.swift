@@ -29,6 +29,7 @@ public final class AddressSpace: @unchecked Sendable {
     let lastFound = Atomic<Int>(0)
     /// The top table's frame number; 0 until the first entry is made. Kernel: `mm->pgd`.
     let root = Atomic<UInt64>(0)
+    let rootIdentity = ObjectIdentity()
 
     let notifierLock = SpinLock(.notifierList)
     let notifierReaders = ReadSideSections(atomic: false)

@@ -30,19 +30,28 @@ extension PhysicalMemory {
         page.pointee.order = UInt8(order)
         page.pointee.next = freeHeads[order]
         page.pointee.previous = .max
-        if freeHeads[order] != .max { frames[Int(freeHeads[order])].previous = index }
+        touched = max(touched, Int(index) + 1)
+        if freeHeads[order] != .max {
+            frames[Int(freeHeads[order])].previous = index
+            touched = max(touched, Int(freeHeads[order]) + 1)
+        }
         freeHeads[order] = index
         page.pointee.flags.bitwiseOr(PageFlags.free, ordering: .relaxed)
     }
 
     private func unlink(_ index: UInt32, _ order: Int) {
         let page = frames + Int(index)
+        touched = max(touched, Int(index) + 1 << order)
         if page.pointee.previous == .max {
             freeHeads[order] = page.pointee.next
         } else {
             frames[Int(page.pointee.previous)].next = page.pointee.next
+            touched = max(touched, Int(page.pointee.previous) + 1)
         }
-        if page.pointee.next != .max { frames[Int(page.pointee.next)].previous = page.pointee.previous }
+        if page.pointee.next != .max {
+            frames[Int(page.pointee.next)].previous = page.pointee.previous
+            touched = max(touched, Int(page.pointee.next) + 1)
+        }
         page.pointee.next = .max
         page.pointee.previous = .max
         page.pointee.flags.bitwiseAnd(~PageFlags.free, ordering: .relaxed)
@@ -86,13 +95,15 @@ extension PhysicalMemory {
         }
         first.pointee.referenceCount.store(1, ordering: .releasing)
         let frame = HostFrame(UInt64(index))
+        schedulingNote(.pageAllocate, frame.physicalAddress)
         record(Event(.pageAllocated, frame: frame, value: UInt64(order)))
         return frame
     }
 
     /// Gives 2^order frames back and merges buddies. The caller has dropped the last reference.
     func freePages(_ frame: HostFrame, order: Int) {
-        schedulingPoint(.pageFree, UInt(frame.number))
+        schedulingPoint(.pageFree, frame.physicalAddress)
+        for i in 1..<max(1 << order, 1) where order > 0 { schedulingNote(.pageFree, frame.advanced(by: i).physicalAddress) }
         record(Event(.pageFreed, frame: frame, value: UInt64(order)))
         let first = frames + Int(frame.number)
         for i in 0..<(1 << order) {

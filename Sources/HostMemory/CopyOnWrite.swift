@@ -51,6 +51,7 @@ extension AddressSpace {
         guard word.load() == seen.bits else { return .lostRace }
         if !memory.isExclusivelyAnonymous(page) {
             let head = memory.head(of: page)
+            schedulingPoint(.pageUse, memory.frame(of: head).physicalAddress)
             let large = head.pointee.flags.load(ordering: .relaxed) & PageFlags.head != 0
             guard !large, head.pointee.referenceCount.load(ordering: .acquiring) == 1 else { return .mustCopy }
             page.pointee.flags.bitwiseOr(PageFlags.anonymousExclusive, ordering: .relaxed)

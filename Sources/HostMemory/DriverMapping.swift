@@ -57,7 +57,7 @@ open class DriverMapping: @unchecked Sendable {
     open func mapped(_ space: AddressSpace, _ vma: VMAInfo) -> Errno? { nil }
 
     /// Waits, without locks, until it's worth faulting again after `.retry`.
-    open func waitForRetry() { schedulingPoint(.lockWait, UInt(bitPattern: Unmanaged.passUnretained(self).toOpaque())) }
+    open func waitForRetry() { yieldProcessor() }
 
     /// Removes every entry for `pages` of this memory in every address space; each notifier hears start before and end
     /// after. May sleep; `mmapLock` need not be held, nor must a lock ranked at or past `.mapping` be.

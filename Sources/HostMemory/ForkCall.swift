@@ -112,7 +112,7 @@ extension AddressSpace {
         for page in part.lowerBound.page..<part.upperBound.page {
             let index = Int(page & 511)
             let word = memory.entry(index, of: table)
-            let seen = HostEntry(word.load())
+            let seen = HostEntry(word.peek())
             if seen.bits == 0 { continue }
             let address = UserAddress(page << pageShift)
             guard let entry = inherit(vma, address, word, seen) else { return false }

@@ -1,5 +1,6 @@
 import Frames
 import Synchronization
+import Synchrony
 
 /// What a get-user-pages caller asks for. Kernel: `FOLL_*`; `FOLL_GET` or `FOLL_PIN` follows from the call.
 public struct LookupFlags: Sendable, Equatable {
@@ -53,6 +54,8 @@ public struct PFNMapping: Sendable, Equatable {
     /// The entry's hardware W bit.
     public let writable: Bool
     public let special: Bool
+    /// A page frame stands behind it whose count is 0. Asked only by the defect `tailPageRefused`.
+    public let isUncounted: Bool
 }
 
 /// What a simulated user fault came to. Kernel: `fixup_user_fault`.
@@ -76,19 +79,25 @@ public struct HostTranslation: Sendable, Equatable {
 /// The signals of the process, as get-user-pages sees them. Kernel: `signal_pending`, `fatal_signal_pending`.
 public final class SignalState: Sendable {
     private let bits = Atomic<UInt32>(0)
+    private let identity = ObjectIdentity()
     public init() {}
 
     /// Any signal is pending.
     public var pending: Bool {
-        get { bits.load(ordering: .acquiring) != 0 }
+        get { load() != 0 }
         set { set(1, newValue) }
     }
     /// A fatal signal is pending; it is also a pending one.
     public var fatal: Bool {
-        get { bits.load(ordering: .acquiring) & 2 != 0 }
+        get { load() & 2 != 0 }
         set { set(2, newValue) }
     }
+    private func load() -> UInt32 {
+        schedulingNote(.atomicLoad, identity.value)
+        return bits.load(ordering: .acquiring)
+    }
     private func set(_ bit: UInt32, _ on: Bool) {
+        schedulingPoint(.atomicUpdate, identity.value)
         if on { bits.bitwiseOr(bit, ordering: .releasing) } else { bits.bitwiseAnd(~bit, ordering: .releasing) }
     }
 }

@@ -50,12 +50,12 @@ extension AddressSpace {
         defer { mmapLock.unlockRead() }
         for vma in vmas {
             forEachMiddle(in: vma.range) { part, word, table in
-                let seen = HostEntry(word.load())
+                let seen = HostEntry(word.peek())
                 if seen.isLargeLeaf, !seen.isSpecial {
                     guard frame.aligned(to: .page2M) == seen.frame else { return }
                     splitHuge(part.lowerBound, word, table)
                 }
-                let now = HostEntry(word.load())
+                let now = HostEntry(word.peek())
                 guard now.isPresent, !now.isLargeLeaf else { return }
                 for page in part.lowerBound.page..<part.upperBound.page {
                     replaceByPoison(frame, memory.entry(Int(page & 511), of: now.frame), page)

@@ -133,7 +133,6 @@ public final class MemoryObject: @unchecked Sendable {
 
     /// Waits until the page is read in. No lock held. Without memory it stays absent: the next fault waits again.
     func waitForPage(_ index: Int) {
-        schedulingPoint(.userCopy, UInt(bitPattern: index))
         if case .page(let page) = readIn(index) { host.memory.put(page) }
     }
 
@@ -192,7 +191,7 @@ public final class MemoryObject: @unchecked Sendable {
     /// Reads 8 bytes at an aligned offset in a page. Errors: ENXIO beyond the end, ENOMEM, EHWPOISON. Kernel: `pread`.
     public func read(page: Int, offset: Int) throws(Errno) -> UInt64 {
         let (found, word) = try word(page, offset)
-        let value = word.load()
+        let value = word.loadData()
         host.memory.put(found)
         return value
     }
@@ -201,7 +200,7 @@ public final class MemoryObject: @unchecked Sendable {
     public func write(page: Int, offset: Int, _ value: UInt64) throws(Errno) {
         let (found, word) = try word(page, offset)
         host.memory.willWrite(host.memory.frame(of: found))
-        word.store(value)
+        word.storeData(value)
         host.memory.put(found)
     }
 

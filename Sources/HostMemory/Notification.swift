@@ -8,7 +8,7 @@ import Synchrony
 extension AddressSpace {
     func notifyStart(_ range: Range<UserAddress>, blockable: Bool = true) {
         mightSleep()
-        schedulingPoint(.notifierStart, UInt(range.lowerBound.value))
+        schedulingPoint(.notifierStart)
         memory.record(
             Event(
                 .notifierStart, guest: range.lowerBound.page,
@@ -23,7 +23,7 @@ extension AddressSpace {
     }
 
     func notifyEnd(_ range: Range<UserAddress>, blockable: Bool = true) {
-        schedulingPoint(.notifierEnd, UInt(range.lowerBound.value))
+        schedulingPoint(.notifierEnd)
         let section = notifierReaders.enter()
         notifierLock.lock()
         let listeners = notifiers
@@ -45,7 +45,8 @@ extension AddressSpace {
     public func register(_ notifier: MMUNotifier) {
         mmapLock.lockForWrite()
         precondition(!hasExited, "a notifier for an address space that is gone")
-        spinUntil(mmapIdentity) {
+        // Each end leaves a section of the readers after it has counted.
+        spinUntil(notifierReaders.identity.value) {
             notifierLock.lock()
             let idle = invalidations == 0
             if idle { notifiers.append(notifier) }
@@ -84,8 +85,6 @@ extension AddressSpace {
         notifierReaders.exit(section)
         notifierReaders.synchronize()
     }
-
-    private var mmapIdentity: UInt { UInt(bitPattern: Unmanaged.passUnretained(self).toOpaque()) }
 
     // MARK: Ageing
 

@@ -21,7 +21,12 @@ extension AddressSpace {
         guard let leaf = leaf(address), leaf.entry.isPresent else { return nil }
         return body(
             PFNMapping(
-                frame: leaf.frame(of: address), writable: leaf.entry.isWritable, special: leaf.entry.isSpecial))
+                frame: leaf.frame(of: address), writable: leaf.entry.isWritable, special: leaf.entry.isSpecial,
+                isUncounted: Defect.tailPageRefused.isOn && isUncounted(leaf.frame(of: address))))
+    }
+
+    private func isUncounted(_ frame: HostFrame) -> Bool {
+        memory.hasPageFrame(frame) && memory.page(frame).pointee.referenceCount.load(ordering: .relaxed) == 0
     }
 
     /// Simulates an access of the process. `mmapLock` is held for read, also when it returns; it may have been dropped

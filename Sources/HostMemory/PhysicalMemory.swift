@@ -14,6 +14,9 @@ public final class PhysicalMemory: @unchecked Sendable {
     @usableFromInline let arena: UnsafeMutableRawPointer
     @usableFromInline let frames: UnsafeMutablePointer<PageFrame>
     private let ownsPageFrames: Bool
+    private let storage: MemoryStorage?
+    /// One past the last page frame that was ever used. Under the zone lock.
+    var touched = 0
     public let ram: Range<HostFrame>
     public let device: Range<HostFrame>
     /// The journal of the run, if there is one.
@@ -46,6 +49,7 @@ public final class PhysicalMemory: @unchecked Sendable {
         device = HostFrame(UInt64(ramFrames))..<HostFrame(UInt64(ramFrames + deviceFrames))
         deviceNext = UInt64(ramFrames)
         ownsPageFrames = pageFrameStorage == nil
+        storage = nil
         frames =
             pageFrameStorage?.bindMemory(to: PageFrame.self, capacity: ramFrames)
             ?? UnsafeMutablePointer<PageFrame>.allocate(capacity: ramFrames)
@@ -60,7 +64,27 @@ public final class PhysicalMemory: @unchecked Sendable {
         freeAtStart(1, ramFrames)
     }
 
+    /// On storage that was used before: starts as new, at a price that depends on what was used, not on the size.
+    public init(_ storage: MemoryStorage, journal: Journal? = nil) {
+        storage.renew()
+        self.storage = storage
+        self.journal = journal
+        arena = storage.arena
+        frames = storage.frames
+        ownsPageFrames = false
+        ram = HostFrame(0)..<HostFrame(UInt64(storage.ramFrames))
+        device = ram.upperBound..<HostFrame(UInt64(storage.ramFrames + storage.deviceFrames))
+        deviceNext = storage.deviceNext
+        freeHeads = storage.heads
+        freeCount = storage.ramFrames - 1
+    }
+
     deinit {
+        if let storage {
+            storage.touched = max(storage.touched, touched)
+            storage.deviceNext = max(storage.deviceNext, deviceNext)
+            return
+        }
         frames.deinitialize(count: ram.count)
         if ownsPageFrames { frames.deallocate() }
     }

@@ -22,6 +22,7 @@ extension AddressSpace {
 
     /// The level-2 entry of `address`, each table read once. No lock needed.
     func middleEntry(_ address: UserAddress) -> MiddleEntry {
+        schedulingNote(.atomicLoad, rootIdentity.value)
         let top = root.load(ordering: .acquiring)
         guard top != 0 else { return .missing(PageLevel(4)) }
         let upper = HostEntry(memory.entry(Self.index(address, 4), of: HostFrame(top)).load())
@@ -50,12 +51,16 @@ extension AddressSpace {
     }
 
     private func makeRoot() -> HostFrame? {
+        schedulingNote(.atomicLoad, rootIdentity.value)
         let top = root.load(ordering: .acquiring)
         if top != 0 { return HostFrame(top) }
         guard let fresh = newTable() else { return nil }
         pageTableLock.lock()
         let seen = root.load(ordering: .acquiring)
-        if seen == 0 { root.store(fresh.number, ordering: .releasing) }
+        if seen == 0 {
+            schedulingPoint(.atomicStore, rootIdentity.value)
+            root.store(fresh.number, ordering: .releasing)
+        }
         pageTableLock.unlock()
         guard seen != 0 else { return fresh }
         freeTable(fresh)
@@ -113,6 +118,7 @@ extension AddressSpace {
     func setLeaf(_ word: AtomicWord, _ entry: HostEntry, _ address: UserAddress, _ level: PageLevel = .page4K) {
         if entry.isWritable { memory.willWrite(entry.frame, count: Int(level.frames)) }
         word.store(entry.bits)
+        if entry.mapsFrame { schedulingNote(.pageUse, entry.frame.physicalAddress) }
         memory.record(
             Event(
                 .hostEntrySet, frame: entry.frame, guest: address.aligned(to: level).page, level: level.rawValue,
@@ -128,7 +134,7 @@ extension AddressSpace {
     private func freeTables(_ table: HostFrame, level: UInt64) {
         if level > 1 {
             for i in 0..<512 {
-                let entry = HostEntry(memory.entry(i, of: table).load())
+                let entry = HostEntry(memory.entry(i, of: table).peek())
                 if entry.isPresent { freeTables(entry.frame, level: level - 1) }
             }
         }

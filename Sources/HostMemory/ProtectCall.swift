@@ -52,7 +52,7 @@ extension AddressSpace {
             guard now.isPresent, !now.isLargeLeaf else { return }
             for page in part.lowerBound.page..<part.upperBound.page {
                 let last = memory.entry(Int(page & 511), of: now.frame)
-                if HostEntry(last.load()).mapsFrame {
+                if HostEntry(last.peek()).mapsFrame {
                     changeEntry(vma, UserAddress(page << pageShift), last, .page4K, hint: hint)
                 }
             }
@@ -66,7 +66,7 @@ extension AddressSpace {
         defer { pageTableLock.unlock() }
         // Accessed and dirty may be set by the processor meanwhile: try until nothing changed in between.
         while true {
-            let old = HostEntry(word.load())
+            let old = HostEntry(word.peek())
             guard old.mapsFrame, level == .page4K || old.isLargeLeaf else { return }
             if hint && old.isSpecial { return }
             let new =

@@ -1,12 +1,14 @@
 import Audit
 import Frames
 import Synchronization
+import Synchrony
 
 /// Counting: the four ways a page's count moves. A large folio counts in its head; `get` on a count of 0 is refused.
 extension PhysicalMemory {
     /// Adds a reference unless the count is 0. Kernel: `folio_try_get`.
     @inlinable func tryGet(_ page: UnsafeMutablePointer<PageFrame>) -> Bool {
         let head = head(of: page)
+        schedulingPoint(.pageGet, frame(of: head).physicalAddress)
         var old = head.pointee.referenceCount.load(ordering: .relaxed)
         while old > 0 {
             let (done, seen) = head.pointee.referenceCount.weakCompareExchange(
@@ -19,13 +21,16 @@ extension PhysicalMemory {
 
     /// Adds a reference to a page that has one already. Kernel: `folio_get`.
     @inlinable func get(_ page: UnsafeMutablePointer<PageFrame>) {
-        let old = head(of: page).pointee.referenceCount.add(1, ordering: .relaxed).oldValue
+        let head = head(of: page)
+        schedulingNote(.pageGet, frame(of: head).physicalAddress)
+        let old = head.pointee.referenceCount.add(1, ordering: .relaxed).oldValue
         precondition(old > 0, "a page with count 0 is referenced")
     }
 
     /// Drops a reference and frees the folio with the last. Kernel: `folio_put`.
     @inlinable func put(_ page: UnsafeMutablePointer<PageFrame>) {
         let head = head(of: page)
+        schedulingPoint(.pagePut, frame(of: head).physicalAddress)
         let old = head.pointee.referenceCount.subtract(1, ordering: .acquiringAndReleasing).oldValue
         precondition(old > 0, "a page with count 0 is put")
         if old == 1 { freeFolio(head) }
@@ -42,6 +47,7 @@ extension PhysicalMemory {
         let head = head(of: page)
         let flags = head.pointee.flags.load(ordering: .relaxed)
         if flags & PageFlags.zeroPage != 0 { return true }
+        schedulingPoint(.pageGet, frame(of: head).physicalAddress)
         let step: Int32 = flags & PageFlags.head != 0 ? 1 : PageFrame.pinBias
         var old = head.pointee.referenceCount.load(ordering: .relaxed)
         while old > 0 {
@@ -60,6 +66,7 @@ extension PhysicalMemory {
         let head = head(of: page)
         let flags = head.pointee.flags.load(ordering: .relaxed)
         if flags & PageFlags.zeroPage != 0 { return }
+        schedulingPoint(.pagePut, frame(of: head).physicalAddress)
         let large = flags & PageFlags.head != 0
         if large { head.pointee.pinCount.subtract(1, ordering: .relaxed) }
         let step: Int32 = large ? 1 : PageFrame.pinBias
@@ -112,12 +119,12 @@ public struct PageReference: ~Copyable {
     /// Kernel: `kvm_release_page_clean`: marks the page accessed.
     /// - Parameter stability: what keeps the page from being cleaned or freed under the caller.
     public consuming func releaseClean(stabilisedBy stability: PageStability) {
-        finish(.clean, underLock: stability == .mmuLock)
+        finish(.clean, underLock: stability == .mmuLock && isHeld(.mmu))
     }
 
     /// Kernel: `kvm_release_page_dirty`: marks the page dirty and accessed.
     public consuming func releaseDirty(stabilisedBy stability: PageStability) {
-        finish(.dirty, underLock: stability == .mmuLock)
+        finish(.dirty, underLock: stability == .mmuLock && isHeld(.mmu))
     }
 
     private consuming func finish(_ kind: ReleaseKind, underLock: Bool) {

@@ -34,8 +34,9 @@ extension AddressSpace {
         let bits = value == nil ? HostEntry.accessed : HostEntry.accessed | HostEntry.dirty
         if leaf.entry.bits & bits != bits { _ = leaf.word.fetchOr(bits) }
         let word = memory.word(at: leaf.frame(of: address).physicalAddress | address.offset)
-        guard let value else { return word.load() }
-        word.store(value)
+        schedulingNote(.pageUse, leaf.frame(of: address).physicalAddress)
+        guard let value else { return word.loadData() }
+        word.storeData(value)
         return value
     }
 

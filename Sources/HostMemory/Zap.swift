@@ -42,7 +42,7 @@ extension AddressSpace {
                     splitHuge(part.lowerBound, word, table)
                 }
             }
-            let now = HostEntry(word.load())
+            let now = HostEntry(word.peek())
             if now.bits != 0, !now.isLargeLeaf { zapTable(part, now.frame, &gather, keepAnonymous) }
             if gather.isFull { gather.flush(memory) }
         }
@@ -60,7 +60,7 @@ extension AddressSpace {
             case .present(let word, let table):
                 skip = .page2M
                 let end = min(range.upperBound, address.aligned(to: .page2M) + PageLevel.page2M.bytes)
-                if word.load() != 0 { body(address..<end, word, table) }
+                if word.peek() != 0 { body(address..<end, word, table) }
             }
             address = address.aligned(to: skip) + skip.bytes
         }
@@ -71,7 +71,7 @@ extension AddressSpace {
     ) {
         pageTableLock.lock()
         defer { pageTableLock.unlock() }
-        let seen = HostEntry(word.load())
+        let seen = HostEntry(word.peek())
         guard seen.isLargeLeaf else { return }
         if keepAnonymous, !seen.isSpecial { return }
         // The processor may set A or D until the entry is gone: what counts is what the exchange returns.
@@ -89,7 +89,7 @@ extension AddressSpace {
         defer { pageTableLock.unlock() }
         for page in part.lowerBound.page..<part.upperBound.page {
             let word = memory.entry(Int(page & 511), of: table)
-            let seen = HostEntry(word.load())
+            let seen = HostEntry(word.peek())
             if seen.bits == 0 || (keepAnonymous && isPrivateCopy(seen)) { continue }
             clear(word, page, &gather)
         }

@@ -46,8 +46,9 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
     /// One access at `address`, 8-byte aligned; `value` for stores. No lock held.
     public func access(_ kind: AccessKind, _ address: GuestAddress, value: UInt64 = 0) -> AccessResult {
         for round in 0..<patience {
-            // A fault that was to be tried again waits for others. Kernel: `xfer_to_guest_mode_handle_work`.
-            if round > 1 { yieldProcessor(UInt(number)) }
+            // A fault that was to be tried again waits for others. Kernel: `xfer_to_guest_mode_handle_work`. After the
+            // second it waits for what it fails on, so that an explorer sees two tries and not a thousand.
+            if round > 1 { isExplorerAttached ? vm.waitForInvalidations() : yieldProcessor() }
             enterGuest()
             let result = attempt(kind, address, value)
             exitGuest()
@@ -63,6 +64,20 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
         vm.memory.journal?.add(
             Finding(.i13, "the guest faults again and again without progress", guest: address.frame))
         return .failed(.EIO)
+    }
+
+    // MARK: Speculation
+
+    /// What the processor may do at any time while it runs guest code: walk the tables for an address that no instruction
+    /// has named yet, and keep the result. Called by a task of its own, beside the vCPU's. It sets A as any walk does,
+    /// never D, and faults never. If the guest is left meanwhile, the walk ends without a trace in the TLB.
+    public func speculate(_ address: GuestAddress) {
+        schedulingPoint(.conditionRead, identity.value)
+        guard isInGuest else { return }
+        let session = entries
+        let stage = tables.stage(for: self)
+        guard case .translated(let translation) = stage.walk(address, .read) else { return }
+        buffer.fill(address.frame, translation) { isInGuest && entries == session }
     }
 
     private enum Attempt {
@@ -81,7 +96,9 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
             }
         switch result {
         case .value(let value): return .value(value)
-        case .stored: return .stored
+        case .stored:
+            vm.memory.journal?.observer?.stored(address.frame.number)
+            return .stored
         case .fault(let walk):
             switch walk {
             case .violation(let fault), .misconfiguration(let fault): return .fault(present: fault.present)

@@ -132,6 +132,7 @@ extension StepExpectation {
         switch self {
         case .success: "success"
         case .value(let value): "value \(address(value))"
+        case .anything: "anything"
         case .counting(let from): "value \(address(from &+ UInt64(repetition)))"
         case .mmio: "KVM_EXIT_MMIO"
         case .error(let errno): "\(errno)"

@@ -5,7 +5,7 @@ import Machine
 
 extension Answer {
     /// In the order of the reference page.
-    static let allInOrder: [Answer] = [.ok, .value, .counting, .pages, .mmio, .errno]
+    static let allInOrder: [Answer] = [.ok, .value, .counting, .pages, .mmio, .errno, .anything]
 
     var shown: String {
         switch self {
@@ -15,6 +15,7 @@ extension Answer {
         case .value: "the value read (`0x1234`)"
         case .counting: "`{counting_from: 0x1000}`"
         case .pages: "`{pages: [0, 3]}`"
+        case .anything: "`anything`, for a step that races with another task's"
         }
     }
 }
@@ -98,6 +99,7 @@ extension ShapeReader {
         switch text {
         case "ok": return (.ok, .success)
         case "mmio": return (.mmio, .mmio)
+        case "anything": return (.anything, .anything)
         default:
             if let errno = Vocabulary.errno(text) { return (.errno, .error(errno)) }
             return Quantity.number(text).map { (.value, .value($0)) }

@@ -150,6 +150,7 @@ private enum SchemaWriter {
         var words: [JSON] = []
         if answers.contains(.ok) { words.append(.string("ok")) }
         if answers.contains(.mmio) { words.append(.string("mmio")) }
+        if answers.contains(.anything) { words.append(.string("anything")) }
         if answers.contains(.errno) { words += Vocabulary.errors.map { .string("\($0)") } }
         var schemas: [JSON] = [.object([("enum", .array(words))])]
         if answers.contains(.value) { schemas.append(.object(quantity(Quantity.numberPattern, Vocabulary.word))) }

@@ -26,7 +26,7 @@ extension Vocabulary {
         Key(
             name, place, type, .required, meaning, example: example,
             step: StepShape(
-                parameters: parameters + ["expect"], answers: answers, kinds: kinds,
+                parameters: parameters + ["expect"], answers: answers + [.anything], kinds: kinds,
                 triesOtherKinds: triesOtherKinds))
     }
 

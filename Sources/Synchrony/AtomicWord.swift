@@ -17,10 +17,47 @@ public struct AtomicWord: @unchecked Sendable {
     /// The word's address: its name for the explorer. The arena's place must not change from run to run.
     @inlinable @inline(__always) public var identity: UInt64 { UInt64(UInt(bitPattern: pointer)) }
 
+    /// Reads, and only notes it: for a reader that checks again where it acts (a compare-exchange, a lock and a second
+    /// look), so that a change in between shows there; or that holds the lock of all writers but the processor.
     @inlinable @inline(__always)
     public func load() -> UInt64 {
+        schedulingNote(.entryRead, identity)
+        return pointer.pointee.load(ordering: .acquiring)
+    }
+
+    /// Reads where others may go first: for a reader that acts on what it sees without a second look.
+    @inlinable @inline(__always)
+    public func loadRacing() -> UInt64 {
         schedulingPoint(.entryRead, identity)
         return pointer.pointee.load(ordering: .acquiring)
+    }
+
+    /// Reads unannounced: under the lock of every writer whose changes matter to the reader.
+    @inlinable @inline(__always)
+    public func peek() -> UInt64 { pointer.pointee.load(ordering: .acquiring) }
+
+    /// Writes an entry of a table that nobody else can see yet.
+    @inlinable @inline(__always)
+    public func initialize(to value: UInt64) { pointer.pointee.store(value, ordering: .relaxed) }
+
+    /// Exchanges unannounced: the caller has announced the change of the whole table.
+    @inlinable @inline(__always)
+    public func exchangeUnannounced(_ value: UInt64) -> UInt64 {
+        pointer.pointee.exchange(value, ordering: .acquiringAndReleasing)
+    }
+
+    /// Reads a word of data.
+    @inlinable @inline(__always)
+    public func loadData() -> UInt64 {
+        schedulingPoint(.dataRead, identity)
+        return pointer.pointee.load(ordering: .acquiring)
+    }
+
+    /// Writes a word of data.
+    @inlinable @inline(__always)
+    public func storeData(_ value: UInt64) {
+        schedulingPoint(.dataWrite, identity)
+        pointer.pointee.store(value, ordering: .releasing)
     }
 
     @inlinable @inline(__always)

@@ -31,8 +31,8 @@ public final class SleepingLock: Sendable {
     public init(_ rank: LockRank) { self.rank = rank }
 
     public func lock() {
-        noteAcquire(rank, spinning: false)
         schedulingPoint(.lockAcquire, identity.value)
+        noteAcquire(rank, spinning: false)
         var backoff = Backoff()
         while !state.compareExchange(expected: 0, desired: 1, ordering: .acquiring).exchanged {
             backoff.wait(identity.value)
@@ -70,8 +70,8 @@ public final class ReadWriteLock: Sendable {
     }
 
     public func lockForRead() {
-        noteAcquire(rank, spinning: spinning)
         schedulingPoint(.lockAcquireShared, identity.value)
+        noteAcquire(rank, spinning: spinning)
         var backoff = Backoff()
         while true {
             let old = state.load(ordering: .relaxed)
@@ -90,8 +90,8 @@ public final class ReadWriteLock: Sendable {
     }
 
     public func lockForWrite() {
-        noteAcquire(rank, spinning: spinning)
         schedulingPoint(.lockAcquire, identity.value)
+        noteAcquire(rank, spinning: spinning)
         var backoff = Backoff()
         while !state.compareExchange(expected: 0, desired: Self.writer, ordering: .acquiring).exchanged {
             backoff.wait(identity.value)

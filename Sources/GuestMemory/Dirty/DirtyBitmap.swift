@@ -1,5 +1,6 @@
 import Frames
 import Synchronization
+import Synchrony
 
 /// One bit for each page of a slot, little-endian in 64-bit words. Kernel: `memslot->dirty_bitmap`, first half.
 public final class DirtyBitmap: @unchecked Sendable {
@@ -7,6 +8,7 @@ public final class DirtyBitmap: @unchecked Sendable {
     private let words: UnsafeMutablePointer<Atomic<UInt64>>
     public let wordCount: Int
     public let pages: UInt64
+    private let identity = ObjectIdentity()
 
     init(pages: UInt64, initiallySet: Bool) {
         self.pages = pages
@@ -22,6 +24,7 @@ public final class DirtyBitmap: @unchecked Sendable {
     }
 
     func set(_ page: UInt64) {
+        schedulingPoint(.atomicAccumulate, identity.part(Int(page / 64)))
         let word = words + Int(page / 64)
         let bit: UInt64 = 1 << (page % 64)
         // A set bit stays set until it is harvested, so the common rewrite costs no locked operation.
@@ -34,11 +37,18 @@ public final class DirtyBitmap: @unchecked Sendable {
         words[Int(page / 64)].load(ordering: .acquiring) >> (page % 64) & 1 == 1
     }
 
-    func word(_ index: Int) -> UInt64 { words[index].load(ordering: .acquiring) }
+    func word(_ index: Int) -> UInt64 {
+        schedulingNote(.atomicLoad, identity.part(index))
+        return words[index].load(ordering: .acquiring)
+    }
     /// Takes all bits of a word.
-    func take(_ index: Int) -> UInt64 { words[index].exchange(0, ordering: .acquiringAndReleasing) }
+    func take(_ index: Int) -> UInt64 {
+        schedulingPoint(.atomicUpdate, identity.part(index))
+        return words[index].exchange(0, ordering: .acquiringAndReleasing)
+    }
     /// Takes the bits of `mask`; returns those that were set.
     func take(_ index: Int, _ mask: UInt64) -> UInt64 {
-        words[index].bitwiseAnd(~mask, ordering: .acquiringAndReleasing).oldValue & mask
+        schedulingPoint(.atomicUpdate, identity.part(index))
+        return words[index].bitwiseAnd(~mask, ordering: .acquiringAndReleasing).oldValue & mask
     }
 }

@@ -8,7 +8,6 @@ extension VirtualMachine {
     /// Kernel: `mark_page_dirty_in_slot`. Any lock. Spec: generic 2.19.
     public func markDirty(_ frame: GuestFrame, in slot: MemorySlot) {
         guard slot.isLogged, let bitmap = slot.dirtyBitmap else { return }
-        schedulingPoint(.atomicUpdate, UInt(frame.number))
         bitmap.set(frame.number - slot.baseFrame.number)
         record(Event(.dirtyLogged, guest: frame.number, value: UInt64(slot.id)))
     }
@@ -37,9 +36,10 @@ extension VirtualMachine {
         let guardian = lockMMU()
         var flush = false
         for i in report.indices where bitmap.word(i) != 0 {
-            report[i] = bitmap.take(i)
+            report[i] = Defect.logBitTakenLate.isOn ? bitmap.word(i) : bitmap.take(i)
             flush = true
             mmu.protect(slot, first: slot.baseFrame.advanced(by: i * 64), mask: report[i], holding: guardian)
+            if Defect.logBitTakenLate.isOn { report[i] |= bitmap.take(i) }
         }
         guardian.unlock()
         if flush { flushRemoteTLBs() }

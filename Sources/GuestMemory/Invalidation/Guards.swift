@@ -22,6 +22,10 @@ public struct MMUGuard: ~Copyable {
     /// the section ends with the scope.
     public consuming func unlock() {}
 
+    /// For the defect `releaseAfterUnlock`: the lock is not held from the first to the second.
+    borrowing func dropLock() { if exclusive { vm.mmuLock.unlockWrite() } else { vm.mmuLock.unlockRead() } }
+    borrowing func takeLock() { if exclusive { vm.mmuLock.lockForWrite() } else { vm.mmuLock.lockForRead() } }
+
     /// The retry check and, if it passes, the right to map exactly this frame while the lock is held.
     ///
     /// The largest level is found here, under the lock and after the check, because only then is the host's mapping
@@ -32,7 +36,7 @@ public struct MMUGuard: ~Copyable {
         _ faulted: borrowing FaultedFrame, largest: PageLevel = .page4K
     ) -> InstallPermit? {
         precondition(faulted.snapshot.vm.toOpaque() == Unmanaged.passUnretained(vm).toOpaque(), "another VM's frame")
-        if vm.isStale(faulted.snapshot.sequence, faulted.guestFrame, ranged: vm.mmu.retryLooksAtRange) {
+        if !Defect.retryCheckMissing.isOn, vm.isStale(faulted.snapshot.sequence, faulted.guestFrame, ranged: vm.mmu.retryLooksAtRange) {
             vm.record(Event(.retry, frame: faulted.frame, guest: faulted.guestFrame.number))
             return nil
         }

@@ -21,29 +21,27 @@ public struct InvalidationSnapshot: ~Copyable {
 extension VirtualMachine {
     /// Reads the invalidation count, with acquire order. No lock held. Spec: generic 0.4, 2.8 step 1.
     public func snapshot() -> InvalidationSnapshot {
-        schedulingPoint(.atomicLoad, invalidateIdentity)
+        schedulingPoint(.atomicLoad, invalidateIdentity.value)
         let sequence = invalidateSequence.load(ordering: .acquiring)
         record(Event(.snapshot, value: sequence))
         return InvalidationSnapshot(sequence, self)
     }
 
-    var invalidateIdentity: UInt { UInt(bitPattern: Unmanaged.passUnretained(self).toOpaque()) }
-
     /// A look without the lock, to save a useless lookup: may be wrong in both directions.
     /// Kernel: `mmu_invalidate_retry_gfn_unsafe`. Spec: generic 3.3.
     public func mayBeStale(_ snapshot: borrowing InvalidationSnapshot, _ frame: GuestFrame) -> Bool {
-        isStale(snapshot.sequence, frame, ranged: true)
+        !Defect.retryCheckMissing.isOn && isStale(snapshot.sequence, frame, ranged: true)
     }
 
     /// The same once the frame is translated, to save a useless wait for the lock. Spec: x86 2.7 step 10.
     public func mayBeStale(_ faulted: borrowing FaultedFrame) -> Bool {
-        isStale(faulted.snapshot.sequence, faulted.guestFrame, ranged: true)
+        !Defect.retryCheckMissing.isOn && isStale(faulted.snapshot.sequence, faulted.guestFrame, ranged: true)
     }
 
     /// The retry check. Kernel: `mmu_invalidate_retry` or, `ranged`, `mmu_invalidate_retry_gfn`.
     /// In-progress is loaded first, with acquire: whoever sees 0 there also sees the count that came before it.
     func isStale(_ seen: UInt64, _ frame: GuestFrame, ranged: Bool) -> Bool {
-        schedulingPoint(.atomicLoad, invalidateIdentity)
+        schedulingNote(.atomicLoad, invalidateIdentity.value)
         if invalidateInProgress.load(ordering: .acquiring) != 0 {
             if !ranged { return true }
             let start = invalidateStart.load(ordering: .relaxed)
@@ -51,8 +49,13 @@ extension VirtualMachine {
             // An unset range is a bug of the protocol; refusing is the safe answer (Spec: generic 3.3).
             if start == UInt64.max || (frame.number >= start && frame.number < end) { return true }
         }
-        schedulingPoint(.atomicLoad, invalidateIdentity)
         return invalidateSequence.load(ordering: .relaxed) != seen
+    }
+
+    /// Waits while any invalidation runs: what a vCPU does that faults again and again on a page being invalidated. No
+    /// lock held, outside of guest mode.
+    public func waitForInvalidations() {
+        spinUntil(invalidateIdentity.value) { invalidateInProgress.load(ordering: .acquiring) == 0 }
     }
 
     /// Whether any invalidation runs. Caller holds mmuLock.
@@ -65,11 +68,12 @@ extension VirtualMachine {
     // MARK: begin and end. Caller holds mmuLock for writing. Kernel: kvm_mmu_invalidate_begin, _range_add, _end.
 
     private func beginInvalidation() {
+        schedulingPoint(.atomicUpdate, invalidateIdentity.value)
+        if Defect.sequenceBumpedEarly.isOn { invalidateSequence.add(1, ordering: .acquiringAndReleasing) }
         if invalidateInProgress.add(1, ordering: .acquiringAndReleasing).newValue == 1 {
             invalidateStart.store(.max, ordering: .relaxed)
             invalidateEnd.store(.max, ordering: .relaxed)
         }
-        schedulingPoint(.atomicUpdate, invalidateIdentity)
     }
 
     private func addRange(_ frames: Range<GuestFrame>) {
@@ -85,11 +89,20 @@ extension VirtualMachine {
     }
 
     private func endInvalidation() {
-        invalidateSequence.add(1, ordering: .acquiringAndReleasing)
-        schedulingPoint(.atomicUpdate, invalidateIdentity)
+        schedulingPoint(.atomicUpdate, invalidateIdentity.value)
+        if !Defect.sequenceBumpedEarly.isOn { invalidateSequence.add(1, ordering: .acquiringAndReleasing) }
+        schedulingPoint(.atomicUpdate, invalidateIdentity.value)
         let old = invalidateInProgress.subtract(1, ordering: .acquiringAndReleasing).oldValue
-        schedulingPoint(.atomicUpdate, invalidateIdentity)
         precondition(old > 0, "an invalidation ends that did not start (I-9)")
+    }
+
+    /// The defect `inProgressDroppedEarly`.
+    private func endInTwoSections(_ guardian: consuming MMUGuard) {
+        invalidateInProgress.subtract(1, ordering: .acquiringAndReleasing)
+        guardian.unlock()
+        let again = lockMMU()
+        invalidateSequence.add(1, ordering: .acquiringAndReleasing)
+        again.unlock()
     }
 
     // MARK: the notifier's callbacks. Spec: generic 3.2.
@@ -118,6 +131,7 @@ extension VirtualMachine {
         invalidateLock.lock()
         let old = activeInvalidations.subtract(1, ordering: .acquiringAndReleasing).oldValue
         invalidateLock.unlock()
+        if old == 1 { invalidationsEnded.wake() }
         precondition(old > 0, "an invalidation ends that did not start (I-9)")
     }
 
@@ -152,13 +166,15 @@ extension VirtualMachine {
         switch firstHit {
         case .nothing: break
         case .begin: beginInvalidation()
-        case .end: endInvalidation()
+        case .end:
+            if Defect.inProgressDroppedEarly.isOn { return endInTwoSections(guardian) }
+            endInvalidation()
         }
         var flush = false
         set.forEach(intersecting: range) { slot, frames in
             if handler(slot, frames, guardian) { flush = true }
         }
-        if flush && flushing { flushRemoteTLBs() }
+        if flush && flushing && !Defect.flushMissing.isOn { flushRemoteTLBs() }
         guardian.unlock()
     }
 }

@@ -64,7 +64,7 @@ public final class MemorySlot: @unchecked Sendable {
     }
 
     /// The guest frames whose user addresses intersect `range`: start rounded down, end up. Spec: generic 3.2.
-    func frames(intersecting range: Range<UserAddress>) -> Range<GuestFrame>? {
+    public func frames(intersecting range: Range<UserAddress>) -> Range<GuestFrame>? {
         let low = max(range.lowerBound, userRange.lowerBound)
         let high = min(range.upperBound, userRange.upperBound)
         guard low < high else { return nil }

@@ -174,7 +174,10 @@ extension VirtualMachine {
             invalidateLock.lock()
             if activeInvalidations.load(ordering: .relaxed) == 0 { break }
             invalidateLock.unlock()
-            spinUntil { activeInvalidations.load(ordering: .acquiring) == 0 }
+            invalidationsEnded.wait {
+                // Counted under `invalidateLock`, which is not held here.
+                activeInvalidations.load(ordering: .acquiring) == 0
+            }
         }
         slots.publishInactive()
         invalidateLock.unlock()

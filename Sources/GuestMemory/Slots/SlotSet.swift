@@ -1,5 +1,6 @@
 import Frames
 import Synchronization
+import Synchrony
 
 /// One set of slots with its three indexes. Kernel: `struct kvm_memslots`. Spec: generic 1.5, 4.1.
 ///
@@ -95,12 +96,18 @@ final class SlotSets: Sendable {
     private let first = SlotSet(generation: 0)
     private let second = SlotSet(generation: 0)
     private let activeIndex = Atomic<Int>(0)
+    private let identity = ObjectIdentity()
 
-    var active: SlotSet { activeIndex.load(ordering: .acquiring) == 0 ? first : second }
+    /// Read inside a section that was just entered, or under slots_lock: a switch before it shows nothing more.
+    var active: SlotSet {
+        schedulingNote(.atomicLoad, identity.value)
+        return activeIndex.load(ordering: .acquiring) == 0 ? first : second
+    }
     var inactive: SlotSet { activeIndex.load(ordering: .acquiring) == 0 ? second : first }
 
     /// Makes the inactive set the active one. Readers of the other may still run.
     func publishInactive() {
+        schedulingPoint(.atomicStore, identity.value)
         activeIndex.store(1 - activeIndex.load(ordering: .relaxed), ordering: .sequentiallyConsistent)
     }
 

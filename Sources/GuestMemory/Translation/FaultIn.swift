@@ -24,7 +24,9 @@ public struct FaultedFrame: ~Copyable {
     /// Ends the fault, under mmu_lock. Kernel: `kvm_release_faultin_page`. Spec: generic 2.8 step 7, 2.9, I-10.
     public consuming func finish(_ use: FaultUse, holding guardian: borrowing MMUGuard) {
         precondition(snapshot.vm.toOpaque() == Unmanaged.passUnretained(guardian.vm).toOpaque(), "another VM's lock")
+        if Defect.releaseAfterUnlock.isOn { guardian.dropLock() }
         reference.release(use, holding: guardian)
+        if Defect.releaseAfterUnlock.isOn { guardian.takeLock() }
     }
 
     /// Ends the fault without a mapping; needs no lock. Kernel: `kvm_release_page_unused`.
@@ -130,6 +132,7 @@ extension VirtualMachine {
                     value: UInt64(TranslationError.allCases.firstIndex(of: error) ?? 0)))
             return .failed(error, snapshot)
         case .page(let page, let writable):
+            let snapshot = Defect.snapshotAfterTranslate.isOn ? self.snapshot() : snapshot
             let found = page.frame
             note(frame, found, writable: writable, owned: true, mapped: false)
             return .frame(
@@ -137,6 +140,7 @@ extension VirtualMachine {
                     guestFrame: frame, frame: found, isWritable: writable, isCounted: true, slot: slot!,
                     snapshot: snapshot, reference: hold(page)))
         case .mapped(let found, let writable, let guessed, let counted):
+            let snapshot = Defect.snapshotAfterTranslate.isOn ? self.snapshot() : snapshot
             note(frame, found, writable: writable, owned: guessed, mapped: true)
             return .frame(
                 FaultedFrame(

@@ -132,9 +132,10 @@ extension VirtualMachine {
             let writable = mapping.writable && request.wantsWritable
             switch policy {
             case .precise:
+                if Defect.tailPageRefused.isOn, mapping.isUncounted { return .failed(.fault) }
                 return .found(mapping.frame, writable: writable, guessed: false, counted: false)
             case .guess(let guess):
-                guard guess.takeMapped(mapping.frame) else { return .failed(.fault) }
+                guard Defect.unownedPut.isOn || guess.takeMapped(mapping.frame) else { return .failed(.fault) }
                 return .found(mapping.frame, writable: writable, guessed: true, counted: false)
             case .tracked(let tracked):
                 guard let counted = tracked.classifyMapped(mapping.frame) else { return .failed(.fault) }

@@ -74,7 +74,7 @@ public struct EPTWalker: Sendable {
                 return .misconfiguration(WalkFault(.noMemory, address, access, level: level))
             }
             let word = memory.word(at: location)
-            let entry = EPTEntry(bits: word.load())
+            let entry = EPTEntry(bits: word.loadRacing())
             rights = rights.intersection(entry.rights)
             func fault(_ reason: WalkFault.Reason) -> WalkFault {
                 WalkFault(

@@ -71,7 +71,7 @@ public struct GStageWalker: Sendable {
                 return .misconfiguration(WalkFault(.noMemory, address, access, level: level))
             }
             let word = memory.word(at: location)
-            let entry = GStageEntry(bits: word.load())
+            let entry = GStageEntry(bits: word.loadRacing())
             func fault(_ reason: WalkFault.Reason) -> WalkFault {
                 let usable = entry.isValid && entry.isLeaf
                 return WalkFault(

@@ -89,8 +89,8 @@ public final class DeviceBAR: DriverMapping, @unchecked Sendable {
     }
 
     /// The device's own view of its memory: 8 bytes at an aligned offset.
-    public func read(page: Int, offset: Int) -> UInt64 { word(page, offset).load() }
-    public func write(page: Int, offset: Int, _ value: UInt64) { word(page, offset).store(value) }
+    public func read(page: Int, offset: Int) -> UInt64 { word(page, offset).loadData() }
+    public func write(page: Int, offset: Int, _ value: UInt64) { word(page, offset).storeData(value) }
 
     private func word(_ page: Int, _ offset: Int) -> AtomicWord {
         precondition(page >= 0 && page < pages && offset >= 0 && offset < Int(pageSize))

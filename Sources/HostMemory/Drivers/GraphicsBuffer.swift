@@ -216,13 +216,13 @@ public final class GraphicsBuffer: DriverMapping, @unchecked Sendable {
     public func read(page: Int, offset: Int) throws(Errno) -> UInt64 {
         reservation.lock()
         defer { reservation.unlock() }
-        return try word(page, offset).load()
+        return try word(page, offset).loadData()
     }
 
     public func write(page: Int, offset: Int, _ value: UInt64) throws(Errno) {
         reservation.lock()
         defer { reservation.unlock() }
-        try word(page, offset).store(value)
+        try word(page, offset).storeData(value)
     }
 
     private func word(_ page: Int, _ offset: Int) throws(Errno) -> AtomicWord {

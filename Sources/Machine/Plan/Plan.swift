@@ -124,6 +124,8 @@ public enum StepExpectation: Sendable, Equatable {
     case mmio
     /// It fails with this error. Guest accesses: what KVM_RUN returns.
     case error(Errno)
+    /// Whatever comes of it is right: for a step that races with another task's; later steps say what must hold.
+    case anything
     /// GET_DIRTY_LOG: exactly these pages of the slot, ascending.
     case pages([UInt64])
 }

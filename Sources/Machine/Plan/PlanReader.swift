@@ -168,6 +168,7 @@ struct PlanReader {
             return .error(errno)
         case 5:
             return .pages(try list { (reader: inout PlanReader) throws(PlanDecodingError) in try reader.number() })
+        case 6: return .anything
         default: throw bad(.badValue)
         }
     }

@@ -108,6 +108,7 @@ struct PlanWriter {
             bytes.append(5)
             count(pages.count)
             for page in pages { number(page) }
+        case .anything: bytes.append(6)
         }
     }
 

@@ -113,13 +113,18 @@ struct Checks {
             journal.add(Finding(.i9, "an invalidation is counted as running although none runs"))
         }
         if !vm.slotSetsAgree() { journal.add(Finding(.i20, "the two sets of slots differ at rest")) }
+        noteLockViolations(journal)
+        if let zero = vm.memory.inspect(vm.host.zeroPage), zero.flags.isDirty || zero.flags.isAccessed {
+            journal.add(Finding(.i14, "the zero page's flags were changed", frame: vm.host.zeroPage))
+        }
+    }
+
+    /// X63, for the running task.
+    func noteLockViolations(_ journal: Journal) {
         let violations = LockViolations.ofCurrentTask()
         if violations.order > 0 { journal.add(Finding(.x63, "a lock was taken against the lock order")) }
         if violations.sleeping > 0 { journal.add(Finding(.x63, "a task slept while it held a spinning lock")) }
         LockViolations.clear()
-        if let zero = vm.memory.inspect(vm.host.zeroPage), zero.flags.isDirty || zero.flags.isAccessed {
-            journal.add(Finding(.i14, "the zero page's flags were changed", frame: vm.host.zeroPage))
-        }
     }
 }
 

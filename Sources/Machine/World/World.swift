@@ -30,7 +30,10 @@ public final class World {
     var regions: [Region] = []
     var children: [AddressSpace] = []
     var results: [StepResult] = []
+    /// Results of the running phase, by task.
+    private var taskResults: [[StepResult]] = []
     let checks: Checks
+    let stepChecks: StepChecks
     /// Free frames before anything was made, for I-28.
     private let framesAtStart: Int
 
@@ -38,19 +41,36 @@ public final class World {
     public static func arenaSize(for plan: Plan) -> Int { (plan.ramFrames + plan.deviceFrames) * Int(pageSize) }
 
     /// - Parameter arena: page-aligned, `arenaSize(for: plan)` bytes.
-    public init(
+    public convenience init(
         _ plan: Plan, policy: PolicyName, architecture: Architecture? = nil, arena: UnsafeMutableRawPointer,
         arenaIsZero: Bool, keepsEvents: Bool = true
     ) throws(PlanError) {
-        self.plan = plan
-        self.policy = policy
-        let chosen = architecture ?? plan.architecture
-        self.architecture = chosen
-        LockViolations.clear()
-        journal = Journal(keepsEvents: keepsEvents)
+        let journal = Journal(keepsEvents: keepsEvents)
         let memory = PhysicalMemory(
             arena: arena, ramFrames: plan.ramFrames, deviceFrames: plan.deviceFrames, arenaIsZero: arenaIsZero,
             journal: journal)
+        try self.init(plan, policy, architecture ?? plan.architecture, memory, journal)
+    }
+
+    /// A world on storage that others have used before it, made for `plan`'s frames.
+    public convenience init(
+        _ plan: Plan, policy: PolicyName, architecture: Architecture? = nil, storage: MemoryStorage,
+        keepsEvents: Bool = true
+    ) throws(PlanError) {
+        let journal = Journal(keepsEvents: keepsEvents)
+        let memory = PhysicalMemory(storage, journal: journal)
+        precondition(memory.ram.count == plan.ramFrames && memory.device.count == plan.deviceFrames)
+        try self.init(plan, policy, architecture ?? plan.architecture, memory, journal)
+    }
+
+    private init(
+        _ plan: Plan, _ policy: PolicyName, _ chosen: Architecture, _ memory: PhysicalMemory, _ journal: Journal
+    ) throws(PlanError) {
+        self.plan = plan
+        self.policy = policy
+        self.architecture = chosen
+        LockViolations.clear()
+        self.journal = journal
         host = Host(memory: memory, transparentHugePages: plan.transparentHugePages)
         framesAtStart = memory.freeFrames
         addressSpace = AddressSpace(host: host)
@@ -66,6 +86,8 @@ public final class World {
         }
         self.cpus = cpus
         checks = Checks(vm: vm, tables: tables, cpus: cpus, policy: policy)
+        stepChecks = StepChecks(vm, cpus, journal)
+        journal.observer = stepChecks
         try setUp()
     }
 
@@ -98,8 +120,21 @@ public final class World {
     public func run() -> RunOutcome {
         for phase in plan.phases.indices {
             for task in plan.phases[phase].tasks.indices { runTask(phase, task) }
-            checks.run(journal)
+            endPhase(phase)
         }
+        return finish()
+    }
+
+    /// Every task of the phase has ended: checks the rules that hold at rest.
+    public func endPhase(_ phase: Int) {
+        for task in taskResults.indices { results += taskResults[task] }
+        taskResults = []
+        checks.run(journal)
+        stepChecks.checkWritten()
+    }
+
+    /// Takes everything down after the last phase and checks that nothing is left.
+    public func finish() -> RunOutcome {
         let states = regions.indices.map { state(of: $0) }
         let statistics = StatisticName.allCases.map { StatisticExpectation($0, value(of: $0)) }
         var mismatches: [(StatisticName, expected: UInt64, found: UInt64)] = []
@@ -109,22 +144,61 @@ public final class World {
         }
         let events = journal.events
         takeDown()
+        journal.observer = nil
         return RunOutcome(
             plan: plan, architecture: architecture, policy: policy, steps: results, events: events,
             findings: journal.findings, holdings: journal.holdings, statistics: statistics,
             statisticMismatches: mismatches, regions: states, totals: EventTotals(events))
     }
 
-    private func runTask(_ phase: Int, _ task: Int) {
+    /// Runs one task of a phase to its end. The explorer runs several side by side; a step's range of events then holds
+    /// the others' too.
+    public func runTask(_ phase: Int, _ task: Int) {
+        while taskResults.count < plan.phases[phase].tasks.count { taskResults.append([]) }
         let plan = plan.phases[phase].tasks[task]
         for step in plan.steps.indices {
             let first = journal.count
             let (outcome, expected, repetition) = run(plan.steps[step], plan.actor)
-            results.append(
+            taskResults[task].append(
                 StepResult(
                     phase: phase, task: task, step: step, outcome: outcome, expected: expected,
                     repetition: repetition, events: first..<journal.count))
         }
+        checks.noteLockViolations(journal)
+    }
+
+    /// The same without a report: whether nothing was found and every step gave what the plan expects. For the explorer,
+    /// which makes a run again when it wants to see more.
+    public func conclude() -> Bool {
+        takeDown()
+        journal.observer = nil
+        return journal.findings.isEmpty && results.allSatisfy(\.expected) && journal.holdings.isEmpty
+    }
+
+    // MARK: Hardware as a participant
+
+    /// vCPUs that have a task in a phase with several tasks: each gets a task that walks speculatively.
+    public static func speculators(_ plan: Plan, _ phase: Int) -> [Int] {
+        let tasks = plan.phases[phase].tasks
+        guard tasks.count > 1 else { return [] }
+        var numbers: [Int] = []
+        for task in tasks {
+            if case .virtualCPU(let number) = task.actor { numbers.append(number) }
+        }
+        return numbers
+    }
+
+    /// Speculative walks of vCPU `number` in a phase, one for each guest page that its task touches, at most two.
+    public func speculate(_ phase: Int, _ number: Int) {
+        var pages: [GuestFrame] = []
+        for task in plan.phases[phase].tasks {
+            guard case .virtualCPU(number) = task.actor else { continue }
+            for step in task.steps {
+                guard case .guest(_, let address, _, _, _) = step.action, pages.count < 2 else { continue }
+                if !pages.contains(address.frame) { pages.append(address.frame) }
+            }
+        }
+        for page in pages { cpus[number].speculate(page.address) }
     }
 
     /// Ends the VM and every process, and checks that all of KVM's and the process's memory is free again. I-1, I-28.

@@ -11,7 +11,7 @@ extension GStageMMU {
         let tables = tables
         for run in tables.runs(in: GuestFrame(0)..<tables.end) {
             for i in 0..<run.count {
-                let value = tables.entry(run.firstIndex + i, of: run.table).load()
+                let value = tables.entry(run.firstIndex + i, of: run.table).peek()
                 guard tables.format.isLeaf(value, run.level.rawValue) else { continue }
                 body(
                     StageTwoLeaf(
@@ -41,7 +41,7 @@ extension GStageMMU {
         _ table: HostFrame, level: PageLevel, base: GuestFrame, entries: Int, _ findings: inout [Finding]
     ) {
         for i in 0..<entries {
-            let value = vm.memory.entry(i, of: table).load()
+            let value = vm.memory.entry(i, of: table).peek()
             guard value != 0 else { continue }
             let frame = GuestFrame(base.number + UInt64(i) * level.frames)
             if value & GStageBits.rights != 0 {

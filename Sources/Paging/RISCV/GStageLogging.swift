@@ -51,7 +51,7 @@ extension GStageMMU {
     /// Clears one bit of one leaf, if it has it. Atomic, since a hart may set A meanwhile.
     private func clear(_ bit: UInt64, _ run: LeafRun, _ i: Int) -> Bool {
         let entry = tables.entry(run.firstIndex + i, of: run.table)
-        guard entry.load() & bit != 0 else { return false }
+        guard entry.peek() & bit != 0 else { return false }
         let old = entry.clear(bits: bit)
         noteChange(run.level, run.base.advanced(by: i * Int(run.level.frames)), old, old & ~bit)
         return true
@@ -73,7 +73,7 @@ extension GStageMMU {
     func anyAccessed(_ frames: Range<GuestFrame>, holding guardian: borrowing MMUGuard) -> Bool {
         for run in tables.runs(in: frames) {
             for i in 0..<run.count {
-                let value = tables.entry(run.firstIndex + i, of: run.table).load()
+                let value = tables.entry(run.firstIndex + i, of: run.table).peek()
                 if value & GStageBits.accessed != 0 { return true }
             }
         }

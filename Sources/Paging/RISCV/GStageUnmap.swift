@@ -35,7 +35,7 @@ extension GStageMMU {
         var removed = 0
         for i in 0..<run.count {
             let entry = tables.entry(run.firstIndex + i, of: run.table)
-            guard entry.load() != 0 else { continue }
+            guard entry.peek() != 0 else { continue }
             let old = entry.exchange(forEmpty: 0)
             removed += 1
             noteZap(old, run.level, run.base.advanced(by: i * Int(run.level.frames)))
@@ -49,7 +49,7 @@ extension GStageMMU {
         let tables = tables
         for i in 0..<512 {
             let entry = tables.entry(i, of: table)
-            guard entry.load() != 0 else { continue }
+            guard entry.peek() != 0 else { continue }
             let old = entry.exchange(forEmpty: 0)
             let frame = base.advanced(by: i * Int(level.frames))
             if tables.format.isTable(old, level.rawValue) {
@@ -73,7 +73,7 @@ extension GStageMMU {
         let level = PageLevel(mode.levels)
         for i in 0..<2048 {
             let entry = tables.entry(i, of: root)
-            let old = entry.load()
+            let old = entry.peek()
             guard tables.format.isTable(old, level.rawValue) else { continue }
             _ = entry.exchange(forEmpty: 0)
             let base = GuestFrame(UInt64(i) * level.frames)

@@ -36,6 +36,7 @@ final class Interposer {
             let whole = UnsafeMutableRawPointer(task).assumingMemoryBound(to: Task.self)
             whole.pointee.owner.takeUnretainedValue().pass(task)
         }
+        base.note = { _, _, _ in }
         task.initialize(to: Task(base: base, owner: Unmanaged.passUnretained(self)))
         let raw = UnsafeMutableRawPointer(task).assumingMemoryBound(to: fl_task.self)
         fl_attach(raw)

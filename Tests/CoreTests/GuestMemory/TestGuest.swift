@@ -1,4 +1,5 @@
 import Audit
+import CSchedule
 import Frames
 import HostMemory
 import Paging
@@ -158,6 +159,8 @@ extension TestGuest {
                 let frame = faulted.frame
                 let answer = Answer(frame: frame, writable: faulted.isWritable, references: heldReferences)
                 let owns = faulted.ownsReference
+                // From here on the test's own looks: no interposer belongs between them.
+                fl_attach(nil)
                 let during = test.memory.inspect(frame)?.headReferenceCount
                 faulted.releaseUnused()
                 let after = test.memory.inspect(frame)?.headReferenceCount

@@ -50,6 +50,7 @@ func withHook<R>(_ point: @escaping (Int) -> Void, _ body: () -> R) -> (result: 
         hooked.deinitialize(count: 1)
         hooked.deallocate()
     }
+    hooked.pointee.task.note = { _, _, _ in }
     hooked.pointee.task.point = { task, _, _ in
         let hooked = UnsafeMutableRawPointer(task!).assumingMemoryBound(to: HookedTask.self)
         let number = hooked.pointee.count

@@ -143,8 +143,8 @@ import Testing
         let word = try word(test, 0)
         test.zap(8)
         // Beyond the slot's eight pages, in the same table.
-        let offset = word.identity - UInt(bitPattern: test.arena.base)
-        let table = HostFrame(UInt64(offset) >> pageShift)
+        let offset = word.identity - UInt64(UInt(bitPattern: test.arena.base))
+        let table = HostFrame(offset >> pageShift)
         test.world.host.memory.entry(100, of: table).store(leaf.entry)
         test.vm.statistics.addPages(level: 1, 1)
         #expect(test.brokenRules() == [.i21])
@@ -273,8 +273,8 @@ import Testing
     @Test func `X29: a table that two entries point to`() throws {
         let test = try written()
         let word = try word(test, 0)
-        let offset = word.identity - UInt(bitPattern: test.arena.base)
-        let table = HostFrame(UInt64(offset) >> pageShift)
+        let offset = word.identity - UInt64(UInt(bitPattern: test.arena.base))
+        let table = HostFrame(offset >> pageShift)
         let memory = test.world.host.memory
         for frame in 1..<UInt64(test.world.plan.ramFrames) {
             guard let state = memory.inspect(HostFrame(frame)), state.flags.bits & PageFlags.table != 0 else {

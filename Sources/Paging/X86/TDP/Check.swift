@@ -38,7 +38,7 @@ private struct TableCheck {
 
     mutating func table(_ table: HostFrame, _ level: PageLevel, _ base: GuestFrame) {
         for i in 0..<512 {
-            let value = memory.entry(i, of: table).load()
+            let value = memory.entry(i, of: table).peek()
             let guest = GuestFrame(base.number + UInt64(i) * level.frames)
             if value & EPT.suppressVE == 0 { report(.x24, "an entry does not suppress #VE", guest, value) }
             if value & EPT.mmuPresent == 0 {

@@ -44,7 +44,7 @@ extension TDPMMU {
             Event(
                 .entryChanged, frame: EPT.field.frame(in: new), guest: fault.frame.aligned(to: leaf.level).number,
                 level: leaf.level.rawValue, value: new, extra: old))
-        if new & ~old & EPT.write != 0, let slot { vm.markDirty(fault.frame, in: slot) }
+        if new & ~old & EPT.write != 0, !Defect.fastFaultUnlogged.isOn, let slot { vm.markDirty(fault.frame, in: slot) }
         return .outcome(.fixed)
     }
 

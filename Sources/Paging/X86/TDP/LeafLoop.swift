@@ -8,6 +8,9 @@ import Synchrony
 ///
 /// Caller: mmu_lock for writing, but where `shared` says otherwise. The processor still sets A and D, and the lockless
 /// fault path still sets W, so every change is one atomic instruction and what counts is the value that it returns.
+///
+/// Entries are looked at unannounced first: present ones change only under mmu_lock or in bits that don't matter here, and
+/// 512 scheduling points for a table would drown all others.
 struct LeafLoop {
     private let memory: PhysicalMemory
     private let statistics: Statistics
@@ -36,8 +39,9 @@ struct LeafLoop {
         var count = 0
         for i in 0..<run.count {
             let entry = StageTwoEntry(memory.entry(run.firstIndex &+ i, of: run.table), EPT.field)
-            let seen = entry.load()
+            let seen = entry.peek()
             guard format.isLeaf(seen, level) else { continue }
+            schedulingNote(.atomicLoad, run.table.physicalAddress)
             let old = shared ? clearShared(entry, seen, level) : entry.exchange(forEmpty: EPT.empty)
             guard old & EPT.mmuPresent != 0 else { continue }
             count &+= 1
@@ -70,9 +74,10 @@ struct LeafLoop {
         var any = false
         for i in 0..<run.count where i >= 64 || mask >> UInt64(truncatingIfNeeded: i) & 1 != 0 {
             let entry = StageTwoEntry(memory.entry(run.firstIndex &+ i, of: run.table), EPT.field)
-            let seen = entry.load()
+            let seen = entry.peek()
             guard format.isLeaf(seen, level), seen & bits != 0 else { continue }
             any = true
+            schedulingNote(.atomicLoad, run.table.physicalAddress)
             // Only the processor's A and D and the lockless path's W can come in between, all of them no matter here; an
             // old value that nobody reads makes this one `lock and`.
             if let journal {
@@ -97,7 +102,7 @@ struct LeafLoop {
         var young = false
         for i in 0..<run.count {
             let entry = StageTwoEntry(memory.entry(run.firstIndex &+ i, of: run.table), EPT.field)
-            var old = entry.load()
+            var old = entry.peek()
             guard format.isLeaf(old, level), old & EPT.accessed != 0 else { continue }
             young = true
             if accessDirty {
@@ -127,7 +132,7 @@ struct LeafLoop {
     /// Whether any leaf of `run` is young.
     func anyAccessed(_ run: LeafRun) -> Bool {
         for i in 0..<run.count {
-            let entry = memory.entry(run.firstIndex + i, of: run.table).load()
+            let entry = memory.entry(run.firstIndex + i, of: run.table).peek()
             if EPTFormat().isLeaf(entry, run.level.rawValue), entry & EPT.accessed != 0 { return true }
         }
         return false

@@ -39,6 +39,7 @@ extension TDPMMU {
         if new == old { return .spurious }
         // In the log before the guest can write: a harvest in between reports too much at worst. Spec: X44, X47.
         if new & EPT.write != 0 { vm.markDirty(permit.guestFrame, in: slot) }
+        schedulingNote(.atomicLoad, position.table.physicalAddress)
         guard position.entry.install(permit, level: level, attributes: attributes, expected: old) == nil else {
             return .retry
         }

@@ -52,6 +52,7 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
 
     // MARK: What generic code asks
 
+    override public func isWritable(_ entry: UInt64) -> Bool { entry & EPT.write != 0 }
     override public var guestAddressBits: Int { 48 }
     override public var faultsInParallel: Bool { true }
     override public var retryLooksAtRange: Bool { true }

@@ -128,9 +128,11 @@ extension TDPMMU {
         let loggingBit = loggingBit
         record(Event(.tableRemoved, frame: table, guest: info.base.number, level: level))
         var leaves = 0
+        // The entries one by one would be 512 points: one stands for the table, and whoever changes an entry names it too.
+        schedulingPoint(.atomicUpdate, table.physicalAddress)
         for i in 0..<512 {
             // Also where there is nothing: a fault that has already found this table must find it frozen.
-            let old = StageTwoEntry(memory.entry(i, of: table), EPT.field).exchange(forEmpty: EPT.frozen)
+            let old = StageTwoEntry(memory.entry(i, of: table), EPT.field).exchangeUnannounced(forEmpty: EPT.frozen)
             precondition(old != EPT.frozen, "a table is removed twice (X28)")
             guard old & EPT.mmuPresent != 0 else { continue }
             if EPTFormat().isTable(old, level) {

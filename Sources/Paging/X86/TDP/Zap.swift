@@ -164,7 +164,7 @@ extension TDPMMU {
     func visitLeaves(of root: HostFrame, _ body: (StageTwoLeaf) -> Void) {
         for run in view(root).runs(in: GuestFrame(0)..<view(root).end) {
             for i in 0..<run.count {
-                let entry = vm.memory.entry(run.firstIndex + i, of: run.table).load()
+                let entry = vm.memory.entry(run.firstIndex + i, of: run.table).peek()
                 guard EPTFormat().isLeaf(entry, run.level.rawValue) else { continue }
                 body(
                     StageTwoLeaf(
