@@ -54,7 +54,8 @@ let package = Package(
             name: "TraceAudit",
             dependencies: ["Audit", .product(name: "Subprocess", package: "swift-subprocess")],
             swiftSettings: strict),
-        .target(name: "Report", dependencies: ["Scenario", "TraceAudit", "Machine", "Laboratory"], swiftSettings: strict),
+        .target(
+            name: "Report", dependencies: ["Scenario", "TraceAudit", "Machine", "Laboratory", "Explorer"], swiftSettings: strict),
         .target(name: "CBenchmarkLimits"),
         .target(name: "Benchmarks", dependencies: ["Machine", "Report", "CBenchmarkLimits"], swiftSettings: strict),
         .executableTarget(

@@ -48,6 +48,7 @@ struct Touch {
 /// What a run noted of one transition, for the story.
 public struct PointRecord: Sendable {
     public var task: UInt8
+    public var phase: Int
     public var operation: UInt32
     public var object: UInt64
     /// The subject's mark when the transition began.

@@ -18,6 +18,8 @@ public final class Explorer {
     public struct Run: Sendable {
         /// Who went on at each point.
         public var schedule: Schedule
+        /// The beginning of it that must be asked for: the default order gives the rest. Nil: not looked for.
+        public var asked: Schedule?
         public var preemptions: Int
         public var ending: RunEnding
         /// Whether all tasks ended and the subject found nothing wrong.
@@ -28,6 +30,8 @@ public final class Explorer {
         public var unused: Int
         /// What each transition did, if asked for.
         public var records: [PointRecord]
+        /// Of a run that got stuck: each task that could not go on, and what it waited for.
+        public var waiting: [String]
     }
 
     /// Points after which a run is cut: it is driven to its end in the default order, and what lies beyond is not known.
@@ -59,7 +63,7 @@ public final class Explorer {
             preemptions: state.pointee.preemptions, ending: state.pointee.ending,
             isClean: clean && state.pointee.ending == .finished,
             misfit: state.pointee.misfit < 0 ? nil : state.pointee.misfit, unused: max(wanted - count, 0),
-            records: state.pointee.records)
+            records: state.pointee.records, waiting: state.pointee.waitingTasks())
     }
 
     /// What a search did.
@@ -73,7 +77,10 @@ public final class Explorer {
         public var wasTooDeep = false
         /// Memory of the search itself, in bytes.
         public var bytes = 0
-        public init() {}
+        public init(runs: Int = 0, points: UInt64 = 0) {
+            self.runs = runs
+            self.points = points
+        }
     }
 
     /// Makes every run that `strategy` asks for, at most `runLimit`, and shows each that is not clean to `found`, which

@@ -40,7 +40,7 @@ extension EngineState {
         if isRecording {
             records.append(
                 PointRecord(
-                    task: UInt8(current), operation: task.pointee.pending, object: task.pointee.pendingName,
+                    task: UInt8(current), phase: phase, operation: task.pointee.pending, object: task.pointee.pendingName,
                     mark: subject.mark()))
         }
         let access = task.pointee.pendingAccess
@@ -122,6 +122,17 @@ extension EngineState {
                 task.pointee.enabler = UInt32(count)
             }
         }
+    }
+
+    /// Tasks that have not ended, by letter, with what they wait for.
+    func waitingTasks() -> [String] {
+        guard ending != .finished else { return [] }
+        var tasksLeft: [String] = []
+        for i in 0..<taskCount where !tasks[i].finished {
+            let what = SchedulingPoint(rawValue: tasks[i].pending).map { "\($0)" } ?? "its first step"
+            tasksLeft.append("\(Schedule.letter(UInt8(i))): \(what)")
+        }
+        return tasksLeft
     }
 
     /// Tasks that can go on, a bit each.

@@ -38,6 +38,8 @@ public final class WorldSubject: Subject {
 
     public override func begin() {
         outcome = nil
+        samples.removeAll(keepingCapacity: true)
+        endMarks = [:]
         do throws(PlanError) {
             world = try World(
                 plan, policy: policy, architecture: architecture, storage: storage.memory, keepsEvents: keepsEvents)
@@ -59,7 +61,10 @@ public final class WorldSubject: Subject {
         }
     }
 
-    public override func endPhase(_ phase: Int) { world.endPhase(phase) }
+    public override func endPhase(_ phase: Int) {
+        if keepsEvents { endMarks[phase] = world.journal.count }
+        world.endPhase(phase)
+    }
 
     public override func finish() -> Bool {
         if keepsEvents {
@@ -73,7 +78,15 @@ public final class WorldSubject: Subject {
         return clean
     }
 
-    public override func mark() -> Int { world.journal.count }
+    public override func mark() -> Int {
+        samples.append(watched.flatMap { world.host.memory.inspect($0)?.headReferenceCount })
+        return world.journal.count
+    }
+    /// The page whose count is noted at each point of a recorded run, and the counts.
+    var watched: HostFrame?
+    private(set) var samples: [Int?] = []
+    /// The journal's length at the end of each phase of a run with events.
+    private(set) var endMarks: [Int: Int] = [:]
 
     public override func abandon() {
         // The tasks' stacks still refer to it; it is never ended.

@@ -1,0 +1,166 @@
+import Explorer
+import Machine
+
+/// How far a check goes.
+public struct CheckLimits: Sendable {
+    /// Runs of the search for every order, before bounds are set.
+    public var runs = 400_000
+    /// Most preemptions of the bounded searches that follow.
+    public var preemptions = 2
+    /// Whether only the bounded searches are made.
+    public var onlyBounded = false
+    /// Points after which a run is cut.
+    public var depth = 20_000
+    /// Random runs past the bounds, and their seed.
+    public var randomRuns = 20_000
+    public var seed: UInt64 = 1
+    public init() {}
+}
+
+/// What a check did and found.
+public struct CheckReport {
+    /// One search: what it was, and how far it came.
+    public struct Stage: Sendable {
+        public enum Kind: Sendable, Equatable {
+            case everyOrder
+            case preemptions(Int)
+            case random
+            /// One run, asked for.
+            case schedule
+        }
+        public var kind: Kind
+        public var coverage: Explorer.Coverage
+        public init(kind: Kind, coverage: Explorer.Coverage) {
+            self.kind = kind
+            self.coverage = coverage
+        }
+    }
+
+    public var stages: [Stage] = []
+    public init() {}
+    /// The run that shows the finding, with the fewest preemptions that were found to show one.
+    public var finding: Explorer.Run?
+    /// Whether fewer preemptions can't show it: every search with fewer was complete.
+    public var isFewest = false
+
+    public var isComplete: Bool { finding == nil && stages.contains { $0.kind == .everyOrder && $0.coverage.isComplete } }
+    /// The largest bound on preemptions within which everything was run.
+    public var completeBound: Int? {
+        var largest: Int?
+        for stage in stages {
+            if case .preemptions(let bound) = stage.kind, stage.coverage.isCompleteWithinBound { largest = bound }
+        }
+        return largest
+    }
+    public var runs: Int { stages.reduce(0) { $0 + $1.coverage.runs } }
+    public var points: UInt64 { stages.reduce(0) { $0 + $1.coverage.points } }
+    public var bytes: Int { stages.map(\.coverage.bytes).max() ?? 0 }
+}
+
+/// Runs a subject in every relevant order, within limits, and looks for the simplest run that goes wrong.
+public struct Checker {
+    public let explorer: Explorer
+    public var limits: CheckLimits
+
+    public init(_ explorer: Explorer, limits: CheckLimits = CheckLimits()) {
+        self.explorer = explorer
+        self.limits = limits
+        explorer.depthLimit = limits.depth
+    }
+
+    /// First every order, if that many can be run; where it can't, or something was found, by bounds on preemptions from 0
+    /// upwards, so that what is found is found with the fewest; last at random.
+    public func check() -> CheckReport {
+        var report = CheckReport()
+        var found: Explorer.Run?
+        if !limits.onlyBounded {
+            let coverage = explorer.search(Strategy(), runLimit: limits.runs) { run in
+                found = run
+                return false
+            }
+            report.stages.append(CheckReport.Stage(kind: .everyOrder, coverage: coverage))
+            if found == nil, coverage.isComplete { return report }
+        }
+        // A finding bounds the search for a simpler one.
+        let most = min(limits.preemptions, (found?.preemptions ?? .max) - 1)
+        var fewerKnown = true
+        for bound in stride(from: 0, through: most, by: 1) {
+            var simpler: Explorer.Run?
+            var strategy = Strategy()
+            strategy.preemptionBound = bound
+            let coverage = explorer.search(strategy, runLimit: limits.runs) { run in
+                simpler = run
+                return false
+            }
+            report.stages.append(CheckReport.Stage(kind: .preemptions(bound), coverage: coverage))
+            if let simpler {
+                report.finding = shorten(simpler)
+                report.isFewest = fewerKnown
+                return report
+            }
+            if !coverage.isCompleteWithinBound { fewerKnown = false }
+        }
+        if let found {
+            report.finding = shorten(found)
+            report.isFewest = fewerKnown && found.preemptions == most + 1
+            return report
+        }
+        return walk(report)
+    }
+
+    private func walk(_ report: CheckReport) -> CheckReport {
+        var report = report
+        guard limits.randomRuns > 0 else { return report }
+        var found: Explorer.Run?
+        let runs = max(report.runs, 1)
+        let length = Int(report.points) / runs
+        let coverage = explorer.walk(
+            runs: limits.randomRuns, changes: limits.preemptions + 1, points: max(length, 10), seed: limits.seed
+        ) { run in
+            found = run
+            return false
+        }
+        report.stages.append(CheckReport.Stage(kind: .random, coverage: coverage))
+        report.finding = found.map(shorten)
+        return report
+    }
+
+    /// A run that goes wrong in fewer stretches: each stretch in turn is left out, or joined to its neighbour, as long as
+    /// something still goes wrong with no more preemptions. Then the end that the default order gives anyway is cut off.
+    private func shorten(_ run: Explorer.Run) -> Explorer.Run {
+        var best = run
+        var tries = 0
+        var improved = true
+        while improved, tries < 2_000 {
+            improved = false
+            let stretches = best.schedule.stretches
+            for i in stretches.indices where tries < 2_000 {
+                tries += 1
+                var fewer: [UInt8] = []
+                for (j, stretch) in stretches.enumerated() where j != i {
+                    fewer.append(contentsOf: repeatElement(stretch.task, count: stretch.points))
+                }
+                let other = explorer.replay(Schedule(fewer))
+                guard !other.isClean, other.misfit == nil, other.preemptions <= best.preemptions,
+                    other.schedule.stretches.count < stretches.count
+                else { continue }
+                best = other
+                improved = true
+                break
+            }
+        }
+        return trim(best)
+    }
+
+    private func trim(_ run: Explorer.Run) -> Explorer.Run {
+        var best = run
+        var choices = run.schedule.choices
+        while let last = Schedule(choices).stretches.last {
+            choices.removeLast(last.points)
+            let other = explorer.replay(Schedule(choices))
+            guard other.schedule == run.schedule else { break }
+            best.asked = Schedule(choices)
+        }
+        return best
+    }
+}
