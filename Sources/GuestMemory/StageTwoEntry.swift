@@ -59,6 +59,10 @@ public struct StageTwoEntry: Sendable {
 
     @inlinable @inline(__always) public func load() -> UInt64 { word.load() }
 
+    /// The entry `count` further on in the same table: a loop over a table looks the table up once.
+    @inlinable @inline(__always)
+    public func following(_ count: Int) -> StageTwoEntry { StageTwoEntry(word.following(count), field) }
+
     /// Reads unannounced. See `AtomicWord.peek`.
     @inlinable @inline(__always) public func peek() -> UInt64 { word.peek() }
 

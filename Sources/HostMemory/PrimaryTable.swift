@@ -133,8 +133,9 @@ extension AddressSpace {
 
     private func freeTables(_ table: HostFrame, level: UInt64) {
         if level > 1 {
+            let first = memory.entry(0, of: table)
             for i in 0..<512 {
-                let entry = HostEntry(memory.entry(i, of: table).peek())
+                let entry = HostEntry(first.following(i).peek())
                 if entry.isPresent { freeTables(entry.frame, level: level - 1) }
             }
         }

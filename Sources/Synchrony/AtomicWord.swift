@@ -17,6 +17,10 @@ public struct AtomicWord: @unchecked Sendable {
     /// The word's address: its name for the explorer. The arena's place must not change from run to run.
     @inlinable @inline(__always) public var identity: UInt64 { UInt64(UInt(bitPattern: pointer)) }
 
+    /// The word `count` further on, of the same table.
+    @inlinable @inline(__always)
+    public func following(_ count: Int) -> AtomicWord { AtomicWord(at: UnsafeMutableRawPointer(pointer + count)) }
+
     /// Reads, and only notes it: for a reader that checks again where it acts (a compare-exchange, a lock and a second
     /// look), so that a change in between shows there; or that holds the lock of all writers but the processor.
     @inlinable @inline(__always)

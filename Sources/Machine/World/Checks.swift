@@ -15,15 +15,18 @@ struct Checks {
 
     func run(_ journal: Journal) {
         for finding in tables.check() { journal.add(finding) }
-        checkLeaves(journal)
-        checkTranslationBuffers(journal)
+        var leaves: [StageTwoLeaf] = []
+        vm.mmu.forEachLeaf { leaves.append($0) }
+        leaves.sort { $0.guestFrame < $1.guestFrame }
+        checkLeaves(leaves, journal)
+        checkTranslationBuffers(leaves, journal)
         checkProtocol(journal)
         journal.checkQuiescent()
     }
 
     /// I-6, I-7, I-11, I-12, I-14, I-23, X39, X44, X38: each leaf against the primary table and the slots.
-    private func checkLeaves(_ journal: Journal) {
-        vm.mmu.forEachLeaf { leaf in
+    private func checkLeaves(_ leaves: [StageTwoLeaf], _ journal: Journal) {
+        for leaf in leaves {
             for i in 0..<leaf.level.frames {
                 check(
                     GuestFrame(leaf.guestFrame.number + i), HostFrame(leaf.frame.number + i), leaf, journal)
@@ -79,10 +82,7 @@ struct Checks {
     }
 
     /// X11, I-13: a cached translation is backed by an entry that still grants it, or its flush is posted.
-    private func checkTranslationBuffers(_ journal: Journal) {
-        var leaves: [StageTwoLeaf] = []
-        vm.mmu.forEachLeaf { leaves.append($0) }
-        leaves.sort { $0.guestFrame < $1.guestFrame }
+    private func checkTranslationBuffers(_ leaves: [StageTwoLeaf], _ journal: Journal) {
         for cpu in cpus where !cpu.hasRequest {
             for entry in cpu.buffer.entries {
                 let cached = entry.translation

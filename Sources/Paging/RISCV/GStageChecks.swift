@@ -40,8 +40,9 @@ extension GStageMMU {
     private func check(
         _ table: HostFrame, level: PageLevel, base: GuestFrame, entries: Int, _ findings: inout [Finding]
     ) {
+        let first = StageTwoEntry(vm.memory.entry(0, of: table), GStageFormat(levels: mode.levels).field)
         for i in 0..<entries {
-            let value = vm.memory.entry(i, of: table).peek()
+            let value = first.following(i).peek()
             guard value != 0 else { continue }
             let frame = GuestFrame(base.number + UInt64(i) * level.frames)
             if value & GStageBits.rights != 0 {

@@ -47,8 +47,9 @@ extension GStageMMU {
     /// that of its entries, `base` the first frame under it.
     func detach(_ table: HostFrame, level: PageLevel, base: GuestFrame, into detached: inout [HostFrame]) {
         let tables = tables
+        let first = tables.entry(0, of: table)
         for i in 0..<512 {
-            let entry = tables.entry(i, of: table)
+            let entry = first.following(i)
             guard entry.peek() != 0 else { continue }
             let old = entry.exchange(forEmpty: 0)
             let frame = base.advanced(by: i * Int(level.frames))
@@ -71,8 +72,9 @@ extension GStageMMU {
     func freeTables(below root: HostFrame) {
         var detached: [HostFrame] = []
         let level = PageLevel(mode.levels)
+        let first = tables.entry(0, of: root)
         for i in 0..<2048 {
-            let entry = tables.entry(i, of: root)
+            let entry = first.following(i)
             let old = entry.peek()
             guard tables.format.isTable(old, level.rawValue) else { continue }
             _ = entry.exchange(forEmpty: 0)

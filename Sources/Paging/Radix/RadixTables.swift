@@ -107,11 +107,26 @@ struct LeafRuns<Format: RadixFormat>: Sequence, IteratorProtocol {
                 return LeafRun(
                     table: position.table, level: level, firstIndex: position.index, count: count, base: start)
             }
-            cursor = GuestFrame(start.number + level.frames)
             if tables.format.isLeaf(position.value, level.rawValue) {
+                cursor = GuestFrame(start.number + level.frames)
                 return LeafRun(table: position.table, level: level, firstIndex: position.index, count: 1, base: start)
             }
+            cursor = GuestFrame(start.number + UInt64(empties(position)) * level.frames)
         }
         return nil
+    }
+
+    /// How many entries from this one on are empty, at least 1: tables are mostly empty, and going down from the root for
+    /// each entry is dear. Unannounced: the caller's lock keeps whoever makes entries out.
+    private func empties(_ position: RadixPosition) -> Int {
+        let level = position.level.rawValue
+        let size = level == tables.format.levels ? 1 << Int(tables.format.rootIndexBits) : 512
+        var next = position.index + 1
+        while next < size {
+            let value = position.entry.following(next - position.index).peek()
+            if tables.format.isTable(value, level) || tables.format.isLeaf(value, level) { break }
+            next += 1
+        }
+        return next - position.index
     }
 }

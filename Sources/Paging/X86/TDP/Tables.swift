@@ -112,15 +112,17 @@ extension TDPMMU {
     ///
     /// Caller: mmu_lock, inside a section that it leaves only after the flush that the removal needs (none if the root
     /// is invalid); so the grace period before the freeing is also one after the flush.
-    func remove(_ table: HostFrame) {
+    ///
+    /// `exclusive`: mmu_lock is held for writing, so no fault has found the table, and what is empty need not be frozen.
+    func remove(_ table: HostFrame, exclusive: Bool = false) {
         switch vm.policy {
-        case .precise(let policy): remove(table, policy)
-        case .tracked(let policy): remove(table, policy)
-        case .guess(let policy): remove(table, policy)
+        case .precise(let policy): remove(table, policy, exclusive)
+        case .tracked(let policy): remove(table, policy, exclusive)
+        case .guess(let policy): remove(table, policy, exclusive)
         }
     }
 
-    private func remove<P: ReferencePolicy>(_ table: HostFrame, _ policy: P) {
+    private func remove<P: ReferencePolicy>(_ table: HostFrame, _ policy: P, _ exclusive: Bool) {
         let info = TableInfo(vm.host.tableWords(table))
         let level = info.level.rawValue
         let memory = vm.memory
@@ -130,13 +132,16 @@ extension TDPMMU {
         var leaves = 0
         // The entries one by one would be 512 points: one stands for the table, and whoever changes an entry names it too.
         schedulingPoint(.atomicUpdate, table.physicalAddress)
+        let first = StageTwoEntry(memory.entry(0, of: table), EPT.field)
         for i in 0..<512 {
             // Also where there is nothing: a fault that has already found this table must find it frozen.
-            let old = StageTwoEntry(memory.entry(i, of: table), EPT.field).exchangeUnannounced(forEmpty: EPT.frozen)
+            let entry = first.following(i)
+            if exclusive, entry.peek() == EPT.empty { continue }
+            let old = entry.exchangeUnannounced(forEmpty: EPT.frozen)
             precondition(old != EPT.frozen, "a table is removed twice (X28)")
             guard old & EPT.mmuPresent != 0 else { continue }
             if EPTFormat().isTable(old, level) {
-                remove(EPT.field.frame(in: old), policy)
+                remove(EPT.field.frame(in: old), policy, exclusive)
             } else {
                 leaves += 1
                 let guest = GuestFrame(info.base.number + UInt64(i) * info.level.frames)

@@ -72,11 +72,13 @@ extension TDPMMU {
         let guardian = vm.lockMMU()
         let section = tables.enter()
         for root in allRoots {
-            var cursor: GuestFrame? = GuestFrame(0)
-            while let start = cursor { cursor = zapSomeLeaves(of: root, from: start, shared: false) }
-            for level in UInt8(2)...4 {
-                cursor = GuestFrame(0)
-                while let start = cursor { cursor = unlinkSomeTables(of: root, at: PageLevel(level), from: start) }
+            let first = StageTwoEntry(vm.memory.entry(0, of: root), EPT.field)
+            for i in 0..<512 {
+                let entry = first.following(i)
+                guard entry.peek() != EPT.empty else { continue }
+                let old = entry.exchange(forEmpty: EPT.empty)
+                precondition(EPTFormat().isTable(old, 4), "a root holds nothing but tables")
+                remove(EPT.field.frame(in: old), exclusive: true)
             }
         }
         vm.flushRemoteTLBs()
@@ -163,8 +165,9 @@ extension TDPMMU {
     /// Calls `body` for each present leaf, with nobody else running.
     func visitLeaves(of root: HostFrame, _ body: (StageTwoLeaf) -> Void) {
         for run in view(root).runs(in: GuestFrame(0)..<view(root).end) {
+            let first = StageTwoEntry(vm.memory.entry(run.firstIndex, of: run.table), EPT.field)
             for i in 0..<run.count {
-                let entry = vm.memory.entry(run.firstIndex + i, of: run.table).peek()
+                let entry = first.following(i).peek()
                 guard EPTFormat().isLeaf(entry, run.level.rawValue) else { continue }
                 body(
                     StageTwoLeaf(
