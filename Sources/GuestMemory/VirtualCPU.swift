@@ -44,7 +44,10 @@ open class VirtualCPU: @unchecked Sendable {
             entries &+= 1
             mode.store(Mode.inGuest.rawValue, ordering: .sequentiallyConsistent)
             schedulingPoint(.atomicLoad, identity.value)
-            if requests.load(ordering: .sequentiallyConsistent) == 0 { return }
+            if requests.load(ordering: .sequentiallyConsistent) == 0 {
+                isExecuting = true
+                return
+            }
             exitGuest()
         }
     }
@@ -52,6 +55,7 @@ open class VirtualCPU: @unchecked Sendable {
     public final func exitGuest() {
         // Like the release of a lock: it only lets others go on.
         schedulingNote(.guestExit, identity.value)
+        isExecuting = false
         mode.store(Mode.outside.rawValue, ordering: .sequentiallyConsistent)
     }
 
@@ -61,10 +65,17 @@ open class VirtualCPU: @unchecked Sendable {
         if pending & Request.reloadRoot != 0 { vm.mmu.freeObsoleteRoot(self) }
         if pending & (Request.flushTLB | Request.reloadRoot) != 0 {
             Statistics.bump(vm.statistics.tlb_flush)
+            isFlushing = true
             dropTranslations()
+            isFlushing = false
         }
     }
 
+    /// Guest code runs: the last look at the requests has found none. For checks and for the processor's own walks; the
+    /// vCPU's own task's.
+    public final private(set) var isExecuting = false
+    /// A request to flush has been taken and is being served. For checks; the vCPU's own task's.
+    public final private(set) var isFlushing = false
     /// Whether a request waits. The run loop leaves guest mode when it sees one (the interrupt of a real kick).
     public final var isInGuest: Bool { mode.load(ordering: .sequentiallyConsistent) == Mode.inGuest.rawValue }
 

@@ -49,7 +49,7 @@ public final class TranslationBuffer {
         return count
     }
 
-    let identity = ObjectIdentity()
+    public let identity = ObjectIdentity()
 
     /// The cached translation that serves the access. Nil means: walk. A store is not served by an entry without D, and
     /// no access by one that lacks the right: both architectures' KVM relies on a new walk there, not on a fault from

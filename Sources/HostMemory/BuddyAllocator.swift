@@ -109,7 +109,10 @@ extension PhysicalMemory {
         for i in 0..<(1 << order) {
             let page = first + i
             let flags = page.pointee.flags.load(ordering: .relaxed)
-            precondition(flags & PageFlags.free == 0, "a free page is freed again")
+            if flags & PageFlags.free != 0 {
+                guard let journal else { preconditionFailure("a free page is freed again") }
+                return journal.add(Finding(.i2, "a free page is freed again", frame: frame))
+            }
             page.pointee.headDistance = 0
             page.pointee.flags.store(flags & PageFlags.knownZero, ordering: .relaxed)
         }

@@ -32,8 +32,15 @@ extension PhysicalMemory {
         let head = head(of: page)
         schedulingPoint(.pagePut, frame(of: head).physicalAddress)
         let old = head.pointee.referenceCount.subtract(1, ordering: .acquiringAndReleasing).oldValue
-        precondition(old > 0, "a page with count 0 is put")
+        if old <= 0 { return refuse(head, old) }
         if old == 1 { freeFolio(head) }
+    }
+
+    /// A put too many: the end of a kernel, or, where a journal listens, a finding, and the run goes on.
+    @usableFromInline func refuse(_ head: UnsafeMutablePointer<PageFrame>, _ old: Int32) {
+        guard let journal else { preconditionFailure("a page with count 0 is put") }
+        head.pointee.referenceCount.store(old, ordering: .relaxed)
+        journal.add(Finding(.i2, "a page with count 0 is put", frame: frame(of: head)))
     }
 
     @usableFromInline func freeFolio(_ head: UnsafeMutablePointer<PageFrame>) {

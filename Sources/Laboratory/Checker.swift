@@ -4,7 +4,7 @@ import Machine
 /// How far a check goes.
 public struct CheckLimits: Sendable {
     /// Runs of the search for every order, before bounds are set.
-    public var runs = 400_000
+    public var runs = 100_000
     /// Most preemptions of the bounded searches that follow.
     public var preemptions = 2
     /// Whether only the bounded searches are made.
@@ -12,7 +12,7 @@ public struct CheckLimits: Sendable {
     /// Points after which a run is cut.
     public var depth = 20_000
     /// Random runs past the bounds, and their seed.
-    public var randomRuns = 20_000
+    public var randomRuns = 5_000
     public var seed: UInt64 = 1
     public init() {}
 }

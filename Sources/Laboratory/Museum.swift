@@ -10,55 +10,69 @@ public struct Exhibit: Sendable {
     public let mechanism: String
     /// Where it was, or what rule it breaks.
     public let reference: String
-    /// The policy under which its code runs; nil: any.
+    /// The policy and the MMU under which its code runs; nil: any.
     public let policy: PolicyName?
+    public let architecture: Architecture?
     /// Scenarios of `Scenarios/` in which it shows: the first was written for it, the second was not.
     public let scenarios: [String]
+    /// The fewest preemptions that show it, in each of them.
+    public let fewest: [Int]
+
+    private init(
+        _ name: String, _ defect: Defect, _ mechanism: String, _ reference: String, policy: PolicyName? = nil,
+        architecture: Architecture? = nil, _ scenarios: [(String, Int)]
+    ) {
+        self.name = name
+        self.defect = defect
+        self.mechanism = mechanism
+        self.reference = reference
+        self.policy = policy
+        self.architecture = architecture
+        self.scenarios = scenarios.map(\.0)
+        fewest = scenarios.map(\.1)
+    }
 
     public static let all: [Exhibit] = [
         Exhibit(
-            name: "unowned-put", defect: .unownedPut,
-            mechanism: "a page found in a PFN map is put at the fault's end though none was got: it is freed under its owner",
-            reference: "CVE-2021-22543; generic 10.1, I-2", policy: .guess,
-            scenarios: ["counted-pfnmap", "race-buffer-move"]),
+            "unowned-put", .unownedPut,
+            "a page found in a PFN map is put at the fault's end though none was got: it is freed under its owner",
+            "CVE-2021-22543; generic 10.1, I-2", policy: .guess, [("counted-pfnmap", 0), ("race-buffer-move", 0)]),
         Exhibit(
-            name: "tail-page-refused", defect: .tailPageRefused,
-            mechanism: "a PFN-mapped page whose count is 0 is taken for no page at all: KVM_RUN fails with EFAULT",
-            reference: "the series' cover letter; generic 10.3, I-5", policy: nil,
-            scenarios: ["virtio-gpu-blob", "race-buffer-move"]),
+            "tail-page-refused", .tailPageRefused,
+            "a PFN-mapped page whose count is 0 is taken for no page at all: KVM_RUN fails with EFAULT",
+            "the series' cover letter; generic 10.3, I-5", [("virtio-gpu-blob", 0), ("buffer-eviction-while-mapped", 0)]),
         Exhibit(
-            name: "snapshot-after-translate", defect: .snapshotAfterTranslate,
-            mechanism: "the invalidation count is read after the translation: an invalidation in between is not seen",
-            reference: "generic 2.8 step 1, I-8", policy: nil, scenarios: ["race-fault-unmap", "race-fork-write"]),
+            "snapshot-after-translate", .snapshotAfterTranslate,
+            "the invalidation count is read after the translation: an invalidation in between is not seen",
+            "generic 2.8 step 1, I-8", [("race-fault-unmap", 1), ("race-fork-write", 2)]),
         Exhibit(
-            name: "retry-check-missing", defect: .retryCheckMissing,
-            mechanism: "the entry is made without the check for an invalidation: it maps a page that was taken away",
-            reference: "generic 3.3, I-6", policy: nil, scenarios: ["race-fault-unmap", "race-write-discard"]),
+            "retry-check-missing", .retryCheckMissing,
+            "the entry is made without the check for an invalidation: it maps a page that was taken away",
+            "generic 3.3, I-6", [("race-fault-unmap", 1), ("race-write-discard", 1)]),
         Exhibit(
-            name: "sequence-bumped-early", defect: .sequenceBumpedEarly,
-            mechanism: "the count goes up when the invalidation begins: a fault that starts during it is not refused after it",
-            reference: "generic 3.2, 3.4", policy: nil, scenarios: ["race-fault-unmap", "race-write-discard"]),
+            "sequence-bumped-early", .sequenceBumpedEarly,
+            "the count goes up when the invalidation begins: a fault that starts during it is not refused after it",
+            "generic 3.2, 3.4", architecture: .riscvSv39x4, [("race-fault-unmap", 1), ("race-write-discard", 1)]),
         Exhibit(
-            name: "in-progress-dropped-early", defect: .inProgressDroppedEarly,
-            mechanism: "the invalidation is over for the retry check before its count goes up",
-            reference: "generic 3.2 (the order of the end), I-6", policy: nil,
-            scenarios: ["race-fault-unmap", "race-fork-write"]),
+            "in-progress-dropped-early", .inProgressDroppedEarly,
+            "the invalidation is over for the retry check before its count goes up",
+            "generic 3.2 (the order of the end), I-6", [("race-fault-unmap", 2), ("race-fork-write", 2)]),
         Exhibit(
-            name: "release-after-unlock", defect: .releaseAfterUnlock,
-            mechanism: "the page is marked dirty after mmu_lock was dropped, when its mapping may be clean or gone",
-            reference: "generic 2.9, 3.5, I-10", policy: nil, scenarios: ["race-two-vcpus", "anonymous"]),
+            "release-after-unlock", .releaseAfterUnlock,
+            "the page is marked dirty after mmu_lock was dropped, when its mapping may be clean or gone",
+            "generic 2.9, 3.5, I-10", [("race-two-vcpus", 0), ("anonymous", 0)]),
         Exhibit(
-            name: "flush-missing", defect: .flushMissing,
-            mechanism: "the notifier's start returns without the flush: a vCPU goes on using the page through its TLB",
-            reference: "generic 3.2, I-13, X11", policy: nil, scenarios: ["race-write-discard", "race-fork-write"]),
+            "flush-missing", .flushMissing,
+            "the notifier's start returns without the flush: a vCPU goes on using the page through its TLB",
+            "generic 3.2, I-13, X11", [("race-write-discard", 0), ("race-fork-write", 0)]),
         Exhibit(
-            name: "log-bit-taken-late", defect: .logBitTakenLate,
-            mechanism: "GET_DIRTY_LOG write-protects first and takes the bit then: a fault in between sets a bit that is lost",
-            reference: "generic 5.3, X47", policy: nil, scenarios: ["race-dirty-log", "race-dirty-log-two"]),
+            "log-bit-taken-late", .logBitTakenLate,
+            "GET_DIRTY_LOG write-protects first and takes the bit then: a fault in between sets a bit that is lost",
+            "generic 5.3, X47", [("race-dirty-log", 2), ("race-dirty-log-two", 2)]),
         Exhibit(
-            name: "fast-fault-unlogged", defect: .fastFaultUnlogged,
-            mechanism: "the lockless path gives W back and does not log the page: the write is lost to migration",
-            reference: "x86 2.6, I-12", policy: nil, scenarios: ["dirty-logging", "race-dirty-log"]),
+            "fast-fault-unlogged", .fastFaultUnlogged,
+            "the lockless path gives W back and does not log the page: the write is lost to migration",
+            "x86 2.6, I-12", [("dirty-logging", 0), ("race-dirty-log", 0)]),
     ]
 
     public static func named(_ name: String) -> Exhibit? { all.first { $0.name == name } }

@@ -40,6 +40,8 @@ public final class WorldSubject: Subject {
         outcome = nil
         samples.removeAll(keepingCapacity: true)
         endMarks = [:]
+        // The last world gives its storage back before the next takes it.
+        world = nil
         do throws(PlanError) {
             world = try World(
                 plan, policy: policy, architecture: architecture, storage: storage.memory, keepsEvents: keepsEvents)

@@ -48,7 +48,7 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
         for round in 0..<patience {
             // A fault that was to be tried again waits for others. Kernel: `xfer_to_guest_mode_handle_work`. After the
             // second it waits for what it fails on, so that an explorer sees two tries and not a thousand.
-            if round > 1 { isExplorerAttached ? vm.waitForInvalidations() : yieldProcessor() }
+            if round > 1 { isExplorerAttached ? vm.waitForProgress(at: address.frame) : yieldProcessor() }
             enterGuest()
             let result = attempt(kind, address, value)
             exitGuest()
@@ -73,11 +73,11 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
     /// never D, and faults never. If the guest is left meanwhile, the walk ends without a trace in the TLB.
     public func speculate(_ address: GuestAddress) {
         schedulingPoint(.conditionRead, identity.value)
-        guard isInGuest else { return }
+        guard isExecuting else { return }
         let session = entries
         let stage = tables.stage(for: self)
         guard case .translated(let translation) = stage.walk(address, .read) else { return }
-        buffer.fill(address.frame, translation) { isInGuest && entries == session }
+        buffer.fill(address.frame, translation) { isExecuting && entries == session }
     }
 
     private enum Attempt {

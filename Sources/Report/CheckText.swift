@@ -215,10 +215,12 @@ public enum MuseumText {
     public static func render(_ terminal: Terminal) -> String {
         var lines: [String] = []
         for exhibit in Exhibit.all {
-            lines.append(terminal.bold(exhibit.name) + (exhibit.policy.map { terminal.dim("  --policy \($0.name)") } ?? ""))
+            lines.append(terminal.bold(exhibit.name) + (exhibit.policy.map { terminal.dim("  policy \($0.name)") } ?? "")
+                    + (exhibit.architecture.map { terminal.dim("  on \($0.name)") } ?? ""))
             lines.append("  \(exhibit.mechanism)")
             lines.append(terminal.dim("  \(exhibit.reference)"))
-            lines.append("  shows in \(exhibit.scenarios.joined(separator: " and "))")
+            let places = zip(exhibit.scenarios, exhibit.fewest).map { "\($0) (\(counted($1, "preemption")))" }
+            lines.append("  shows in \(places.joined(separator: " and "))")
         }
         return lines.joined(separator: "\n") + "\n"
     }
@@ -228,14 +230,16 @@ public enum MuseumText {
         var mechanism: String
         var reference: String
         var policy: String?
+        var architecture: String?
         var scenarios: [String]
+        var fewestPreemptions: [Int]
     }
 
     public static func json() -> String {
         let entries = Exhibit.all.map {
             Entry(
                 name: $0.name, mechanism: $0.mechanism, reference: $0.reference, policy: $0.policy?.name,
-                scenarios: $0.scenarios)
+                architecture: $0.architecture?.name, scenarios: $0.scenarios, fewestPreemptions: $0.fewest)
         }
         let encoder = JSONEncoder()
         encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]

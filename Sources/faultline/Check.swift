@@ -56,13 +56,16 @@ struct Check: ParsableCommand {
     func run() throws {
         let file = try load(scenario)
         let exhibit = try wantedDefect()
-        let chosen = architecture ?? file.plan.architecture
+        let chosen = architecture ?? exhibit?.architecture ?? file.plan.architecture
         guard file.architectures.contains(chosen) else {
             throw Failure(.unusable, "error: \(scenario) is not meant for \(chosen.name)")
         }
         let policy = policy ?? exhibit?.policy ?? .precise
         if let needed = exhibit?.policy, needed != policy {
             throw Failure(.unusable, "error: the defect `\(exhibit!.name)` is in code of --policy \(needed.name) only")
+        }
+        if let needed = exhibit?.architecture, needed != chosen {
+            throw Failure(.unusable, "error: the defect `\(exhibit!.name)` shows on --architecture \(needed.name) only")
         }
         // What can't be set up is refused here, as `run` refuses it.
         _ = try execute(file, policy: policy, architecture: chosen)

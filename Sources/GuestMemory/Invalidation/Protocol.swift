@@ -52,10 +52,11 @@ extension VirtualMachine {
         return invalidateSequence.load(ordering: .relaxed) != seen
     }
 
-    /// Waits while any invalidation runs: what a vCPU does that faults again and again on a page being invalidated. No
-    /// lock held, outside of guest mode.
-    public func waitForInvalidations() {
+    /// Waits for what makes a fault on `frame` be tried again and again: an invalidation that runs, a slot that is being
+    /// deleted. No lock held, outside of guest mode and of `withSlots`.
+    public func waitForProgress(at frame: GuestFrame) {
         spinUntil(invalidateIdentity.value) { invalidateInProgress.load(ordering: .acquiring) == 0 }
+        spinUntil(slots.identity.value) { withSlots { !(slot(containing: frame)?.isInvalid ?? false) } }
     }
 
     /// Whether any invalidation runs. Caller holds mmuLock.
@@ -98,9 +99,11 @@ extension VirtualMachine {
 
     /// The defect `inProgressDroppedEarly`.
     private func endInTwoSections(_ guardian: consuming MMUGuard) {
+        schedulingPoint(.atomicUpdate, invalidateIdentity.value)
         invalidateInProgress.subtract(1, ordering: .acquiringAndReleasing)
         guardian.unlock()
         let again = lockMMU()
+        schedulingPoint(.atomicUpdate, invalidateIdentity.value)
         invalidateSequence.add(1, ordering: .acquiringAndReleasing)
         again.unlock()
     }

@@ -96,7 +96,7 @@ final class SlotSets: Sendable {
     private let first = SlotSet(generation: 0)
     private let second = SlotSet(generation: 0)
     private let activeIndex = Atomic<Int>(0)
-    private let identity = ObjectIdentity()
+    let identity = ObjectIdentity()
 
     /// Read inside a section that was just entered, or under slots_lock: a switch before it shows nothing more.
     var active: SlotSet {

@@ -10,7 +10,8 @@ import Synchrony
 ///
 /// An explorer reorders events only where it sees that they conflict, so what a check reads is announced like any other
 /// read: an installation reads the primary entry, and so conflicts with whoever clears it; a page's use conflicts with its
-/// freeing; a guest's store in a logged slot conflicts with the end of a harvest.
+/// freeing; a change of the primary entry reads the TLBs and conflicts with a change of a stage-2 entry's rights; a guest's
+/// store in a logged slot conflicts with the end of a harvest.
 final class StepChecks: EventObserver {
     private unowned let vm: VirtualMachine
     private let cpus: [GuestCPU]
@@ -20,6 +21,8 @@ final class StepChecks: EventObserver {
     /// Guest pages of logged slots that were written since they were last reported.
     private var written: [GuestFrame] = []
     private let harvests = ObjectIdentity()
+    /// The rights of stage-2 entries, as primary changes look at them.
+    private let rights = ObjectIdentity()
 
     private struct Leaf {
         var guest: GuestFrame
@@ -77,6 +80,7 @@ final class StepChecks: EventObserver {
     }
 
     private func changed(_ event: Event) {
+        schedulingNote(.atomicAccumulate, rights.value)
         for i in leaves.indices where leaves[i].guest.number == event.guest && leaves[i].level.rawValue == event.level {
             leaves[i].writable = vm.mmu.isWritable(event.value)
         }
@@ -102,11 +106,13 @@ final class StepChecks: EventObserver {
         let range = start..<(start + PageLevel(event.level).bytes)
         for slot in vm.activeSlots {
             guard let frames = slot.frames(intersecting: range) else { continue }
+            schedulingNote(.atomicUpdate, rights.value)
             for leaf in leaves where leaf.guest < frames.upperBound && frames.lowerBound < leaf.end {
                 check(max(leaf.guest, frames.lowerBound), slot, leaf.frame(for:), leaf.writable, .i6, .i7)
             }
-            for cpu in cpus where cpu.isInGuest || !cpu.hasRequest {
-                for entry in cpu.buffer.entries where entry.guestFrames.overlaps(frames) {
+            for cpu in cpus {
+                schedulingNote(.tlbRead, cpu.buffer.identity.value)
+                for entry in cpu.buffer.entries where entry.guestFrames.overlaps(frames) && canUse(cpu) {
                     let cached = Leaf(
                         guest: entry.guest, frame: entry.translation.frame, level: entry.translation.level,
                         writable: entry.translation.writable)
@@ -140,6 +146,13 @@ final class StepChecks: EventObserver {
         }
     }
 
+    /// Whether the vCPU can go on using what its TLB holds: it runs guest code, or will without a flush.
+    private func canUse(_ cpu: GuestCPU) -> Bool {
+        schedulingNote(.tlbRead, cpu.buffer.identity.value)
+        schedulingNote(.conditionRead, cpu.identity.value)
+        return cpu.isExecuting || !(cpu.hasRequest || cpu.isFlushing)
+    }
+
     // MARK: Pages
 
     /// I-6, I-13: nothing that the guest can reach is freed.
@@ -149,10 +162,10 @@ final class StepChecks: EventObserver {
         for leaf in leaves where leaf.frame.number < end && leaf.frame.number + leaf.level.frames > first {
             report(.i6, "a page is freed while a stage-2 entry maps it", leaf)
         }
-        for cpu in cpus where cpu.isInGuest || !cpu.hasRequest {
+        for cpu in cpus {
             for entry in cpu.buffer.entries {
                 let mapped = entry.translation.frame.number
-                guard mapped < end, mapped + entry.translation.level.frames > first else { continue }
+                guard mapped < end, mapped + entry.translation.level.frames > first, canUse(cpu) else { continue }
                 journal.add(
                     Finding(
                         .i13, "a page is freed while a vCPU's TLB maps it", frame: HostFrame(mapped), guest: entry.guest

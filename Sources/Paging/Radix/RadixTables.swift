@@ -88,6 +88,20 @@ struct RadixTables<Format: RadixFormat> {
     func runs(in range: Range<GuestFrame>) -> LeafRuns<Format> {
         LeafRuns(tables: self, cursor: range.lowerBound, end: Swift.min(range.upperBound, end))
     }
+
+    /// How many entries from this one on are empty, at least 1: tables are mostly empty, and going down from the root for
+    /// each entry is dear. Unannounced: the caller's lock keeps whoever makes entries out.
+    func empties(from position: RadixPosition) -> Int {
+        let level = position.level.rawValue
+        let size = level == format.levels ? 1 << Int(format.rootIndexBits) : 512
+        var next = position.index + 1
+        while next < size {
+            let value = position.entry.following(next - position.index).peek()
+            if format.isTable(value, level) || format.isLeaf(value, level) { break }
+            next += 1
+        }
+        return next - position.index
+    }
 }
 
 /// See `RadixTables.runs`.
@@ -111,22 +125,8 @@ struct LeafRuns<Format: RadixFormat>: Sequence, IteratorProtocol {
                 cursor = GuestFrame(start.number + level.frames)
                 return LeafRun(table: position.table, level: level, firstIndex: position.index, count: 1, base: start)
             }
-            cursor = GuestFrame(start.number + UInt64(empties(position)) * level.frames)
+            cursor = GuestFrame(start.number + UInt64(tables.empties(from: position)) * level.frames)
         }
         return nil
-    }
-
-    /// How many entries from this one on are empty, at least 1: tables are mostly empty, and going down from the root for
-    /// each entry is dear. Unannounced: the caller's lock keeps whoever makes entries out.
-    private func empties(_ position: RadixPosition) -> Int {
-        let level = position.level.rawValue
-        let size = level == tables.format.levels ? 1 << Int(tables.format.rootIndexBits) : 512
-        var next = position.index + 1
-        while next < size {
-            let value = position.entry.following(next - position.index).peek()
-            if tables.format.isTable(value, level) || tables.format.isLeaf(value, level) { break }
-            next += 1
-        }
-        return next - position.index
     }
 }

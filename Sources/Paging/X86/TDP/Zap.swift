@@ -142,8 +142,12 @@ extension TDPMMU {
         while cursor < view.end {
             if left == 0 { return cursor }
             let position = view.descend(to: cursor, until: level)
-            cursor = GuestFrame(cursor.aligned(to: position.level).number + position.level.frames)
-            guard position.level == level, view.format.isTable(position.value, level.rawValue) else { continue }
+            let base = cursor.aligned(to: position.level).number
+            guard position.level == level, view.format.isTable(position.value, level.rawValue) else {
+                cursor = GuestFrame(base + UInt64(view.empties(from: position)) * position.level.frames)
+                continue
+            }
+            cursor = GuestFrame(base + position.level.frames)
             left -= 1
             unlink(position)
         }
