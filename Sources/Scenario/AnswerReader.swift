@@ -15,7 +15,7 @@ extension Answer {
         case .value: "the value read (`0x1234`)"
         case .counting: "`{counting_from: 0x1000}`"
         case .pages: "`{pages: [0, 3]}`"
-        case .anything: "`anything`, for a step that races with another task's"
+        case .anything: "`anything` (in a race)"
         }
     }
 }
