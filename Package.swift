@@ -46,7 +46,10 @@ let package = Package(
         .target(
             name: "Explorer", dependencies: ["CFiber", "CSchedule", "Synchrony"], swiftSettings: strict),
         // A plan as the explorer's subject, and the museum of defects.
-        .target(name: "Laboratory", dependencies: ["Explorer", "Machine", "HostMemory", "Audit", "CSchedule", "CFiber", "Frames"], swiftSettings: strict),
+        .target(
+            name: "Laboratory",
+            dependencies: ["Explorer", "Machine", "HostMemory", "Audit", "CSchedule", "CFiber", "Frames"],
+            swiftSettings: strict),
         .target(
             name: "Scenario", dependencies: ["Machine", .product(name: "Yams", package: "Yams")],
             swiftSettings: strict),
@@ -55,7 +58,8 @@ let package = Package(
             dependencies: ["Audit", .product(name: "Subprocess", package: "swift-subprocess")],
             swiftSettings: strict),
         .target(
-            name: "Report", dependencies: ["Scenario", "TraceAudit", "Machine", "Laboratory", "Explorer"], swiftSettings: strict),
+            name: "Report", dependencies: ["Scenario", "TraceAudit", "Machine", "Laboratory", "Explorer"],
+            swiftSettings: strict),
         .target(name: "CBenchmarkLimits"),
         .target(name: "Benchmarks", dependencies: ["Machine", "Report", "CBenchmarkLimits"], swiftSettings: strict),
         .executableTarget(
@@ -74,7 +78,8 @@ let package = Package(
             swiftSettings: core),
         .testTarget(
             name: "ExplorerTests",
-            dependencies: ["Explorer", "Laboratory", "Scenario", "Machine", "CSchedule", "Synchrony"], swiftSettings: strict),
+            dependencies: ["Explorer", "Laboratory", "Scenario", "Machine", "CSchedule", "Synchrony"],
+            swiftSettings: strict),
         // Compiles the programs in `Snippets` itself, against the modules that this target makes SwiftPM build.
         .testTarget(
             name: "TypeRuleTests",

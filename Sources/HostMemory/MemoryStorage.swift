@@ -1,4 +1,5 @@
 import Frames
+import Synchronization
 
 /// Arena and page frames of one physical memory after another: what the last one touched is made new, and nothing else is
 /// looked at. For whoever needs many small worlds, one at a time.

@@ -128,10 +128,10 @@ public struct Checker {
         var best = run
         var tries = 0
         var improved = true
-        while improved, tries < 2_000 {
+        while improved, tries < 300 {
             improved = false
             let stretches = best.schedule.stretches
-            for i in stretches.indices where tries < 2_000 {
+            for i in stretches.indices where tries < 300 {
                 tries += 1
                 var fewer: [UInt8] = []
                 for (j, stretch) in stretches.enumerated() where j != i {

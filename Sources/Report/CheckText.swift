@@ -85,7 +85,9 @@ public struct CheckText {
         table.add(
             ["point"] + story.tasks.enumerated().map { "\(Schedule.letter(UInt8($0.offset))) \($0.element)" }
                 + (page.map { [$0] } ?? []))
-        for row in story.rows { rows(row, story, page != nil).forEach { table.add($0) } }
+        for row in story.rows {
+            for cells in rows(row, story, page != nil) { table.add(cells) }
+        }
         lines += table.lines(indent: 2)
         lines.append("")
         for waiter in story.stuck { lines.append("  can't go on  \(waiter)") }

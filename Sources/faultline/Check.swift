@@ -135,7 +135,17 @@ struct Check: ParsableCommand {
             limits.randomRuns = 0
         }
         let checker = Checker(explorer, limits: limits)
-        guard let schedule else { return .success(checker.check()) }
+        guard let schedule else {
+            let first = explorer.replay(Schedule())
+            if first.ending == .finished, first.schedule.choices.count > depth {
+                return .failure(
+                    Failure(
+                        .unusable,
+                        "error: even in the order written the scenario does not end within \(depth) points, but after "
+                            + "\(first.schedule.choices.count); --depth allows more"))
+            }
+            return .success(checker.check())
+        }
         let wanted: Schedule
         do throws(ScheduleError) {
             wanted = try Schedule(parsing: schedule)

@@ -17,11 +17,12 @@ import Testing
     private func outcomes(_ program: GeneratedProgram, _ strategy: Strategy, limit: Int = .max) -> Outcomes {
         let explorer = Explorer(program)
         var outcomes = Outcomes()
-        let coverage = explorer.search(strategy, runLimit: limit, each: { outcomes.ends.insert(program.endState) }) {
-            run in
-            outcomes.stuck.insert("\(run.ending)")
-            return true
-        }
+        let coverage = explorer.search(
+            strategy, runLimit: limit, each: { outcomes.ends.insert(program.endState) },
+            found: { run in
+                outcomes.stuck.insert("\(run.ending)")
+                return true
+            })
         outcomes.runs = coverage.runs
         outcomes.complete = coverage.isCompleteWithinBound
         return outcomes

@@ -13,9 +13,10 @@ import Synchrony
 /// freeing; a change of the primary entry reads the TLBs and conflicts with a change of a stage-2 entry's rights; a guest's
 /// store in a logged slot conflicts with the end of a harvest.
 final class StepChecks: EventObserver {
-    private unowned let vm: VirtualMachine
+    // Unsafe: Embedded Swift has no checked `unowned`; the world outlives its checks, and ends their hearing.
+    private unowned(unsafe) let vm: VirtualMachine
     private let cpus: [GuestCPU]
-    private let journal: Journal
+    private unowned(unsafe) let journal: Journal
     /// Leaves of the running tables, as the events tell; a leaf that is split stays as it was, since what it maps stays.
     private var leaves: [Leaf] = []
     /// Guest pages of logged slots that were written since they were last reported.
