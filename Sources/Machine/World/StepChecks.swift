@@ -14,7 +14,7 @@ import Synchrony
 /// store in a logged slot conflicts with the end of a harvest.
 final class StepChecks: EventObserver {
     // Unsafe: Embedded Swift has no checked `unowned`; the world outlives its checks, and ends their hearing.
-    private unowned(unsafe) let vm: VirtualMachine
+    unowned(unsafe) let vm: VirtualMachine
     private let cpus: [GuestCPU]
     private unowned(unsafe) let journal: Journal
     /// Leaves of the running tables, as the events tell; a leaf that is split stays as it was, since what it maps stays.

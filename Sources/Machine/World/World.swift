@@ -180,7 +180,7 @@ public final class World {
     public func conclude(ignoring known: KnownDeviations = KnownDeviations()) -> Bool {
         takeDown()
         journal.observer = nil
-        let unexpected = !known.unexpectedSteps && !results.allSatisfy(\.expected)
+        let unexpected = !known.unexpectedSteps && !results.allSatisfy { $0.expected }
         return !unexpected && journal.findings.allSatisfy { known.rules.contains($0.invariant) }
             && journal.holdings.isEmpty
     }
