@@ -26,7 +26,7 @@ extension Vocabulary {
         Key(
             name, place, type, .required, meaning, example: example,
             step: StepShape(
-                parameters: parameters + ["expect"], answers: answers + [.anything], kinds: kinds,
+                parameters: parameters + ["expect"], answers: answers + [.anyOf, .anything], kinds: kinds,
                 triesOtherKinds: triesOtherKinds))
     }
 
@@ -153,6 +153,10 @@ extension Vocabulary {
             Key(
                 "counting_from", .answer, .number(word), .optional(""),
                 "the first value read; each next is one more", example: "0x1000"),
+            Key(
+                "any_of", .answer, .answer, .optional(""),
+                "any of these answers: for a step that races with another task's and may end in each of these ways",
+                example: "[0x11, EFAULT]"),
         ]
         + (architectureWords + ["otherwise"]).map { word in
             Key(
