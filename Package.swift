@@ -46,7 +46,7 @@ let package = Package(
         .target(
             name: "Explorer", dependencies: ["CFiber", "CSchedule", "Synchrony"], swiftSettings: strict),
         // A plan as the explorer's subject, and the museum of defects.
-        .target(name: "Laboratory", dependencies: ["Explorer", "Machine", "HostMemory", "Audit", "CSchedule"], swiftSettings: strict),
+        .target(name: "Laboratory", dependencies: ["Explorer", "Machine", "HostMemory", "Audit", "CSchedule", "CFiber", "Frames"], swiftSettings: strict),
         .target(
             name: "Scenario", dependencies: ["Machine", .product(name: "Yams", package: "Yams")],
             swiftSettings: strict),

@@ -40,7 +40,8 @@ extension EngineState {
         if isRecording {
             records.append(
                 PointRecord(
-                    task: UInt8(current), phase: phase, operation: task.pointee.pending, object: task.pointee.pendingName,
+                    task: UInt8(current), phase: phase, operation: task.pointee.pending,
+                    object: task.pointee.pendingName,
                     mark: subject.mark()))
         }
         let access = task.pointee.pendingAccess

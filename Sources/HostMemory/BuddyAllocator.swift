@@ -103,7 +103,9 @@ extension PhysicalMemory {
     /// Gives 2^order frames back and merges buddies. The caller has dropped the last reference.
     func freePages(_ frame: HostFrame, order: Int) {
         schedulingPoint(.pageFree, frame.physicalAddress)
-        for i in 1..<max(1 << order, 1) where order > 0 { schedulingNote(.pageFree, frame.advanced(by: i).physicalAddress) }
+        for i in 1..<max(1 << order, 1) where order > 0 {
+            schedulingNote(.pageFree, frame.advanced(by: i).physicalAddress)
+        }
         record(Event(.pageFreed, frame: frame, value: UInt64(order)))
         let first = frames + Int(frame.number)
         for i in 0..<(1 << order) {

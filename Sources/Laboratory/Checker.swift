@@ -3,9 +3,9 @@ import Machine
 
 /// How far a check goes.
 public struct CheckLimits: Sendable {
-    /// Runs of the search for every order, before bounds are set.
+    /// Most runs of each search.
     public var runs = 100_000
-    /// Most preemptions of the bounded searches that follow.
+    /// Most preemptions of the bounded searches that come first.
     public var preemptions = 2
     /// Whether only the bounded searches are made.
     public var onlyBounded = false
@@ -43,7 +43,7 @@ public struct CheckReport {
     /// Whether fewer preemptions can't show it: every search with fewer was complete.
     public var isFewest = false
 
-    public var isComplete: Bool { finding == nil && stages.contains { $0.kind == .everyOrder && $0.coverage.isComplete } }
+    public var isComplete: Bool { finding == nil && stages.contains { $0.coverage.isComplete } }
     /// The largest bound on preemptions within which everything was run.
     public var completeBound: Int? {
         var largest: Int?
@@ -68,44 +68,41 @@ public struct Checker {
         explorer.depthLimit = limits.depth
     }
 
-    /// First every order, if that many can be run; where it can't, or something was found, by bounds on preemptions from 0
-    /// upwards, so that what is found is found with the fewest; last at random.
+    /// First by bounds on preemptions from 0 upwards, so that what is found is found with the fewest; then every order, if
+    /// that many can be run; where they can't, at random.
     public func check() -> CheckReport {
         var report = CheckReport()
-        var found: Explorer.Run?
-        if !limits.onlyBounded {
-            let coverage = explorer.search(Strategy(), runLimit: limits.runs) { run in
-                found = run
-                return false
-            }
-            report.stages.append(CheckReport.Stage(kind: .everyOrder, coverage: coverage))
-            if found == nil, coverage.isComplete { return report }
-        }
-        // A finding bounds the search for a simpler one.
-        let most = min(limits.preemptions, (found?.preemptions ?? .max) - 1)
         var fewerKnown = true
-        for bound in stride(from: 0, through: most, by: 1) {
-            var simpler: Explorer.Run?
+        for bound in 0...limits.preemptions {
             var strategy = Strategy()
             strategy.preemptionBound = bound
-            let coverage = explorer.search(strategy, runLimit: limits.runs) { run in
-                simpler = run
-                return false
-            }
-            report.stages.append(CheckReport.Stage(kind: .preemptions(bound), coverage: coverage))
-            if let simpler {
-                report.finding = shorten(simpler)
-                report.isFewest = fewerKnown
+            if let found = search(strategy, .preemptions(bound), &report) {
+                report.finding = shorten(found)
+                report.isFewest = fewerKnown && found.preemptions == bound
                 return report
             }
-            if !coverage.isCompleteWithinBound { fewerKnown = false }
+            if report.stages.last?.coverage.isComplete == true { return report }
+            if report.stages.last?.coverage.isCompleteWithinBound != true { fewerKnown = false }
         }
-        if let found {
+        if limits.onlyBounded { return report }
+        if let found = search(Strategy(), .everyOrder, &report) {
             report.finding = shorten(found)
-            report.isFewest = fewerKnown && found.preemptions == most + 1
+            report.isFewest = fewerKnown && report.finding?.preemptions == limits.preemptions + 1
             return report
         }
-        return walk(report)
+        return report.isComplete ? report : walk(report)
+    }
+
+    private func search(
+        _ strategy: Strategy, _ kind: CheckReport.Stage.Kind, _ report: inout CheckReport
+    ) -> Explorer.Run? {
+        var found: Explorer.Run?
+        let coverage = explorer.search(strategy, runLimit: limits.runs) { run in
+            found = run
+            return false
+        }
+        report.stages.append(CheckReport.Stage(kind: kind, coverage: coverage))
+        return found
     }
 
     private func walk(_ report: CheckReport) -> CheckReport {

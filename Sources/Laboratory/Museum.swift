@@ -40,11 +40,12 @@ public struct Exhibit: Sendable {
         Exhibit(
             "tail-page-refused", .tailPageRefused,
             "a PFN-mapped page whose count is 0 is taken for no page at all: KVM_RUN fails with EFAULT",
-            "the series' cover letter; generic 10.3, I-5", [("virtio-gpu-blob", 0), ("buffer-eviction-while-mapped", 0)]),
+            "the series' cover letter; generic 10.3, I-5",
+            [("virtio-gpu-blob", 0), ("buffer-eviction-while-mapped", 0)]),
         Exhibit(
             "snapshot-after-translate", .snapshotAfterTranslate,
             "the invalidation count is read after the translation: an invalidation in between is not seen",
-            "generic 2.8 step 1, I-8", [("race-fault-unmap", 1), ("race-fork-write", 2)]),
+            "generic 2.8 step 1, I-8", [("race-fault-unmap", 1), ("race-buffer-move", 1)]),
         Exhibit(
             "retry-check-missing", .retryCheckMissing,
             "the entry is made without the check for an invalidation: it maps a page that was taken away",
@@ -56,7 +57,7 @@ public struct Exhibit: Sendable {
         Exhibit(
             "in-progress-dropped-early", .inProgressDroppedEarly,
             "the invalidation is over for the retry check before its count goes up",
-            "generic 3.2 (the order of the end), I-6", [("race-fault-unmap", 2), ("race-fork-write", 2)]),
+            "generic 3.2 (the order of the end), I-6", [("race-fault-unmap", 2), ("race-buffer-move", 2)]),
         Exhibit(
             "release-after-unlock", .releaseAfterUnlock,
             "the page is marked dirty after mmu_lock was dropped, when its mapping may be clean or gone",

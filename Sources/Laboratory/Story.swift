@@ -38,12 +38,14 @@ public struct Story: Sendable {
         }
         subject.watched = nil
         _ = explorer.replay(run.schedule)
-        page = subject.world.journal.findings.first.flatMap { $0.frame == Event.none ? nil : HostFrame($0.frame) }
+        page = subject.world.journal.findings.first { !subject.known.rules.contains($0.invariant) }.flatMap {
+            $0.frame == Event.none ? nil : HostFrame($0.frame)
+        }
         subject.watched = page
         let again = explorer.replay(run.schedule, recording: true)
         outcome = subject.outcome
-        findings = subject.world.journal.findings
-        unexpected = subject.outcome?.unexpected ?? []
+        findings = subject.world.journal.findings.filter { !subject.known.rules.contains($0.invariant) }
+        unexpected = subject.known.unexpectedSteps ? [] : subject.outcome?.unexpected ?? []
         tell(again, subject)
     }
 
@@ -58,7 +60,8 @@ public struct Story: Sendable {
             let shown = events[record.mark..<max(record.mark, min(next, events.count))].filter(Self.isTold)
             guard !shown.isEmpty else { continue }
             let sample = i + 1 < subject.samples.count ? subject.samples[i + 1] : subject.samples.last ?? nil
-            rows.append(Row(point: i + 1, task: Int(record.task), events: shown, references: page == nil ? nil : sample))
+            rows.append(
+                Row(point: i + 1, task: Int(record.task), events: shown, references: page == nil ? nil : sample))
             if next > last, !findings.isEmpty { break }
         }
         if case .stuck = run.ending { stuck = run.waiting }

@@ -66,7 +66,8 @@ public struct CheckText {
         if report.isComplete { return "no order goes wrong" }
         if report.stages.contains(where: { $0.kind == .schedule }) { return "this order does not go wrong" }
         if let bound = report.completeBound {
-            return "no order with at most \(counted(bound, "preemption")) goes wrong; with more, not every order was run"
+            return
+                "no order with at most \(counted(bound, "preemption")) goes wrong; with more, not every order was run"
         }
         return "nothing found, but not every order was run; see --runs"
     }
@@ -74,17 +75,26 @@ public struct CheckText {
     private func finding(
         _ run: Explorer.Run, _ report: CheckReport, _ story: Story, _ terminal: Terminal
     ) -> [String] {
-        var lines = ["", terminal.bold("what happens") + terminal.dim("  in phase \"\(String(name: plan.phases[story.phase].name))\"")]
+        var lines = [
+            "",
+            terminal.bold("what happens")
+                + terminal.dim("  in phase \"\(String(name: plan.phases[story.phase].name))\""),
+        ]
         var table = Table()
         let page = story.page.map { "refs of \(hex($0.number))" }
-        table.add(["point"] + story.tasks.enumerated().map { "\(Schedule.letter(UInt8($0.offset))) \($0.element)" } + (page.map { [$0] } ?? []))
+        table.add(
+            ["point"] + story.tasks.enumerated().map { "\(Schedule.letter(UInt8($0.offset))) \($0.element)" }
+                + (page.map { [$0] } ?? []))
         for row in story.rows { rows(row, story, page != nil).forEach { table.add($0) } }
         lines += table.lines(indent: 2)
         lines.append("")
         for waiter in story.stuck { lines.append("  can't go on  \(waiter)") }
         lines += broken(run, story, terminal)
-        let fewest = report.stages.contains { $0.kind == .schedule } ? "" : report.isFewest ? " (no order with fewer shows it)" : ""
-        lines.append("  \(counted(run.preemptions, "preemption"))\(fewest), \(counted(run.schedule.choices.count, "point"))")
+        let fewest =
+            report.stages.contains { $0.kind == .schedule }
+            ? "" : report.isFewest ? " (no order with fewer shows it)" : ""
+        lines.append(
+            "  \(counted(run.preemptions, "preemption"))\(fewest), \(counted(run.schedule.choices.count, "point"))")
         lines.append("")
         lines.append("reproduce: \(reproduce(run))")
         return lines
@@ -105,9 +115,11 @@ public struct CheckText {
         switch run.ending {
         case .finished: break
         case .stuck(.deadlock): lines.append("  \(terminal.bad("deadlock"))  tasks wait for each other's locks")
-        case .stuck(.lostWakeUp): lines.append("  \(terminal.bad("lost wake-up"))  a task sleeps and nobody is left to wake it")
+        case .stuck(.lostWakeUp):
+            lines.append("  \(terminal.bad("lost wake-up"))  a task sleeps and nobody is left to wake it")
         case .stuck(.livelock): lines.append("  \(terminal.bad("livelock"))  a task tries again for ever")
-        case .endless: lines.append("  \(terminal.bad("livelock"))  the run does not end, though every task gets its turn")
+        case .endless:
+            lines.append("  \(terminal.bad("livelock"))  the run does not end, though every task gets its turn")
         }
         for finding in story.findings.prefix(3) {
             var text = "  \(terminal.bad(finding.invariant.code))  \(finding.reason.text.description)"
@@ -176,7 +188,9 @@ public struct CheckText {
         if let run = report.finding { result.finding = found(run, report, Story(run, subject, explorer)) }
         let encoder = JSONEncoder()
         encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
-        guard let data = try? encoder.encode(result) else { preconditionFailure("a report of plain values is encodable") }
+        guard let data = try? encoder.encode(result) else {
+            preconditionFailure("a report of plain values is encodable")
+        }
         return String(decoding: data, as: UTF8.self) + "\n"
     }
 
@@ -215,7 +229,8 @@ public enum MuseumText {
     public static func render(_ terminal: Terminal) -> String {
         var lines: [String] = []
         for exhibit in Exhibit.all {
-            lines.append(terminal.bold(exhibit.name) + (exhibit.policy.map { terminal.dim("  policy \($0.name)") } ?? "")
+            lines.append(
+                terminal.bold(exhibit.name) + (exhibit.policy.map { terminal.dim("  policy \($0.name)") } ?? "")
                     + (exhibit.architecture.map { terminal.dim("  on \($0.name)") } ?? ""))
             lines.append("  \(exhibit.mechanism)")
             lines.append(terminal.dim("  \(exhibit.reference)"))

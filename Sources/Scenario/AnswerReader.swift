@@ -16,7 +16,7 @@ extension Answer {
         case .counting: "`{counting_from: 0x1000}`"
         case .pages: "`{pages: [0, 3]}`"
         case .anyOf: "`{any_of: [...]}`"
-        case .anything: "`anything`, for a step that races with another task's"
+        case .anything: "`anything` (in a race)"
         }
     }
 }

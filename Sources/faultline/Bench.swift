@@ -1,10 +1,20 @@
 import ArgumentParser
 import Benchmarks
 import Foundation
+import Laboratory
+import Machine
 import Report
+import Scenario
 
 struct Bench: ParsableCommand {
     static let configuration = CommandConfiguration(
+        abstract: "Measure: KVM's memory operations (the default), or the explorer.",
+        subcommands: [MemoryBench.self, ExplorerBench.self], defaultSubcommand: MemoryBench.self)
+}
+
+struct MemoryBench: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "memory",
         abstract: "Measure KVM's memory operations under each policy, beside this machine's limit.",
         discussion: "Documentation/Faultline.docc/Benchmark.md says what is measured and how to read it.")
 
@@ -42,5 +52,41 @@ struct Bench: ParsableCommand {
             }
         }
         output(json ? BenchmarkText.json(report) : BenchmarkText.render(report, .standardOutput))
+    }
+}
+
+struct ExplorerBench: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "explorer",
+        abstract: "Measure the explorer: runs and points a second, the start of a world, the time to each defect.",
+        discussion: "Documentation/Faultline.docc/Explorer.md says what is measured and how to read it.")
+
+    @Flag(help: "A few runs: checks that the benchmark runs; its times mean nothing.")
+    var quick = false
+    @Option(help: "Where the scenarios are that show the defects.")
+    var scenarios = "Scenarios"
+    @Flag(help: "Print the table as JSON.")
+    var json = false
+
+    func run() throws {
+        guard var result = ExplorerBenchmark.run(quick: quick) else {
+            throw Failure(.impossibleHere, "error: this machine has no room for the world of the basic race")
+        }
+        for exhibit in quick ? Array(Exhibit.all.prefix(1)) : Exhibit.all {
+            for name in exhibit.scenarios {
+                let file = try load("\(scenarios)/\(name).yaml")
+                var known = KnownDeviations()
+                let architecture = exhibit.architecture ?? file.plan.architecture
+                if let entry = file.known(exhibit.policy ?? .precise, on: architecture) {
+                    known.rules = entry.invariants
+                    known.unexpectedSteps = entry.unmetExpectation
+                }
+                guard let found = ExplorerBenchmark.find(exhibit, name, file.plan, known) else {
+                    throw Failure(.findings, "error: \(exhibit.name) was not found in \(name); no times")
+                }
+                result.defects.append(found)
+            }
+        }
+        output(json ? ExplorerBenchmarkText.json(result) : ExplorerBenchmarkText.render(result, .standardOutput))
     }
 }

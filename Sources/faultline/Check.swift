@@ -72,9 +72,14 @@ struct Check: ParsableCommand {
         guard
             let subject = WorldSubject(file.plan, policy: policy, architecture: chosen, speculates: !noSpeculation)
         else { throw Failure(.impossibleHere, "error: this machine has no room for the scenario's memory") }
+        if let known = file.known(policy, on: chosen) {
+            subject.known.rules = known.invariants
+            subject.known.unexpectedSteps = known.unmetExpectation
+        }
         for phase in file.plan.phases.indices where subject.taskCount(phase) > Subject.mostTasks {
             throw Failure(
-                .unusable, "error: a phase of \(scenario) has more than \(Subject.mostTasks) tasks, the processors' included")
+                .unusable,
+                "error: a phase of \(scenario) has more than \(Subject.mostTasks) tasks, the processors' included")
         }
         let explorer = Explorer(subject, defects: exhibit.map { 1 << UInt64($0.defect.rawValue) } ?? 0)
         let command = self.command(policy, chosen, exhibit)
@@ -144,7 +149,8 @@ struct Check: ParsableCommand {
                 Failure(
                     .unusable,
                     "error: the schedule does not fit: at point \(misfit + 1) task "
-                        + "\(Schedule.letter(wanted.choices[misfit])) can't go on (it has ended, waits, or does not exist)"))
+                        + "\(Schedule.letter(wanted.choices[misfit])) can't go on (it has ended, waits, or does not exist)"
+                ))
         }
         if run.unused > 0 {
             return .failure(
@@ -154,7 +160,10 @@ struct Check: ParsableCommand {
                         + "\(run.unused) before the schedule's end"))
         }
         var report = CheckReport()
-        report.stages = [CheckReport.Stage(kind: .schedule, coverage: Explorer.Coverage(runs: 1, points: UInt64(run.schedule.choices.count)))]
+        report.stages = [
+            CheckReport.Stage(
+                kind: .schedule, coverage: Explorer.Coverage(runs: 1, points: UInt64(run.schedule.choices.count)))
+        ]
         if !run.isClean {
             var finding = run
             finding.asked = wanted

@@ -12,7 +12,10 @@ struct Faultline: AsyncParsableCommand {
             Exit status: 0 nothing found, 1 findings, 2 unusable input or usage, 3 what was asked can't be done here.
             """,
         version: "0.1.0",
-        subcommands: [Run.self, Compare.self, Check.self, Defects.self, Audit.self, Bench.self, Schema.self, PlanBytes.self, Digest.self])
+        subcommands: [
+            Run.self, Compare.self, Check.self, Defects.self, Audit.self, Bench.self, Schema.self, PlanBytes.self,
+            Digest.self,
+        ])
 }
 
 @main

@@ -6,7 +6,7 @@ import Scenario
 import Testing
 
 /// Each defect of the museum is found where it is said to show, with the fewest preemptions that are said.
-@Suite struct Museum {
+@Suite(.serialized) struct Museum {
     struct Place: Sendable, CustomTestStringConvertible {
         let exhibit: Exhibit
         let index: Int
@@ -28,11 +28,26 @@ import Testing
 
     @Test(arguments: places) func `a defect is found, and with no fewer preemptions`(place: Place) throws {
         let exhibit = place.exhibit
-        let plan = try shippedPlan(exhibit.scenarios[place.index])
+        let file = try shippedScenario(exhibit.scenarios[place.index])
+        let plan = file.plan
         let subject = try #require(
             WorldSubject(plan, policy: exhibit.policy ?? .precise, architecture: exhibit.architecture))
+        if let known = file.known(exhibit.policy ?? .precise, on: exhibit.architecture ?? plan.architecture) {
+            subject.known.rules = known.invariants
+            subject.known.unexpectedSteps = known.unmetExpectation
+        }
+        // Without the defect this very search finds nothing.
+        var baseline = Strategy()
+        baseline.preemptionBound = 0
+        let clean = Explorer(subject)
+        _ = clean.search(baseline) { run in
+            Issue.record("found without the defect: \(run.schedule)")
+            return false
+        }
         let explorer = Explorer(subject, defects: 1 << UInt64(exhibit.defect.rawValue))
-        let report = Checker(explorer).check()
+        var limits = CheckLimits()
+        limits.onlyBounded = true
+        let report = Checker(explorer, limits: limits).check()
         let run = try #require(report.finding)
         #expect(run.preemptions == exhibit.fewest[place.index])
         #expect(report.isFewest)
@@ -44,9 +59,9 @@ import Testing
     }
 }
 
-/// A plan of `Scenarios/`.
-func shippedPlan(_ name: String) throws -> Plan {
+/// A file of `Scenarios/`.
+func shippedScenario(_ name: String) throws -> ScenarioFile {
     let root = URL(filePath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
         .deletingLastPathComponent()
-    return try loadScenario(path: root.appending(path: "Scenarios/\(name).yaml").path).plan
+    return try loadScenario(path: root.appending(path: "Scenarios/\(name).yaml").path)
 }

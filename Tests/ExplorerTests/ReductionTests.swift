@@ -4,7 +4,7 @@ import Testing
 
 /// The reduction leaves out only orders that show nothing new: every end state and every way of getting stuck that plain
 /// enumeration finds, it finds, without a bound and under each.
-@Suite struct ReductionIsSound {
+@Suite(.serialized) struct ReductionIsSound {
     /// How the runs of one search ended.
     private struct Outcomes: Equatable {
         var ends: Set<[UInt64]> = []
@@ -33,7 +33,7 @@ import Testing
         var (programs, plainRuns, reducedRuns) = (0, 0, 0)
         while programs < 1200 {
             let program = maker.program()
-            let plain = outcomes(program, .enumeration, limit: 1500)
+            let plain = outcomes(program, .enumeration, limit: 600)
             guard plain.complete else { continue }
             programs += 1
             let reduced = outcomes(program, Strategy())
@@ -53,13 +53,13 @@ import Testing
         let seed: UInt64 = 77_000 + UInt64(bound)
         var maker = ProgramMaker(random: SeededRandom(seed: seed))
         var programs = 0
-        while programs < 500 {
+        while programs < 300 {
             let program = maker.program()
             var plain = Strategy.enumeration
             plain.preemptionBound = bound
             var reduced = Strategy()
             reduced.preemptionBound = bound
-            let expected = outcomes(program, plain, limit: 1500)
+            let expected = outcomes(program, plain, limit: 600)
             guard expected.complete else { continue }
             programs += 1
             #expect(outcomes(program, reduced) == expected, "program \(programs) of seed \(seed): \(program.tasks)")

@@ -36,7 +36,9 @@ public struct MMUGuard: ~Copyable {
         _ faulted: borrowing FaultedFrame, largest: PageLevel = .page4K
     ) -> InstallPermit? {
         precondition(faulted.snapshot.vm.toOpaque() == Unmanaged.passUnretained(vm).toOpaque(), "another VM's frame")
-        if !Defect.retryCheckMissing.isOn, vm.isStale(faulted.snapshot.sequence, faulted.guestFrame, ranged: vm.mmu.retryLooksAtRange) {
+        if !Defect.retryCheckMissing.isOn,
+            vm.isStale(faulted.snapshot.sequence, faulted.guestFrame, ranged: vm.mmu.retryLooksAtRange)
+        {
             vm.record(Event(.retry, frame: faulted.frame, guest: faulted.guestFrame.number))
             return nil
         }

@@ -14,6 +14,13 @@ public enum PlanError: Error, Sendable, Equatable {
     case slot(Int, Errno)
 }
 
+/// What a scenario's file says of a policy: rules that it breaks anyhow.
+public struct KnownDeviations: Sendable, Equatable {
+    public var rules: [Invariant] = []
+    public var unexpectedSteps = false
+    public init() {}
+}
+
 /// A host, a VM and its vCPUs, as a plan describes them; runs the plan's phases in the order written.
 ///
 /// One task runs everything here. The memory arena belongs to the caller and must outlive the world.
@@ -169,10 +176,13 @@ public final class World {
 
     /// The same without a report: whether nothing was found and every step gave what the plan expects. For the explorer,
     /// which makes a run again when it wants to see more.
-    public func conclude() -> Bool {
+    /// - Parameter known: findings that don't count, and whether unexpected steps do.
+    public func conclude(ignoring known: KnownDeviations = KnownDeviations()) -> Bool {
         takeDown()
         journal.observer = nil
-        return journal.findings.isEmpty && results.allSatisfy(\.expected) && journal.holdings.isEmpty
+        let unexpected = !known.unexpectedSteps && !results.allSatisfy(\.expected)
+        return !unexpected && journal.findings.allSatisfy { known.rules.contains($0.invariant) }
+            && journal.holdings.isEmpty
     }
 
     // MARK: Hardware as a participant

@@ -1,5 +1,6 @@
 import Audit
 import Frames
+import Machine
 import Testing
 
 @testable import HostMemory
@@ -98,13 +99,21 @@ import Testing
         #expect(test.memory.freeFrames == free)
     }
 
-    @Test func `a page that is put twice traps`() async {
+    @Test func `a page that is put twice traps, or is a finding where a journal listens`() async throws {
         await #expect(processExitsWith: .failure) {
-            let test = TestHost()
-            let frame = test.memory.allocatePages(order: 0)!
-            test.memory.put(test.memory.page(frame))
-            test.memory.put(test.memory.page(frame))
+            let arena = MappedArena(size: 64 * Int(pageSize))!
+            let memory = PhysicalMemory(arena: arena.base, ramFrames: 64, arenaIsZero: true)
+            let frame = memory.allocatePages(order: 0)!
+            memory.put(memory.page(frame))
+            memory.put(memory.page(frame))
         }
+        let test = TestHost()
+        let frame = try #require(test.memory.allocatePages(order: 0))
+        let free = test.memory.freeFrames
+        test.memory.put(test.memory.page(frame))
+        test.memory.put(test.memory.page(frame))
+        #expect(test.memory.freeFrames == free + 1)
+        #expect(test.memory.journal?.findings.map(\.invariant) == [.i2])
     }
 
     @Test func `a page with count 0 that is referenced traps`() async {

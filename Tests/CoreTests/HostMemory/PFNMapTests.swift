@@ -34,7 +34,9 @@ extension AddressSpace {
         try space.mapPages(8, 4, .driver(buffer))
         #expect(space.walk(at(8)) == nil)
         #expect(space.fixup(at(8), write: false) == FixupResult(error: nil, unlocked: false))
-        #expect(space.walk(at(9)) == PFNMapping(frame: buffer.frame(of: 1)!, writable: true, special: true, isUncounted: false))
+        #expect(
+            space.walk(at(9))
+                == PFNMapping(frame: buffer.frame(of: 1)!, writable: true, special: true, isUncounted: false))
     }
 
     @Test func `faults, walks and unmapping change no count of a plain block`() throws {
