@@ -13,8 +13,14 @@ public struct Holding: Sendable, Equatable {
 open class EventObserver {
     public init() {}
     open func observe(_ event: Event) {}
-    /// A guest's store to guest frame `guest` has reached memory. Not an event: nothing but the guest sees it.
-    open func stored(_ guest: UInt64) {}
+    // What is no event, since nothing but a check looks at it. Frames are numbers, as in events.
+
+    /// A guest's load, fetch or store at guest frame `guest` has reached host frame `frame`.
+    open func accessed(_ guest: UInt64, _ frame: UInt64, isStore: Bool) {}
+    /// Every notifier has heard of the start of an invalidation of `pages` virtual pages from `first` on, and returned.
+    open func invalidationStarted(_ first: UInt64, _ pages: UInt64) {}
+    /// A driver has stopped using `frames` frames from `first` on: nobody may reach them until they serve again.
+    open func givenBack(_ first: UInt64, _ frames: UInt64) {}
 }
 
 /// The record of a run: every event in order, the ledger of references that KVM holds, and the rules that an event

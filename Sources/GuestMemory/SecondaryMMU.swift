@@ -56,6 +56,8 @@ open class SecondaryMMU: @unchecked Sendable {
 
     /// Whether a leaf lets the guest write. For checks.
     open func isWritable(_ entry: UInt64) -> Bool { false }
+    /// Whether an entry of a table of `level` is a present leaf. For checks.
+    open func isLeaf(_ entry: UInt64, _ level: PageLevel) -> Bool { false }
 
     final func attach(_ vm: VirtualMachine) {
         self.vm = vm

@@ -26,31 +26,40 @@ public struct GuestPort {
         self.buffer = buffer
     }
 
-    /// Loads 8 bytes.
-    public func load(_ address: GuestAddress) -> PortResult { read(address, .read) }
+    /// Loads 8 bytes. `reached` hears, here and below, of the frame as soon as it has been accessed.
+    public func load(_ address: GuestAddress, reached: (HostFrame) -> Void = { _ in }) -> PortResult {
+        read(address, .read, reached)
+    }
 
     /// Fetches 8 bytes of instructions.
-    public func fetch(_ address: GuestAddress) -> PortResult { read(address, .execute) }
+    public func fetch(_ address: GuestAddress, reached: (HostFrame) -> Void = { _ in }) -> PortResult {
+        read(address, .execute, reached)
+    }
 
     /// Stores 8 bytes.
-    public func store(_ address: GuestAddress, _ value: UInt64) -> PortResult {
+    public func store(
+        _ address: GuestAddress, _ value: UInt64, reached: (HostFrame) -> Void = { _ in }
+    ) -> PortResult {
         guard address.value & 7 == 0 else { return .misaligned }
         switch translate(address, .write) {
         case .translated(let translation):
             stage.memory.willWrite(translation.frame)
             schedulingNote(.pageUse, translation.frame.physicalAddress)
             stage.memory.word(at: translation.frame.physicalAddress | address.offset).storeData(value)
+            reached(translation.frame)
             return .stored
         case let failed: return .fault(failed)
         }
     }
 
-    private func read(_ address: GuestAddress, _ access: AccessKind) -> PortResult {
+    private func read(_ address: GuestAddress, _ access: AccessKind, _ reached: (HostFrame) -> Void) -> PortResult {
         guard address.value & 7 == 0 else { return .misaligned }
         switch translate(address, access) {
         case .translated(let translation):
             schedulingNote(.pageUse, translation.frame.physicalAddress)
-            return .value(stage.memory.word(at: translation.frame.physicalAddress | address.offset).loadData())
+            let value = stage.memory.word(at: translation.frame.physicalAddress | address.offset).loadData()
+            reached(translation.frame)
+            return .value(value)
         case let failed: return .fault(failed)
         }
     }

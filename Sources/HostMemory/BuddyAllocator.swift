@@ -136,6 +136,14 @@ extension PhysicalMemory {
         zone.unlock()
     }
 
+    /// A driver keeps the frames, but nobody may use them any more. For checks: it conflicts with their use as a free
+    /// does.
+    func noteGivenBack(_ frame: HostFrame, count: Int) {
+        guard let observer = journal?.observer else { return }
+        for i in 0..<count { schedulingNote(.pageFree, frame.advanced(by: i).physicalAddress) }
+        observer.givenBack(frame.number, UInt64(count))
+    }
+
     /// Frames in the free lists.
     public var freeFrames: Int {
         zone.lock()

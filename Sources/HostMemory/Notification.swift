@@ -19,6 +19,10 @@ extension AddressSpace {
         let listeners = notifiers
         notifierLock.unlock()
         for listener in listeners { listener.invalidateRangeStart(range, blockable: blockable) }
+        // Of a space that nobody listens to, a child's, there is nothing to check.
+        if !listeners.isEmpty, let observer = memory.journal?.observer {
+            observer.invalidationStarted(range.lowerBound.page, range.upperBound.page - range.lowerBound.page)
+        }
         notifierReaders.exit(section)
     }
 

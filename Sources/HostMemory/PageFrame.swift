@@ -43,6 +43,8 @@ import Synchronization
 public struct PageFlags: Sendable, Equatable {
     public var bits: UInt64
     @inlinable public init(_ bits: UInt64) { self.bits = bits }
+    /// In the allocator's free lists.
+    public var isFree: Bool { bits & Self.free != 0 }
 
     /// Kernel: `PG_reserved`: nobody but the owner may touch the other flags. Spec: I-14.
     public static let reserved: UInt64 = 1 << 0

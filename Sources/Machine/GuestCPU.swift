@@ -88,17 +88,19 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
 
     private func attempt(_ kind: AccessKind, _ address: GuestAddress, _ value: UInt64) -> Attempt {
         let port = GuestPort(stage: tables.stage(for: self), buffer: buffer)
+        let observer = vm.memory.journal?.observer
+        func reached(_ frame: HostFrame) {
+            observer?.accessed(address.frame.number, frame.number, isStore: kind == .write)
+        }
         let result =
             switch kind {
-            case .read: port.load(address)
-            case .write: port.store(address, value)
-            case .execute: port.fetch(address)
+            case .read: port.load(address, reached: reached)
+            case .write: port.store(address, value, reached: reached)
+            case .execute: port.fetch(address, reached: reached)
             }
         switch result {
         case .value(let value): return .value(value)
-        case .stored:
-            vm.memory.journal?.observer?.stored(address.frame.number)
-            return .stored
+        case .stored: return .stored
         case .fault(let walk):
             switch walk {
             case .violation(let fault), .misconfiguration(let fault): return .fault(present: fault.present)

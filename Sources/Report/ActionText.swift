@@ -133,6 +133,7 @@ extension StepExpectation {
         case .success: "success"
         case .value(let value): "value \(address(value))"
         case .anything: "anything"
+        case .oneOf(let list): "one of: " + list.map { $0.text(repetition: repetition) }.joined(separator: "; ")
         case .counting(let from): "value \(address(from &+ UInt64(repetition)))"
         case .mmio: "KVM_EXIT_MMIO"
         case .error(let errno): "\(errno)"

@@ -5,7 +5,7 @@ import Machine
 
 extension Answer {
     /// In the order of the reference page.
-    static let allInOrder: [Answer] = [.ok, .value, .counting, .pages, .mmio, .errno, .anything]
+    static let allInOrder: [Answer] = [.ok, .value, .counting, .pages, .mmio, .errno, .anyOf, .anything]
 
     var shown: String {
         switch self {
@@ -15,6 +15,7 @@ extension Answer {
         case .value: "the value read (`0x1234`)"
         case .counting: "`{counting_from: 0x1000}`"
         case .pages: "`{pages: [0, 3]}`"
+        case .anyOf: "`{any_of: [...]}`"
         case .anything: "`anything` (in a race)"
         }
     }
@@ -81,7 +82,7 @@ extension ShapeReader {
         let answer: (Answer, StepExpectation)? =
             switch element.content {
             case .scalar(let text, _): scalarAnswer(text)
-            case .mapping(let entries): mappingAnswer(entries)
+            case .mapping(let entries): mappingAnswer(entries, allowed)
             default: nil
             }
         guard let (kind, expectation) = answer, allowed.contains(kind) else {
@@ -106,13 +107,36 @@ extension ShapeReader {
         }
     }
 
-    private func mappingAnswer(_ entries: [Element.Entry]) -> (Answer, StepExpectation)? {
+    private func mappingAnswer(_ entries: [Element.Entry], _ allowed: [Answer]) -> (Answer, StepExpectation)? {
         guard let entry = entries.first, entries.count == 1 else { return nil }
         switch (entry.key, entry.value.content) {
+        case ("any_of", .list(let elements)):
+            return alternatives(elements, at: entry.value.position, allowed).map { (.anyOf, .oneOf($0)) }
         case ("pages", _): return pages(entry.value).map { (.pages, .pages($0)) }
         case ("counting_from", .scalar(let text, _)):
             return Quantity.number(text).map { (.counting, .counting(from: $0)) }
         default: return nil
         }
+    }
+
+    /// The elements of `any_of`: different answers that the step may give, no lists among them.
+    private func alternatives(
+        _ elements: [Element], at position: Position, _ allowed: [Answer]
+    ) -> [StepExpectation]? {
+        let single = allowed.filter { $0 != .anyOf && $0 != .anything }
+        var found: [StepExpectation] = []
+        for element in elements {
+            guard let answer = plainAnswer(element, single) else { return nil }
+            if found.contains(answer) {
+                complaints.add(element.position, "`any_of` has this answer already", "leave it out")
+                return nil
+            }
+            found.append(answer)
+        }
+        guard found.count > 1 else {
+            complaints.add(position, "`any_of` needs two answers at least", "write the answer itself after `expect:`")
+            return nil
+        }
+        return found
     }
 }

@@ -24,7 +24,9 @@ struct AnswerReading {
     var exceptions: [ArchitectureExpectation] = []
 
     /// All that may come of the step, on any architecture.
-    var all: [StepExpectation] { [expectation] + exceptions.map(\.expectation) }
+    var all: [StepExpectation] {
+        expectation.alternatives + exceptions.flatMap { $0.expectation.alternatives }
+    }
     var mayBeMMIO: Bool { all.contains(.mmio) }
     var mayBeError: Bool {
         all.contains { if case .error = $0 { true } else { false } }

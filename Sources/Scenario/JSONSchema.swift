@@ -133,8 +133,8 @@ private enum SchemaWriter {
             guard let answers = key.step?.answers else { continue }
             let name = answerName(answers)
             guard !definitions.contains(where: { $0.0 == name }) else { continue }
-            let plain = JSON.object([("oneOf", .array(plainAnswers(answers)))])
-            definitions.append((name + "-plain", plain))
+            definitions.append((name + "-single", .object([("oneOf", .array(singleAnswers(answers)))])))
+            definitions.append((name + "-plain", .object([("oneOf", .array(plainAnswers(answers, name + "-single")))])))
             let one = reference(name + "-plain")
             definitions.append(
                 (name, .object([("oneOf", .array([one, perArchitecture(one, also: ["otherwise"])]))])))
@@ -146,23 +146,39 @@ private enum SchemaWriter {
         "answer-" + Answer.allInOrder.filter(answers.contains).map { "\($0)" }.joined(separator: "-")
     }
 
-    private static func plainAnswers(_ answers: [Answer]) -> [JSON] {
+    /// A single answer, `anything`, or several.
+    private static func plainAnswers(_ answers: [Answer], _ single: String) -> [JSON] {
+        var schemas = [reference(single)]
+        if answers.contains(.anything) { schemas.append(.object([("enum", .array([.string("anything")]))])) }
+        if answers.contains(.anyOf) {
+            let list: [(String, JSON)] = [
+                ("type", .string("array")), ("items", reference(single)), ("minItems", .number(2)),
+                ("uniqueItems", .bool(true)),
+            ]
+            schemas.append(answerMapping("any_of", list))
+        }
+        return schemas
+    }
+
+    private static func answerMapping(_ name: String, _ value: [(String, JSON)]) -> JSON {
+        .object([
+            ("type", .string("object")),
+            ("properties", .object([(name, .object(value))])),
+            ("required", .array([.string(name)])),
+            ("additionalProperties", .bool(false)),
+        ])
+    }
+
+    private static func singleAnswers(_ answers: [Answer]) -> [JSON] {
         var words: [JSON] = []
         if answers.contains(.ok) { words.append(.string("ok")) }
         if answers.contains(.mmio) { words.append(.string("mmio")) }
-        if answers.contains(.anything) { words.append(.string("anything")) }
         if answers.contains(.errno) { words += Vocabulary.errors.map { .string("\($0)") } }
         var schemas: [JSON] = [.object([("enum", .array(words))])]
         if answers.contains(.value) { schemas.append(.object(quantity(Quantity.numberPattern, Vocabulary.word))) }
         for (answer, name) in [(Answer.pages, "pages"), (.counting, "counting_from")] where answers.contains(answer) {
             guard let key = Vocabulary.keys(of: .answer).first(where: { $0.name == name }) else { continue }
-            schemas.append(
-                .object([
-                    ("type", .string("object")),
-                    ("properties", .object([(name, .object(schema(key.type, [])))])),
-                    ("required", .array([.string(name)])),
-                    ("additionalProperties", .bool(false)),
-                ]))
+            schemas.append(answerMapping(name, schema(key.type, [])))
         }
         return schemas
     }

@@ -68,6 +68,7 @@ private enum PageWriter {
             lines.append("| `{\(key.name): \(key.example)}` | \(escaped(key.meaning)) |")
         }
         lines.append("| `mmio` | the guest's access leaves for MMIO emulation (KVM_EXIT_MMIO) |")
+        lines.append("| `anything` | whatever comes of it: for a step that races with another task's |")
         let errors = Vocabulary.errors.map { "`\($0)`" }.joined(separator: ", ")
         lines.append("| \(errors) | the call, or KVM_RUN, fails with this error |")
         return lines.joined(separator: "\n")

@@ -12,7 +12,7 @@ extension PhaseBuilder {
 
     /// Along the rest of the scenario the slots are what they are on the file's own architecture.
     private func isSuccess(_ answer: AnswerReading) -> Bool {
-        if case .error = answer.on(layout.architecture) { false } else { true }
+        !answer.on(layout.architecture).alternatives.allSatisfy { if case .error = $0 { true } else { false } }
     }
 
     mutating func slotAction(_ field: Field, _ id: UInt16, _ fields: Fields, _ answer: AnswerReading) -> Action? {

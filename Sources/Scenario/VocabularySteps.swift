@@ -26,7 +26,7 @@ extension Vocabulary {
         Key(
             name, place, type, .required, meaning, example: example,
             step: StepShape(
-                parameters: parameters + ["expect"], answers: answers + [.anything], kinds: kinds,
+                parameters: parameters + ["expect"], answers: answers + [.anyOf, .anything], kinds: kinds,
                 triesOtherKinds: triesOtherKinds))
     }
 
@@ -40,7 +40,15 @@ extension Vocabulary {
         action(
             "fetch", .guestStep, .guestPlace, "the guest fetches an instruction", example: "{fetch: ram}",
             ["count", "stride"]),
+        mapGuestPage(.guestStep),
     ]
+
+    /// On the vCPU's thread, as in Linux, or on another.
+    private static func mapGuestPage(_ place: Place) -> Key {
+        action(
+            "map_guest_page", place, .guestPlace, "KVM maps a guest page for itself and unmaps it (kvm_vcpu_map)",
+            example: "{map_guest_page: ram, access: read}", ["access"])
+    }
 
     private static let hostSteps: [Key] = userSteps + driverSteps + kvmSteps
 
@@ -111,9 +119,7 @@ extension Vocabulary {
         action(
             "enable_manual_protect", .hostStep, .choice(manualProtect),
             "KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2; the value may be left out", example: "enable_manual_protect"),
-        action(
-            "map_guest_page", .hostStep, .guestPlace, "KVM maps a guest page for itself and unmaps it (kvm_vcpu_map)",
-            example: "{map_guest_page: ram, access: read}", ["access"]),
+        mapGuestPage(.hostStep),
         action(
             "get_guest_page", .hostStep, .guestPlace, "KVM takes a guest page's struct page and puts it (gfn_to_page)",
             example: "{get_guest_page: ram}", ["access"]),
@@ -132,7 +138,6 @@ extension Vocabulary {
             Key("protection", place, .choice(protections), .required, "the new protection", example: "read"),
             Key("advice", place, .choice(advices), .required, "what to do", example: "dontneed"),
             Key("to", place, .choice(destinations), .required, "where the buffer goes", example: "device_memory"),
-            Key("access", place, .choice(accesses), .optional("write"), "what KVM wants it for", example: "read"),
             Key(
                 "first_page", place, .number(word), .optional("0"), "first page of the slot to clear, a multiple of 64",
                 example: "64"),
@@ -142,6 +147,7 @@ extension Vocabulary {
         ]
         let both = [
             Key("value", place, .number(word), .optional("1"), "what is stored", example: "0xabcd"),
+            Key("access", place, .choice(accesses), .optional("write"), "what KVM wants it for", example: "read"),
             Key("expect", place, .answer, .optional("ok"), "what must come of it", example: "EFAULT"),
         ]
         return (place == .guestStep ? guest : host) + both
@@ -153,6 +159,10 @@ extension Vocabulary {
             Key(
                 "counting_from", .answer, .number(word), .optional(""),
                 "the first value read; each next is one more", example: "0x1000"),
+            Key(
+                "any_of", .answer, .answer, .optional(""),
+                "any of these answers: for a step that races with another task's and may end in each of these ways",
+                example: "[0x11, EFAULT]"),
         ]
         + (architectureWords + ["otherwise"]).map { word in
             Key(

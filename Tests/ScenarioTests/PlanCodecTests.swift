@@ -161,6 +161,11 @@ extension RandomSource {
     }
 
     private mutating func expectation() -> StepExpectation {
+        guard below(4) == 0 else { return singleExpectation() }
+        return .oneOf([singleExpectation(), singleExpectation()] + many(2) { $0.singleExpectation() })
+    }
+
+    private mutating func singleExpectation() -> StepExpectation {
         switch below(6) {
         case 0: .success
         case 1: .value(number())

@@ -34,6 +34,9 @@ import Yams
             Sketch(phases: "  - vcpu0:\n      - {read: ram, write: ram}"),
             Sketch(phases: "  - vcpu0:\n      - munmap: ram"), Sketch(phases: "  - vcpu01:\n      - read: ram"),
             Sketch(phases: "  - vcpu0:\n      - {write: ram, expect: 7}"),
+            Sketch(phases: "  - vcpu0:\n      - {write: ram, expect: {any_of: [ok]}}"),
+            Sketch(phases: "  - vcpu0:\n      - {write: ram, expect: {any_of: [ok, 7]}}"),
+            Sketch(phases: "  - vcpu0:\n      - {write: ram, expect: {any_of: [ok, anything]}}"),
             Sketch(phases: "  - host:\n      - {get_dirty_log: 0, expect: {page: [1]}}"),
             Sketch(top: "known: {guess: [J-5]}"), Sketch(top: "known: {precise: [I-5]}"),
             Sketch(top: "expect: {statistics: {pf_fixd: 3}}"),
@@ -94,7 +97,7 @@ struct SchemaCheck {
 
     private func acceptsList(_ value: Any, _ schema: [String: Any]) -> Bool {
         guard let list = value as? [Any], let items = schema["items"] as? [String: Any] else { return true }
-        return list.allSatisfy { accepts($0, items) }
+        return list.count >= schema["minItems"] as? Int ?? 0 && list.allSatisfy { accepts($0, items) }
     }
 
     private func acceptsObject(_ value: Any, _ schema: [String: Any]) -> Bool {

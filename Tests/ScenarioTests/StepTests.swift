@@ -206,3 +206,43 @@ import Testing
             ).isEmpty)
     }
 }
+
+/// A step that races may end in several ways.
+@Suite struct StepsWithSeveralAnswers {
+    private func guest(_ text: String) -> Sketch { Sketch(phases: "  - vcpu0:\n      - {\(text)}") }
+
+    @Test func `any of a list`() throws {
+        let text = guest("read: ram, expect: {any_of: [0x11, EFAULT, mmio, ok, {counting_from: 3}]}").text
+        let step = try loadScenario(text: text, file: "test.yaml").plan.phases[0].tasks[0].steps[0]
+        #expect(step.expectation == .oneOf([.value(0x11), .error(.EFAULT), .mmio, .success, .counting(from: 3)]))
+    }
+    @Test func `any of a list, per architecture`() throws {
+        let text = guest("write: ram, expect: {x86-tdp: {any_of: [ok, mmio]}, otherwise: EFAULT}").text
+        let step = try loadScenario(text: text, file: "test.yaml").plan.phases[0].tasks[0].steps[0]
+        #expect(step.expectation(on: .x86TDP) == .oneOf([.success, .mmio]))
+        #expect(step.expectation(on: .riscvSv48x4) == .error(.EFAULT))
+    }
+    @Test func `an access that may be MMIO may lie outside of the guest's memory`() {
+        #expect(errors(guest("read: 0x20000, expect: {any_of: [0, mmio]}").text).isEmpty)
+        #expect(errors(guest("read: 0x20000, expect: {any_of: [0, EFAULT]}").text).count == 1)
+    }
+    @Test func `one answer is no choice`() {
+        expectOne(
+            guest("read: ram, expect: {any_of: [EFAULT]}"), at: "[EFAULT]", "`any_of` needs two answers at least",
+            hint: "write the answer itself after `expect:`")
+    }
+    @Test func `the same answer twice`() {
+        expectOne(
+            guest("read: ram, expect: {any_of: [0x11, mmio, 17]}"), at: "17", "`any_of` has this answer already",
+            hint: "leave it out")
+    }
+    @Test(arguments: ["{any_of: [ok, {any_of: [mmio, EFAULT]}]}", "{any_of: [ok, anything]}", "{any_of: [ok, 7]}"])
+    func `what can't be in the list`(_ answer: String) {
+        #expect(errors(guest("write: ram, expect: \(answer)").text).count == 1)
+    }
+    @Test func `a vCPU maps a guest page for itself`() throws {
+        let text = guest("map_guest_page: ram, access: read").text
+        let step = try loadScenario(text: text, file: "test.yaml").plan.phases[0].tasks[0].steps[0]
+        #expect(step.action == .mapGuestPage(at: GuestAddress(0x10000), write: false))
+    }
+}

@@ -62,6 +62,15 @@ extension VirtualMachine {
     /// Whether any invalidation runs. Caller holds mmuLock.
     var isInvalidating: Bool { invalidateInProgress.load(ordering: .acquiring) != 0 }
 
+    /// Whether an invalidation that runs covers any of `frames`, by what the retry check would say. For checks (X12).
+    public func isInvalidating(_ frames: Range<GuestFrame>) -> Bool {
+        schedulingNote(.atomicLoad, invalidateIdentity.value)
+        guard isInvalidating else { return false }
+        let start = invalidateStart.load(ordering: .relaxed)
+        let end = invalidateEnd.load(ordering: .relaxed)
+        return start == .max || (start < frames.upperBound.number && frames.lowerBound.number < end)
+    }
+
     /// Invalidations that started and have not ended. For checks at rest (Spec: I-9).
     public var invalidationsInProgress: Int { invalidateInProgress.load(ordering: .acquiring) }
     public var activeNotifierCount: Int { activeInvalidations.load(ordering: .acquiring) }

@@ -206,8 +206,15 @@ public final class GraphicsBuffer: DriverMapping, @unchecked Sendable {
 
     /// Device frames are not reused: a stale mapping of one shows.
     private func giveBack(_ store: Store) {
-        guard case .system(let blocks) = store else { return }
-        for block in blocks { pool.giveBlock(block, order: order) }
+        switch store {
+        case .system(let blocks):
+            for block in blocks {
+                host.memory.noteGivenBack(block, count: 1 << order)
+                pool.giveBlock(block, order: order)
+            }
+        case .device(let range): host.memory.noteGivenBack(range.lowerBound, count: pages)
+        case .swap, .none: break
+        }
     }
 
     // MARK: The driver's own access

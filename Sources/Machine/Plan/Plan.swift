@@ -128,6 +128,14 @@ public enum StepExpectation: Sendable, Equatable {
     case anything
     /// GET_DIRTY_LOG: exactly these pages of the slot, ascending.
     case pages([UInt64])
+    /// Any of these, two at least, none of them `oneOf` or `anything`: a step that races with another task's can end in
+    /// several ways, and each of them is right. `run` takes the tasks in one order, which must give one of them too.
+    case oneOf([StepExpectation])
+
+    /// The ways in which the step may end, one by one.
+    public var alternatives: [StepExpectation] {
+        if case .oneOf(let list) = self { list } else { [self] }
+    }
 }
 
 public enum Action: Sendable, Equatable {

@@ -156,7 +156,17 @@ struct PlanReader {
     }
 
     mutating func expectation() throws(PlanDecodingError) -> StepExpectation {
-        switch try byte() {
+        let kind = try byte()
+        guard kind == 7 else { return try singleExpectation(kind) }
+        let list = try list { (reader: inout PlanReader) throws(PlanDecodingError) in
+            try reader.singleExpectation(try reader.byte())
+        }
+        guard list.count > 1, !list.contains(.anything) else { throw bad(.badValue) }
+        return .oneOf(list)
+    }
+
+    private mutating func singleExpectation(_ kind: UInt8) throws(PlanDecodingError) -> StepExpectation {
+        switch kind {
         case 0: return .success
         case 1: return .value(try number())
         case 2: return .counting(from: try number())

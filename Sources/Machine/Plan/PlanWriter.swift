@@ -109,6 +109,10 @@ struct PlanWriter {
             count(pages.count)
             for page in pages { number(page) }
         case .anything: bytes.append(6)
+        case .oneOf(let list):
+            bytes.append(7)
+            count(list.count)
+            for single in list { self.expectation(single) }
         }
     }
 

@@ -13,7 +13,8 @@ struct Checks {
     let cpus: [GuestCPU]
     let policy: PolicyName
 
-    func run(_ journal: Journal) {
+    /// Returns the leaves, by guest frame, for whoever checks more.
+    @discardableResult func run(_ journal: Journal) -> [StageTwoLeaf] {
         for finding in tables.check() { journal.add(finding) }
         var leaves: [StageTwoLeaf] = []
         vm.mmu.forEachLeaf { leaves.append($0) }
@@ -22,6 +23,7 @@ struct Checks {
         checkTranslationBuffers(leaves, journal)
         checkProtocol(journal)
         journal.checkQuiescent()
+        return leaves
     }
 
     /// I-6, I-7, I-11, I-12, I-14, I-23, X39, X44, X38: each leaf against the primary table and the slots.

@@ -83,7 +83,7 @@ extension World {
         case .getDirtyLog(let id):
             let found = pages(in: try vm.getDirtyLog(slot: UInt32(id)))
             // With manual protection nothing is protected yet: the pages are copied after CLEAR.
-            if !vm.manualProtect.enabled { noteHarvest(id, found) }
+            noteHarvest(id, vm.manualProtect.enabled ? [] : found)
             return .pages(found)
         case .clearDirtyLog(let id, let first, let count):
             let words = [UInt64](repeating: ~0, count: Int((count + 63) / 64))
@@ -161,6 +161,7 @@ extension StepExpectation {
         case (.error(let wanted), .error(let found)): wanted == found
         case (.pages(let wanted), .pages(let found)): wanted == found
         case (.anything, _): true
+        case (.oneOf(let list), _): list.contains { $0.accepts(outcome, repetition: repetition) }
         default: false
         }
     }

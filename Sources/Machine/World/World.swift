@@ -136,8 +136,8 @@ public final class World {
     public func endPhase(_ phase: Int) {
         for task in taskResults.indices { results += taskResults[task] }
         taskResults = []
-        checks.run(journal)
-        stepChecks.checkWritten()
+        let leaves = checks.run(journal)
+        stepChecks.checkAtRest(leaves)
     }
 
     /// Takes everything down after the last phase and checks that nothing is left.
@@ -209,6 +209,7 @@ public final class World {
             }
         }
         for page in pages { cpus[number].speculate(page.address) }
+        checks.noteLockViolations(journal)
     }
 
     /// Ends the VM and every process, and checks that all of KVM's and the process's memory is free again. I-1, I-28.

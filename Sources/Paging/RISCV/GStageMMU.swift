@@ -73,6 +73,9 @@ public final class GStageMMU: SecondaryMMU, @unchecked Sendable {
     // MARK: What the generic half asks first.
 
     public override func isWritable(_ entry: UInt64) -> Bool { entry & GStageBits.write != 0 }
+    public override func isLeaf(_ entry: UInt64, _ level: PageLevel) -> Bool {
+        GStageFormat(levels: mode.levels).isLeaf(entry, level.rawValue)
+    }
     public override var guestAddressBits: Int { mode.addressBits }
     public override var faultsInParallel: Bool { false }
     public override var retryLooksAtRange: Bool { false }

@@ -53,6 +53,9 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     // MARK: What generic code asks
 
     override public func isWritable(_ entry: UInt64) -> Bool { entry & EPT.write != 0 }
+    override public func isLeaf(_ entry: UInt64, _ level: PageLevel) -> Bool {
+        EPTFormat().isLeaf(entry, level.rawValue)
+    }
     override public var guestAddressBits: Int { 48 }
     override public var faultsInParallel: Bool { true }
     override public var retryLooksAtRange: Bool { true }
