@@ -44,7 +44,7 @@ import Testing
         let memory = MemoryEvents(guest, try #require(object), try #require(buffer), seed: seed &+ 20)
         var steps: [@Sendable () -> Void] = [{ migration.step() }, { memory.step() }]
         for worker in workers { steps.append { worker.step() } }
-        run(steps, until: stop, seconds: 1)
+        run(steps, atLeast: [4, 11, 101, 101, 101], until: stop, seconds: 1)
 
         migration.finish()
         guest.check()
@@ -58,14 +58,18 @@ import Testing
         #expect(guest.test.memory.freeFrames == guest.framesAtStart, "seed \(seed)")
     }
 
-    /// Each step again and again on a thread of its own.
-    private func run(_ steps: [@Sendable () -> Void], until stop: Flag, seconds: Double) {
+    /// Each step again and again on a thread of its own, and so often at least, however busy the machine is elsewhere.
+    private func run(_ steps: [@Sendable () -> Void], atLeast: [Int], until stop: Flag, seconds: Double) {
         let ended = DispatchGroup()
-        for step in steps {
+        for (step, least) in zip(steps, atLeast) {
             ended.enter()
             let thread = Thread {
                 LockViolations.clear()
-                while !stop.isRaised { step() }
+                var taken = 0
+                while !stop.isRaised || taken < least {
+                    step()
+                    taken += 1
+                }
                 let seen = LockViolations.ofCurrentTask()
                 #expect(seen.order == 0 && seen.sleeping == 0, "lock order: \(seen)")
                 ended.leave()

@@ -36,6 +36,8 @@ import Testing
         #expect(test.guest(.write, page: 0, 5) == .stored)
         try test.world.addressSpace.protect(range, Protection(read: true, write: false))
         #expect(test.guest(.read, page: 0) == .value(5))
+        // RISC-V refuses a writable slot over memory that may not be written.
+        try test.world.addressSpace.protect(range, Protection(read: true, write: true))
         try test.vm.setMemoryRegion(test.region(size: 0))
         #expect(test.guest(.read, page: 1) == .mmio)
         try test.vm.setMemoryRegion(test.region(size: 8 * pageSize))
@@ -193,6 +195,8 @@ import Testing
     func `X11 and I-13: the notifier's start returns without its flush`(_ architecture: Architecture) throws {
         let test = try written(.anonymous, architecture)
         let range = TestWorld.user..<(TestWorld.user + 4096)
+        // RISC-V flushes at each entry made: page 0 has to come into the TLB again.
+        #expect(test.guest(.read, page: 0) == .value(0))
         try Defective(.flushMissing).run { try test.world.addressSpace.advise(range, .dontNeed) }
         #expect(test.journal.findings.first?.invariant == .x11)
         #expect(test.found == [.x11, .i13])
@@ -248,9 +252,9 @@ import Testing
         #expect(test.found == [.i2])
     }
 
-    @Test(arguments: architectures)
-    func `I-13: a driver gives its block back while a TLB maps it`(_ architecture: Architecture) throws {
-        let test = try written(.graphicsBuffer, architecture)
+    /// On RISC-V a table that becomes empty takes a flush with it.
+    @Test func `I-13: a driver gives its block back while a TLB maps it`() throws {
+        let test = try written(.graphicsBuffer)
         let before = test.journal.findings.count
         try Defective(.flushMissing).run { try test.world.regions[0].move(toDeviceMemory: true) }
         let reasons = test.journal.findings.dropFirst(before).map(\.reason)
