@@ -49,10 +49,22 @@ public final class Journal: @unchecked Sendable {
 
     /// Records `event`, updates the ledger, and checks what one event alone can break.
     public func record(_ event: Event) {
-        enter()
-        note(event)
-        leave()
+        if keepsEvents || Self.changesLedger(event.kind) {
+            enter()
+            note(event)
+            leave()
+        }
         observer?.observe(event)
+    }
+
+    /// Whether `note` does anything with an event that is not kept.
+    private static func changesLedger(_ kind: Event.Kind) -> Bool {
+        switch kind {
+        case .referenceTaken, .referenceDropped, .pinTaken, .pinDropped, .released, .forgotten, .markedAccessed,
+            .markedDirty:
+            true
+        default: false
+        }
     }
 
     private func note(_ event: Event) {

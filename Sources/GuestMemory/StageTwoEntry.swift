@@ -63,6 +63,17 @@ public struct StageTwoEntry: Sendable {
     @inlinable @inline(__always)
     public func following(_ count: Int) -> StageTwoEntry { StageTwoEntry(word.following(count), field) }
 
+    /// See `AtomicWord.run`.
+    @inlinable @inline(__always) public func run(of value: UInt64, atMost count: Int) -> Int {
+        word.run(of: value, atMost: count)
+    }
+
+    /// See `AtomicWord.forEachIndex`.
+    @inlinable @inline(__always)
+    public func forEachIndex(below count: Int, notHolding value: UInt64, _ body: (Int) -> Void) {
+        word.forEachIndex(below: count, notHolding: value, body)
+    }
+
     /// Reads unannounced. See `AtomicWord.peek`.
     @inlinable @inline(__always) public func peek() -> UInt64 { word.peek() }
 

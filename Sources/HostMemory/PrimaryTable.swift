@@ -134,7 +134,7 @@ extension AddressSpace {
     private func freeTables(_ table: HostFrame, level: UInt64) {
         if level > 1 {
             let first = memory.entry(0, of: table)
-            for i in 0..<512 {
+            first.forEachIndex(below: 512, notHolding: 0) { i in
                 let entry = HostEntry(first.following(i).peek())
                 if entry.isPresent { freeTables(entry.frame, level: level - 1) }
             }

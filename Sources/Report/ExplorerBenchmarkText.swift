@@ -8,7 +8,15 @@ public enum ExplorerBenchmarkText {
         table.add([
             "basic race, every order", "\(result.schedules)", result.isComplete ? "runs, complete" : "runs, not all",
         ])
-        table.add(["", String(format: "%.2f", result.seconds), "seconds (to reach: 10)"])
+        table.add([
+            "", String(format: "%.2f", result.seconds),
+            String(format: "seconds, median; shortest %.2f (to reach: 10)", result.shortest),
+        ])
+        let run = result.seconds / Double(result.schedules)
+        table.add([
+            "a run", String(format: "%.1f", run * 1e6),
+            String(format: "us; without an explorer %.1f", result.plainRun / 1000),
+        ])
         table.add(["runs a second", grouped(result.schedulesPerSecond), "(to reach: 50 000)"])
         table.add(["points a second", grouped(result.pointsPerSecond), "(to reach: 2 000 000)"])
         table.add(["points a run", String(format: "%.1f", Double(result.points) / Double(result.schedules)), ""])

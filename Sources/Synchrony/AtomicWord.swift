@@ -40,6 +40,34 @@ public struct AtomicWord: @unchecked Sendable {
     @inlinable @inline(__always)
     public func peek() -> UInt64 { pointer.pointee.load(ordering: .acquiring) }
 
+    /// How many words from this one on, at most `count`, hold `value`. Unannounced, like `peek`. Tables are mostly empty:
+    /// eight words are looked at for one branch.
+    @inlinable @inline(__always)
+    public func run(of value: UInt64, atMost count: Int) -> Int {
+        var i = 0
+        while i + 8 <= count {
+            var difference: UInt64 = 0
+            for j in i..<i + 8 { difference |= pointer[j].load(ordering: .relaxed) ^ value }
+            if difference != 0 { break }
+            i += 8
+        }
+        while i < count, pointer[i].load(ordering: .relaxed) == value { i += 1 }
+        return i
+    }
+
+    /// Visits the words from this one on, `count` of them, that do not hold `value` when they are looked at: ascending
+    /// indices. Unannounced.
+    @inlinable @inline(__always)
+    public func forEachIndex(below count: Int, notHolding value: UInt64, _ body: (Int) -> Void) {
+        var i = 0
+        while true {
+            i += following(i).run(of: value, atMost: count - i)
+            guard i < count else { return }
+            body(i)
+            i += 1
+        }
+    }
+
     /// Writes an entry of a table that nobody else can see yet.
     @inlinable @inline(__always)
     public func initialize(to value: UInt64) { pointer.pointee.store(value, ordering: .relaxed) }

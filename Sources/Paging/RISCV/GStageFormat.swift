@@ -56,6 +56,7 @@ struct GStageFormat: RadixFormat {
     static let rootOrder = 2
 
     var rootIndexBits: UInt64 { 11 }
+    var empty: UInt64 { 0 }
     var field: FrameField { FrameField(mask: GStageBits.frame, shift: 10, write: GStageBits.write) }
 
     /// Valid and granting nothing. At the last level there is no table to point to.

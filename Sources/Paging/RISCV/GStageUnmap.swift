@@ -48,10 +48,8 @@ extension GStageMMU {
     func detach(_ table: HostFrame, level: PageLevel, base: GuestFrame, into detached: inout [HostFrame]) {
         let tables = tables
         let first = tables.entry(0, of: table)
-        for i in 0..<512 {
-            let entry = first.following(i)
-            guard entry.peek() != 0 else { continue }
-            let old = entry.exchange(forEmpty: 0)
+        first.forEachIndex(below: 512, notHolding: 0) { i in
+            let old = first.following(i).exchange(forEmpty: 0)
             let frame = base.advanced(by: i * Int(level.frames))
             if tables.format.isTable(old, level.rawValue) {
                 detach(tables.format.field.frame(in: old), level: level.below, base: frame, into: &detached)

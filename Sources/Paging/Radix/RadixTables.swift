@@ -14,6 +14,8 @@ protocol RadixFormat: Sendable {
     /// Index bits of the root: 9, or 11 for a four-page root.
     var rootIndexBits: UInt64 { get }
     var field: FrameField { get }
+    /// What most entries hold: neither table nor leaf.
+    var empty: UInt64 { get }
     /// Whether `entry` at `level` points to a table.
     func isTable(_ entry: UInt64, _ level: UInt8) -> Bool
     /// Whether `entry` at `level` maps memory.
@@ -96,6 +98,8 @@ struct RadixTables<Format: RadixFormat> {
         let size = level == format.levels ? 1 << Int(format.rootIndexBits) : 512
         var next = position.index + 1
         while next < size {
+            next += position.entry.following(next - position.index).run(of: format.empty, atMost: size - next)
+            guard next < size else { break }
             let value = position.entry.following(next - position.index).peek()
             if format.isTable(value, level) || format.isLeaf(value, level) { break }
             next += 1

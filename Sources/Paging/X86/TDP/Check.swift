@@ -38,9 +38,8 @@ private struct TableCheck {
 
     mutating func table(_ table: HostFrame, _ level: PageLevel, _ base: GuestFrame) {
         let first = StageTwoEntry(memory.entry(0, of: table), EPT.field)
-        for i in 0..<512 {
+        first.forEachIndex(below: 512, notHolding: EPT.empty) { i in
             let value = first.following(i).peek()
-            if value == EPT.empty { continue }
             let guest = GuestFrame(base.number + UInt64(i) * level.frames)
             if value & EPT.suppressVE == 0 { report(.x24, "an entry does not suppress #VE", guest, value) }
             if value & EPT.mmuPresent == 0 {

@@ -99,6 +99,7 @@ struct EPTFormat: RadixFormat {
     @inline(__always) var levels: UInt8 { 4 }
     @inline(__always) var rootIndexBits: UInt64 { 9 }
     @inline(__always) var field: FrameField { EPT.field }
+    @inline(__always) var empty: UInt64 { EPT.empty }
 
     @inline(__always)
     func isTable(_ entry: UInt64, _ level: UInt8) -> Bool {

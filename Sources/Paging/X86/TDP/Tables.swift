@@ -133,13 +133,11 @@ extension TDPMMU {
         // The entries one by one would be 512 points: one stands for the table, and whoever changes an entry names it too.
         schedulingPoint(.atomicUpdate, table.physicalAddress)
         let first = StageTwoEntry(memory.entry(0, of: table), EPT.field)
-        for i in 0..<512 {
-            // Also where there is nothing: a fault that has already found this table must find it frozen.
-            let entry = first.following(i)
-            if exclusive, entry.peek() == EPT.empty { continue }
-            let old = entry.exchangeUnannounced(forEmpty: EPT.frozen)
+        // All of them (no entry is all ones): a fault that has already found this table must find it frozen.
+        first.forEachIndex(below: 512, notHolding: exclusive ? EPT.empty : .max) { i in
+            let old = first.following(i).exchangeUnannounced(forEmpty: EPT.frozen)
             precondition(old != EPT.frozen, "a table is removed twice (X28)")
-            guard old & EPT.mmuPresent != 0 else { continue }
+            guard old & EPT.mmuPresent != 0 else { return }
             if EPTFormat().isTable(old, level) {
                 remove(EPT.field.frame(in: old), policy, exclusive)
             } else {

@@ -73,10 +73,8 @@ extension TDPMMU {
         let section = tables.enter()
         for root in allRoots {
             let first = StageTwoEntry(vm.memory.entry(0, of: root), EPT.field)
-            for i in 0..<512 {
-                let entry = first.following(i)
-                guard entry.peek() != EPT.empty else { continue }
-                let old = entry.exchange(forEmpty: EPT.empty)
+            first.forEachIndex(below: 512, notHolding: EPT.empty) { i in
+                let old = first.following(i).exchange(forEmpty: EPT.empty)
                 precondition(EPTFormat().isTable(old, 4), "a root holds nothing but tables")
                 remove(EPT.field.frame(in: old), exclusive: true)
             }
