@@ -78,7 +78,7 @@ let package = Package(
             swiftSettings: core),
         .testTarget(
             name: "ExplorerTests",
-            dependencies: ["Explorer", "Laboratory", "Scenario", "Machine", "CSchedule", "Synchrony"],
+            dependencies: ["Explorer", "Laboratory", "Scenario", "Machine", "Audit", "CSchedule", "Synchrony"],
             swiftSettings: strict),
         // Compiles the programs in `Snippets` itself, against the modules that this target makes SwiftPM build.
         .testTarget(

@@ -19,6 +19,21 @@ static void add(const char *text) {
     while (*text && out.length < sizeof out.text) out.text[out.length++] = *text++;
 }
 
+/// The inside of a JSON string.
+static void add_escaped(const char *text) {
+    for (; *text; text++) {
+        unsigned char byte = (unsigned char)*text;
+        char one[2] = {*text, 0};
+        if (byte == '"' || byte == '\\') add("\\");
+        if (byte < 32) {
+            char code[7] = {'\\', 'u', '0', '0', "0123456789abcdef"[byte >> 4], "0123456789abcdef"[byte & 15], 0};
+            add(code);
+        } else {
+            add(one);
+        }
+    }
+}
+
 static void add_number(uint64_t number) {
     char digits[24];
     int i = sizeof digits;
@@ -80,7 +95,7 @@ static void handle(int signal) {
         add("\",\"schedule\":\"");
         add_schedule(report);
         add("\",\"reproduce\":\"");
-        add(report->command);
+        add_escaped(report->command);
         add(" --schedule ");
         add_schedule(report);
         add("\"}\n");

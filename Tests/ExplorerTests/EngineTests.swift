@@ -1,4 +1,6 @@
+import Audit
 import Explorer
+import Foundation
 import Synchrony
 import Testing
 
@@ -144,6 +146,78 @@ import Testing
         override func taskCount(_ phase: Int) -> Int { 2 }
         override func runTask(_ phase: Int, _ task: Int) { inner.runTask(phase, task) }
         override func finish() -> Bool { inner.values[0] == 2 }
+    }
+
+    // MARK: Traps
+
+    /// Task B divides by what task A has made zero meanwhile.
+    private static func trapping() -> Subject {
+        Two { two, task in
+            two.point(0)
+            if task == 0 {
+                two.values[0] = 1
+                two.point(0)
+                two.values[0] = 0
+            } else if two.values[0] == 1 {
+                two.point(0)
+                two.values[1] = 1 / two.values[0]
+            }
+        }
+    }
+
+    @Test func `a trap in the code under test is a finding: it prints task and schedule, and ends with 1`() async throws
+    {
+        let result = try #require(
+            await #expect(processExitsWith: .exitCode(1), observing: [\.standardOutputContent]) {
+                let explorer = Explorer(RunsAndSchedules.trapping())
+                "faultline check \"x\".yaml".withCString { command in
+                    explorer.trapReport(command: command, json: false).install()
+                    _ = explorer.search(Strategy()) { _ in true }
+                }
+            })
+        let lines = String(decoding: result.standardOutputContent, as: UTF8.self).split(separator: "\n")
+        let found = try #require(lines.firstIndex { $0.hasPrefix("found: the core trapped (SIG") })
+        #expect(lines[found].contains("in task B"))
+        let schedule = try #require(lines.first { $0.hasPrefix("schedule: ") }).dropFirst(10)
+        #expect(lines.contains("reproduce: faultline check \"x\".yaml --schedule \(schedule)"))
+        // The schedule is one that traps: B looks, A changes its mind, B divides.
+        let choices = try Schedule(parsing: String(schedule)).choices
+        #expect(choices.last == 1 && choices.contains(0))
+    }
+
+    @Test func `and so it does as JSON`() async throws {
+        let result = try #require(
+            await #expect(processExitsWith: .exitCode(1), observing: [\.standardOutputContent]) {
+                let explorer = Explorer(RunsAndSchedules.trapping())
+                "faultline check \"x\".yaml --json".withCString { command in
+                    explorer.trapReport(command: command, json: true).install()
+                    _ = explorer.search(Strategy()) { _ in true }
+                }
+            })
+        let output = String(decoding: result.standardOutputContent, as: UTF8.self)
+        let line = try #require(output.split(separator: "\n").first { $0.hasPrefix("{") })
+        let report = try #require(try JSONSerialization.jsonObject(with: Data(line.utf8)) as? [String: String])
+        #expect(report["verdict"] == "trap" && report["task"] == "B")
+        #expect(report["reproduce"]?.hasPrefix("faultline check \"x\".yaml --json --schedule ") == true)
+    }
+
+    // MARK: Fresh worlds
+
+    @Test(arguments: ["race-dirty-log", "race-buffer-move", "race-slot-delete", "race-fork-write", "anonymous"])
+    func `a world on storage that another used is the same world`(_ name: String) throws {
+        let plan = try shippedScenario(name).plan
+        func events(_ subject: WorldSubject, _ schedule: Schedule) throws -> [Event] {
+            subject.keepsEvents = true
+            let run = Explorer(subject).replay(schedule)
+            #expect(run.misfit == nil)
+            return try #require(subject.outcome).events
+        }
+        let used = try #require(WorldSubject(plan))
+        // A few hundred worlds, each interrupted elsewhere, leave what they leave.
+        _ = Explorer(used).walk(runs: 300, changes: 4, points: 60, seed: 7) { _ in true }
+        let late = try events(used, Schedule())
+        let fresh = try events(try #require(WorldSubject(plan)), Schedule())
+        #expect(!fresh.isEmpty && late == fresh)
     }
 
     @Test func `the basic race is explored completely, without a finding, from a fresh world each time`() throws {
