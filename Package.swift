@@ -78,7 +78,9 @@ let package = Package(
             swiftSettings: core),
         .testTarget(
             name: "ExplorerTests",
-            dependencies: ["Explorer", "Laboratory", "Scenario", "Machine", "Audit", "CSchedule", "Synchrony"],
+            dependencies: [
+                "Explorer", "Laboratory", "Scenario", "Machine", "Audit", "Frames", "CSchedule", "Synchrony",
+            ],
             swiftSettings: strict),
         // Compiles the programs in `Snippets` itself, against the modules that this target makes SwiftPM build.
         .testTarget(

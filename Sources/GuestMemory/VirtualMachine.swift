@@ -77,13 +77,16 @@ public final class VirtualMachine: @unchecked Sendable {
     /// Adds a vCPU. Before any vCPU runs.
     public func add(_ cpu: VirtualCPU) { virtualCPUs.append(cpu) }
 
-    /// Ends the VM: no callback begins afterwards, every entry and table goes, the slots go. Spec: generic 4.7, I-28.
+    /// Ends the VM: no callback begins afterwards, every entry and table goes, the slots go, and the vCPUs belong to it no
+    /// more; none may run. Spec: generic 4.7, I-28.
     public func destroy() {
         guard let notifier else { return }
         addressSpace.unregister(notifier)
         self.notifier = nil
         mmu.destroy()
         slots.removeAll()
+        // Each vCPU holds the VM.
+        virtualCPUs = []
     }
 
     /// Runs `body` inside a read-side section of the slots. Kernel: `srcu_read_lock(&kvm->srcu)`.

@@ -1,6 +1,9 @@
 import Audit
 import Explorer
 import Foundation
+import Frames
+import HostMemory
+import Machine
 import Synchrony
 import Testing
 
@@ -206,18 +209,53 @@ import Testing
     @Test(arguments: ["race-dirty-log", "race-buffer-move", "race-slot-delete", "race-fork-write", "anonymous"])
     func `a world on storage that another used is the same world`(_ name: String) throws {
         let plan = try shippedScenario(name).plan
-        func events(_ subject: WorldSubject, _ schedule: Schedule) throws -> [Event] {
+        func outcome(_ subject: WorldSubject) throws -> RunOutcome {
             subject.keepsEvents = true
-            let run = Explorer(subject).replay(schedule)
-            #expect(run.misfit == nil)
-            return try #require(subject.outcome).events
+            #expect(Explorer(subject).replay(Schedule()).misfit == nil)
+            return try #require(subject.outcome)
         }
         let used = try #require(WorldSubject(plan))
         // A few hundred worlds, each interrupted elsewhere, leave what they leave.
         _ = Explorer(used).walk(runs: 300, changes: 4, points: 60, seed: 7) { _ in true }
-        let late = try events(used, Schedule())
-        let fresh = try events(try #require(WorldSubject(plan)), Schedule())
-        #expect(!fresh.isEmpty && late == fresh)
+        let late = try outcome(used)
+        let fresh = try outcome(try #require(WorldSubject(plan)))
+        #expect(!fresh.events.isEmpty && late.events == fresh.events)
+        #expect(late.steps == fresh.steps && late.regions == fresh.regions)
+    }
+
+    @Test(arguments: PolicyName.allCases, Architecture.allCases)
+    func `nothing of a world is left after its end`(_ policy: PolicyName, _ architecture: Architecture) throws {
+        let plan = try shippedScenario("race-dirty-log").plan
+        let subject = try #require(WorldSubject(plan, policy: policy, architecture: architecture))
+        weak var memory: PhysicalMemory?
+        weak var world: World?
+        subject.begin()
+        (memory, world) = (subject.world.host.memory, subject.world)
+        #expect(memory != nil && world != nil)
+        for phase in 0..<subject.phaseCount {
+            for task in 0..<subject.taskCount(phase) { subject.runTask(phase, task) }
+            subject.endPhase(phase)
+        }
+        _ = subject.finish()
+        // What went wrong stays until the next world.
+        subject.begin()
+        #expect(memory == nil && world == nil)
+    }
+
+    @Test func `no byte of an earlier world shows in a later one`() throws {
+        var plan = ExplorerBenchmark.basicRace
+        plan.regions[0].size = 16 * 4096
+        plan.slots[0].size = 16 * 4096
+        var guest = plan.phases[0].tasks[0]
+        // The first word gets the page its frame; the second must be zero, and is not left so.
+        let fill = StepPlan(.guest(.write, at: GuestAddress(0), count: 16, stride: 4096, value: .max))
+        var look = StepPlan(.guest(.read, at: GuestAddress(8), count: 16, stride: 4096, value: 0))
+        look.expectation = .value(0)
+        let spoil = StepPlan(.guest(.write, at: GuestAddress(8), count: 16, stride: 4096, value: .max))
+        guest.steps = [fill, look, spoil]
+        plan.phases[0].tasks = [guest]
+        let explorer = Explorer(try #require(WorldSubject(plan)))
+        for _ in 0..<3 { #expect(explorer.replay(Schedule()).isClean) }
     }
 
     @Test func `the basic race is explored completely, without a finding, from a fresh world each time`() throws {

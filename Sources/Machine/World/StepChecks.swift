@@ -12,9 +12,10 @@ import Synchrony
 /// An explorer reorders events only where it sees that they conflict, so what a check reads is announced like any other
 /// read, and each check says which announcement forces the order apart in which it would fire.
 final class StepChecks: EventObserver {
+    // Unsafe: Embedded Swift has no checked `unowned`; the world outlives its checks, and ends their hearing.
     unowned(unsafe) let vm: VirtualMachine
     let cpus: [GuestCPU]
-    let journal: Journal
+    unowned(unsafe) let journal: Journal
     private(set) var mirror = LeafMirror()
     /// The rights of stage-2 entries, as checks of other tasks' events look at them.
     let rights = ObjectIdentity()
