@@ -9,8 +9,9 @@ import Testing
 
 /// A world with an arena of its own, for tests.
 final class TestWorld {
-    let arena: MappedArena
+    // In this order they go: a world that was not finished still clears its tables, which lie in the arena.
     let world: World
+    let arena: MappedArena
 
     /// One region named `memory` of `kind`, `pages` long, behind slot 0 at guest address 0; `change` adjusts the plan.
     init(

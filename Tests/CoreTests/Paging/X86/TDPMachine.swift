@@ -34,6 +34,7 @@ final class TDPMachine {
     deinit {
         #expect(mmu.checkTables() == [])
         vm.destroy()
+        space.exit()
     }
 
     var cpu: TDPCPU { cpus[0] }
