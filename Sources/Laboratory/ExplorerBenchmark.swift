@@ -18,7 +18,10 @@ public struct ExplorerBenchmark {
         /// The shortest of the searches.
         public var shortest = 0.0
         public var isComplete = false
+        /// Bytes of the search itself and of the world.
         public var bytes = 0
+        /// Bytes of the process, at the highest, when everything had been measured.
+        public var peakMemory = 0
         public var defects: [Found] = []
         public var schedulesPerSecond: Double { Double(schedules) / seconds }
         public var pointsPerSecond: Double { Double(points) / seconds }

@@ -22,7 +22,10 @@ public enum ExplorerBenchmarkText {
         table.add(["points a run", String(format: "%.1f", Double(result.points) / Double(result.schedules)), ""])
         table.add(["start of a world", String(format: "%.1f", result.worldStart / 1000), "us (to reach: 10)"])
         table.add(["end of a world", String(format: "%.1f", result.worldEnd / 1000), "us, checks included"])
-        table.add(["memory", String(format: "%.1f", Double(result.bytes) / 1e6), "MB (to reach: 300)"])
+        table.add([
+            "memory", String(format: "%.1f", Double(result.bytes) / 1e6),
+            String(format: "MB; of the whole process %.1f (to reach: 300)", Double(result.peakMemory) / 1e6),
+        ])
         var lines = [terminal.bold("explorer")] + table.lines(indent: 2) + [""]
         var found = Table(alignment: ["<", "<", ">", ">", ">"])
         found.add(["defect", "scenario", "preemptions", "runs", "seconds"])

@@ -87,6 +87,9 @@ struct ExplorerBench: ParsableCommand {
                 result.defects.append(found)
             }
         }
+        var usage = rusage()
+        getrusage(__rusage_who_t(RUSAGE_SELF.rawValue), &usage)
+        result.peakMemory = Int(usage.ru_maxrss) << 10
         output(json ? ExplorerBenchmarkText.json(result) : ExplorerBenchmarkText.render(result, .standardOutput))
     }
 }

@@ -1,6 +1,7 @@
 import Audit
 import Frames
 import GuestMemory
+import Hardware
 import HostMemory
 import Synchrony
 
