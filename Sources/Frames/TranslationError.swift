@@ -38,6 +38,7 @@ public enum Errno: Int32, Error, Equatable, Sendable {
     case EIO = 5
     case EAGAIN = 11
     case ENOMEM = 12
+    case EACCES = 13
     case EFAULT = 14
     case EEXIST = 17
     case EINVAL = 22

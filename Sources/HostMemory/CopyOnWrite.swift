@@ -65,6 +65,7 @@ extension AddressSpace {
     private func copy(
         _ vma: VMA, _ address: UserAddress, _ word: AtomicWord, _ seen: HostEntry, _ access: FaultAccess
     ) -> FaultOutcome {
+        prepareAnonymous(vma)
         guard let new = newAnonymousPage() else { return .failed(.outOfMemory) }
         guard let source = holdSource(word, seen) else {
             memory.put(memory.page(new))

@@ -122,6 +122,7 @@ extension AddressSpace {
     }
 
     private func fillAnonymous(_ vma: VMA, _ address: UserAddress, _ word: AtomicWord) -> FaultOutcome {
+        prepareAnonymous(vma)
         guard let frame = newAnonymousPage() else { return .failed(.outOfMemory) }
         memory.clear(frame, count: 1)
         let entry = HostEntry.leaf(frame, vma.flags, writable: true).setting(HostEntry.dirty)
@@ -149,6 +150,9 @@ extension AddressSpace {
         _ vma: VMA, _ object: MemoryObject, _ address: UserAddress, _ word: AtomicWord, _ access: FaultAccess
     ) -> FaultOutcome {
         let index = vma.backingPage(of: address)
+        // Also where it comes to nothing.
+        if access == .write, !vma.flags.shared { prepareAnonymous(vma) }
+        if access == .read, mapAround(vma, object, address, word) { return .done }
         let page: UnsafeMutablePointer<PageFrame>
         switch object.take(index) {
         case .page(let found): page = found
@@ -172,6 +176,31 @@ extension AddressSpace {
         pageTableLock.unlock()
         if !won { memory.put(page) }
         return .done
+    }
+
+    /// Maps the pages of the object that are there, around `address`: a block that begins at a multiple of its size, or
+    /// where the VMA or the table does. True: the one at `address` was among them. Kernel: `do_fault_around`,
+    /// `filemap_map_pages`.
+    private func mapAround(
+        _ vma: VMA, _ object: MemoryObject, _ address: UserAddress, _ word: AtomicWord
+    ) -> Bool {
+        let count = UInt64(host.faultAroundPages)
+        guard count > 1 else { return false }
+        let page = address.page
+        let low = max(page & ~(count - 1), vma.range.lowerBound.page, page & ~511)
+        let high = min(low + count, vma.range.upperBound.page, (page | 511) + 1)
+        pageTableLock.lock()
+        defer { pageTableLock.unlock() }
+        for neighbour in low..<high {
+            let place = word.following(Int(neighbour) - Int(page))
+            guard place.peek() == 0 else { continue }
+            let neighbourAddress = UserAddress(neighbour << pageShift)
+            guard let found = object.takeIfPresent(vma.backingPage(of: neighbourAddress)) else { continue }
+            found.pointee.mapCount.add(1, ordering: .relaxed)
+            let entry = HostEntry.leaf(memory.frame(of: found), vma.flags, writable: vma.entriesAreWritable)
+            setLeaf(place, neighbour == page ? entry : entry.clearing(HostEntry.accessed), neighbourAddress)
+        }
+        return word.peek() != 0
     }
 
     private func fillWithCopy(

@@ -33,12 +33,17 @@ extension AddressSpace {
     /// Copies one VMA's entries and lists the twin. False: no memory.
     private func copy(_ vma: VMA, _ twin: VMA, _ child: AddressSpace) -> Bool {
         let list = vma.mappings
+        let hasAnonymous = vma.mayHoldAnonymous
+        if hasAnonymous {
+            twin.anonymous.store(host.newAnonymousIdentity(), ordering: .relaxed)
+            twin.hasInheritedAnonymous = true
+        }
         let writeProtects = vma.flags.copiesOnWrite
         if writeProtects { notifyStart(vma.range) }
         list?.lock.lock()
         var fits = true
-        // The child's own faults fill a shared mapping of an object as well. Kernel: `vma_needs_copy`.
-        if writeProtects || vma.flags.pfnMap || vma.flags.mixedMap {
+        // Elsewhere the child's own faults do as well. Kernel: `vma_needs_copy`.
+        if hasAnonymous || vma.flags.pfnMap || vma.flags.mixedMap {
             if writeProtects { writeProtectSequence.beginWrite() }
             fits = copyEntries(vma, child)
             if writeProtects { writeProtectSequence.endWrite() }

@@ -13,10 +13,16 @@ public final class Host: @unchecked Sendable {
     /// Whether every suitable anonymous VMA gets huge pages on fault; otherwise only those advised to.
     /// Kernel: `/sys/kernel/mm/transparent_hugepage/enabled`: `always`, or `madvise`.
     public let transparentHugePages: Bool
+    /// A read fault on an object's page also maps its neighbours that are there already, in an aligned block of so many
+    /// pages; 1: none. Kernel: `fault_around_bytes` in debugfs.
+    public let faultAroundPages: Int
+    private let anonymousIdentities = Atomic<UInt64>(0)
     let registry = SpinLock(.notifierList)
     var spaces: [Unmanaged<AddressSpace>] = []
 
-    public init(memory: PhysicalMemory, transparentHugePages: Bool) {
+    public init(memory: PhysicalMemory, transparentHugePages: Bool, faultAroundPages: Int = 16) {
+        precondition(faultAroundPages > 0 && faultAroundPages & (faultAroundPages - 1) == 0, "a power of two")
+        self.faultAroundPages = faultAroundPages
         guard let zero = memory.allocatePages(order: 0) else { preconditionFailure("no frame for the zero page") }
         memory.clear(zero, count: 1)
         memory.page(zero).pointee.flags.bitwiseOr(PageFlags.reserved | PageFlags.zeroPage, ordering: .relaxed)
@@ -24,6 +30,9 @@ public final class Host: @unchecked Sendable {
         self.transparentHugePages = transparentHugePages
         zeroPage = zero
     }
+
+    /// See `VMA.anonymous`.
+    func newAnonymousIdentity() -> UInt64 { anonymousIdentities.add(1, ordering: .relaxed).newValue }
 
     /// Takes `count` frames of RAM out of the allocator's hands for good: firmware tables, a carve-out. Nil when no
     /// contiguous stretch is left. At most 1024. Kernel: `memblock_reserve`, `PG_reserved`.

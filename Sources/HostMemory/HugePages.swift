@@ -30,6 +30,7 @@ extension AddressSpace {
     private func fillHugeAnonymous(
         _ vma: VMA, _ low: UserAddress, _ word: AtomicWord, _ table: HostFrame
     ) -> FaultOutcome? {
+        prepareAnonymous(vma)
         guard let spare = newTable() else { return nil }
         guard let frame = memory.allocatePages(order: Self.order) else {
             freeTable(spare)

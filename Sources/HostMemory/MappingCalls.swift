@@ -23,7 +23,7 @@ extension AddressSpace {
         let vma = makeVMA(range, protection, backing)
         vmas.insert(vma, at: index)
         vma.mappings?.add(vma)
-        guard case .driver(let driver, _, _) = vma.backing else { return }
+        guard case .driver(let driver, _, _) = vma.backing else { return merge(at: index) }
         guard let error = driver.mapped(self, vma.info) else { return }
         remove(range)
         throw error
@@ -52,9 +52,12 @@ extension AddressSpace {
             flags.shared = shared
         }
         flags.protection = protection
+        flags.accounted = flags.write && !flags.shared
+        // Anonymous memory counts its pages by address, so that neighbours continue each other.
+        var firstPage = Self.firstPage(of: backing)
+        if case .anonymous = backing { firstPage = Int(range.lowerBound.page) }
         return VMA(
-            self, identity: newIdentity(), range: range, firstPage: Self.firstPage(of: backing), flags: flags,
-            backing: backing)
+            self, identity: newIdentity(), range: range, firstPage: firstPage, flags: flags, backing: backing)
     }
 
     /// Kernel: `munmap`. Holes are no error. Errors: EINVAL for a range that is not page-aligned, empty, or outside
@@ -68,20 +71,16 @@ extension AddressSpace {
 
     /// Removes the VMAs of `range` and their entries, in one pair of notifier calls for all of them. The VMAs leave
     /// their backings' lists only when the entries are gone: until then whoever takes a page away must find them.
-    private func remove(_ range: Range<UserAddress>) {
-        splitVMA(at: range.lowerBound)
-        splitVMA(at: range.upperBound)
-        let first = firstIndex(endingAfter: range.lowerBound)
-        var last = first
-        while last < vmas.count, vmas[last].range.lowerBound < range.upperBound { last += 1 }
-        guard first < last else { return }
-        let whole = vmas[first].range.lowerBound..<vmas[last - 1].range.upperBound
+    func remove(_ range: Range<UserAddress>) {
+        let indices = splitting(range)
+        guard let first = indices.first, let last = indices.last else { return }
+        let whole = vmas[first].range.lowerBound..<vmas[last].range.upperBound
         var gather = Gather()
         notifyStart(whole)
-        for vma in vmas[first..<last] { zap(vma.range, &gather) }
+        for vma in vmas[indices] { zap(vma.range, &gather) }
         notifyEnd(whole)
-        for vma in vmas[first..<last] { vma.mappings?.remove(vma) }
-        vmas.removeSubrange(first..<last)
+        for vma in vmas[indices] { vma.mappings?.remove(vma) }
+        vmas.removeSubrange(indices)
         gather.flush(memory)
     }
 
@@ -99,6 +98,7 @@ extension AddressSpace {
         let upper = VMA(
             self, identity: newIdentity(), range: address..<vma.range.upperBound,
             firstPage: vma.backingPage(of: address), flags: vma.flags, backing: vma.backing)
+        upper.inheritAnonymous(from: vma)
         let list = vma.mappings
         list?.lock.lock()
         vma.range = vma.range.lowerBound..<address
@@ -107,30 +107,41 @@ extension AddressSpace {
         vmas.insert(upper, at: index + 1)
     }
 
-    /// The VMAs of `range`, split at its ends. ENOMEM if it has a hole. `mmapLock` held for write.
-    func covering(_ range: Range<UserAddress>) throws(Errno) -> Range<Int> {
-        let first = firstIndex(endingAfter: range.lowerBound)
+    /// Where the first hole in `range` begins; its end if there is none. `mmapLock` held.
+    func endOfMapped(_ range: Range<UserAddress>) -> UserAddress {
         var reached = range.lowerBound
-        var last = first
-        while reached < range.upperBound {
-            guard last < vmas.count, vmas[last].range.lowerBound <= reached else { throw .ENOMEM }
-            reached = vmas[last].range.upperBound
-            last += 1
+        var index = firstIndex(endingAfter: reached)
+        while reached < range.upperBound, index < vmas.count, vmas[index].range.lowerBound <= reached {
+            reached = vmas[index].range.upperBound
+            index += 1
         }
-        splitVMA(at: range.lowerBound)
-        splitVMA(at: range.upperBound)
-        let start = firstIndex(endingAfter: range.lowerBound)
-        return start..<(firstIndex(endingAfter: UserAddress(range.upperBound.value - 1)) + 1)
+        return min(reached, range.upperBound)
     }
 
+    /// The VMAs of `range`, split at its ends. `mmapLock` held for write.
+    func splitting(_ range: Range<UserAddress>) -> Range<Int> {
+        splitVMA(at: range.lowerBound)
+        splitVMA(at: range.upperBound)
+        let first = firstIndex(endingAfter: range.lowerBound)
+        var last = first
+        while last < vmas.count, vmas[last].range.lowerBound < range.upperBound { last += 1 }
+        return first..<last
+    }
+
+    /// Whether `range` has a hole. `mmapLock` held.
+    func hasHole(_ range: Range<UserAddress>) -> Bool { endOfMapped(range) < range.upperBound }
+
     /// Kernel: `madvise`. Errors: EINVAL for a bad range, and for `dontNeed` on a PFN map; ENOMEM for a hole, after the
-    /// rest was done.
+    /// rest was done; of `populateRead`, `populateWrite` and `remove` those of `populate` and `removePages`.
     public func advise(_ range: Range<UserAddress>, _ advice: Advice) throws(Errno) {
         guard Self.isUsable(range) else { throw .EINVAL }
         switch advice {
         case .dontNeed: try dontNeed(range)
         case .hugePage: try setHugePages(range, wanted: true)
         case .noHugePage: try setHugePages(range, wanted: false)
+        case .populateRead: try populate(range, write: false)
+        case .populateWrite: try populate(range, write: true)
+        case .remove: try removePages(range)
         }
     }
 
@@ -154,12 +165,14 @@ extension AddressSpace {
     private func setHugePages(_ range: Range<UserAddress>, wanted: Bool) throws(Errno) {
         mmapLock.lockForWrite()
         defer { mmapLock.unlockWrite() }
-        for index in try covering(range) {
-            let vma = vmas[index]
-            vma.mappings?.lock.lock()
-            vma.flags.hugePage = wanted
-            vma.flags.noHugePage = !wanted
-            vma.mappings?.lock.unlock()
+        let hole = hasHole(range)
+        changeEach(range) { vma in
+            var flags = vma.flags
+            flags.hugePage = wanted
+            flags.noHugePage = !wanted
+            return flags
+        } then: { _ in
         }
+        if hole { throw .ENOMEM }
     }
 }

@@ -23,6 +23,8 @@ final class MappingList: @unchecked Sendable {
         lock.unlock()
     }
 
+    func removeLocked(_ vma: VMA) { areas.removeAll { $0 === vma } }
+
     var isEmpty: Bool {
         lock.lock()
         defer { lock.unlock() }
@@ -59,18 +61,28 @@ public final class MemoryObject: @unchecked Sendable {
     private let indexLock = SpinLock(.objectIndex)
     /// Frame numbers; 0 where no page is.
     private var frames: [UInt64]
+    /// Bytes; the last page may be used in part. Kernel: `i_size`.
+    private var size: Int
 
     public init(host: Host, pages: Int, slow: Bool = false) {
         self.host = host
         self.slow = slow
         frames = Array(repeating: 0, count: pages)
+        size = pages * Int(pageSize)
     }
 
     deinit {
         for frame in frames where frame != 0 { host.memory.put(host.memory.page(HostFrame(frame))) }
     }
 
-    /// The size, in pages.
+    /// The size in bytes. Kernel: `i_size_read`.
+    public var sizeInBytes: Int {
+        indexLock.lock()
+        defer { indexLock.unlock() }
+        return size
+    }
+
+    /// The size, in pages, the last one perhaps in part.
     public var pages: Int {
         indexLock.lock()
         defer { indexLock.unlock() }
@@ -97,6 +109,11 @@ public final class MemoryObject: @unchecked Sendable {
         defer { pagesLock.unlock() }
         if let found = takePresent(index) { return found }
         return slow ? .mustWait : makeLocked(index)
+    }
+
+    /// The page at `index`, with a reference, if it is there and sound. Any spinning lock but the index's may be held.
+    func takeIfPresent(_ index: Int) -> UnsafeMutablePointer<PageFrame>? {
+        if case .page(let page) = takePresent(index) { page } else { nil }
     }
 
     /// Nil: within the object, but absent.
@@ -146,13 +163,30 @@ public final class MemoryObject: @unchecked Sendable {
 
     /// Changes the size. Pages beyond the end lose their entries everywhere, private copies too, and then go.
     /// Kernel: `ftruncate`.
-    public func truncate(to count: Int) {
-        precondition(count >= 0)
+    public func truncate(to count: Int) { truncate(toBytes: count * Int(pageSize)) }
+
+    /// The same to any number of bytes. Of the page that the end then lies in, what is beyond becomes zero: it can be read
+    /// and written through a mapping, and shows when the object grows again.
+    public func truncate(toBytes bytes: Int) {
+        precondition(bytes >= 0)
+        let count = (bytes + Int(pageSize) - 1) / Int(pageSize)
         let old = pages
-        guard count < old else { return resize(count) }
-        let gone = detach(count..<old, resizeTo: count)
-        mappings.unmap(count..<old, keepAnonymous: false)
+        guard bytes < sizeInBytes else { return resize(count, bytes) }
+        let gone = detach(count..<max(old, count), resizeTo: bytes)
+        mappings.unmap(count..<max(old, count), keepAnonymous: false)
+        clearTail(of: bytes)
         release(gone)
+    }
+
+    /// Makes zero what lies between byte `end` and the end of its page, if the page is there.
+    private func clearTail(of end: Int) {
+        let inside = end % Int(pageSize)
+        guard inside != 0, let page = takeIfPresent(end / Int(pageSize)) else { return }
+        let frame = host.memory.frame(of: page)
+        host.memory.willWrite(frame)
+        let bytes = host.memory.bytes(of: frame)
+        (bytes + inside).initializeMemory(as: UInt8.self, repeating: 0, count: Int(pageSize) - inside)
+        host.memory.put(page)
     }
 
     /// Takes pages away; the next access finds new ones of zeros. Private copies stay.
@@ -164,13 +198,14 @@ public final class MemoryObject: @unchecked Sendable {
         release(gone)
     }
 
-    private func resize(_ count: Int) {
+    private func resize(_ count: Int, _ bytes: Int) {
         indexLock.lock()
         while frames.count < count { frames.append(0) }
+        size = max(size, bytes)
         indexLock.unlock()
     }
 
-    private func detach(_ range: Range<Int>, resizeTo count: Int?) -> [HostFrame] {
+    private func detach(_ range: Range<Int>, resizeTo bytes: Int?) -> [HostFrame] {
         var gone: [HostFrame] = []
         pagesLock.lock()
         indexLock.lock()
@@ -178,7 +213,11 @@ public final class MemoryObject: @unchecked Sendable {
             gone.append(HostFrame(frames[index]))
             frames[index] = 0
         }
-        if let count, count < frames.count { frames.removeSubrange(count...) }
+        if let bytes {
+            size = bytes
+            let count = (bytes + Int(pageSize) - 1) / Int(pageSize)
+            if count < frames.count { frames.removeSubrange(count...) }
+        }
         indexLock.unlock()
         pagesLock.unlock()
         return gone
@@ -189,7 +228,9 @@ public final class MemoryObject: @unchecked Sendable {
     }
 
     /// Reads 8 bytes at an aligned offset in a page. Errors: ENXIO beyond the end, ENOMEM, EHWPOISON. Kernel: `pread`.
+    /// A page that was never written is zero and stays absent.
     public func read(page: Int, offset: Int) throws(Errno) -> UInt64 {
+        if !slow, (0..<pages).contains(page), frame(of: page) == nil { return 0 }
         let (found, word) = try word(page, offset)
         let value = word.loadData()
         host.memory.put(found)

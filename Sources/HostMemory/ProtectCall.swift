@@ -4,20 +4,32 @@ import Synchrony
 
 /// mprotect, and the NUMA hints that change entries the same way.
 extension AddressSpace {
-    /// Kernel: `mprotect`. Errors: EINVAL for a bad range, ENOMEM for a hole (nothing is changed then).
+    /// Kernel: `mprotect`. Errors: EINVAL for a bad range, ENOMEM for a hole; what lies before the hole is changed.
     public func protect(_ range: Range<UserAddress>, _ protection: Protection) throws(Errno) {
         guard Self.isUsable(range) else { throw .EINVAL }
         mmapLock.lockForWrite()
         defer { mmapLock.unlockWrite() }
-        for index in try covering(range) {
-            let vma = vmas[index]
-            if vma.flags.protection == protection { continue }
-            vma.mappings?.lock.lock()
-            vma.flags.protection = protection
-            vma.mappings?.lock.unlock()
-            notifyStart(vma.range)
-            change(vma, vma.range, hint: false)
-            notifyEnd(vma.range)
+        let reached = endOfMapped(range)
+        guard reached > range.lowerBound else { throw .ENOMEM }
+        protect(mapped: range.lowerBound..<reached, protection)
+        if reached < range.upperBound { throw .ENOMEM }
+    }
+
+    private func protect(mapped range: Range<UserAddress>, _ protection: Protection) {
+        changeEach(range) { vma in
+            var flags = vma.flags
+            flags.protection = protection
+            if flags.write {
+                flags.accounted = flags.accounted || !flags.shared
+            } else if case .anonymous = vma.backing, !vma.mayHoldAnonymous {
+                flags.accounted = false
+            }
+            return flags
+        } then: { part in
+            guard let vma = find(part.lowerBound) else { return }
+            notifyStart(part)
+            change(vma, part, hint: false)
+            notifyEnd(part)
         }
     }
 

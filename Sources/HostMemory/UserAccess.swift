@@ -1,6 +1,36 @@
 import Frames
 import Synchrony
 
+/// Why a process's own load or store did not happen.
+public enum UserFault: Error, Equatable, Sendable {
+    /// Kernel: SIGSEGV.
+    case segmentation
+    /// Kernel: SIGBUS: beyond the end of what is mapped, or the driver's answer.
+    case bus
+    /// Kernel: SIGBUS with `BUS_MCEERR_AR`.
+    case poisoned
+    /// Kernel: the OOM killer.
+    case outOfMemory
+
+    init(_ error: FaultError) {
+        switch error {
+        case .segmentation: self = .segmentation
+        case .bus: self = .bus
+        case .poisoned: self = .poisoned
+        case .outOfMemory: self = .outOfMemory
+        }
+    }
+
+    /// What `copy_from_user` and its like make of it.
+    public var errno: Errno {
+        switch self {
+        case .segmentation, .bus: .EFAULT
+        case .poisoned: .EHWPOISON
+        case .outOfMemory: .ENOMEM
+        }
+    }
+}
+
 /// The process's own loads and stores.
 ///
 /// Translation and access happen under the page-table lock: what a processor gets from the primary TLB's flush (an
@@ -9,16 +39,18 @@ extension AddressSpace {
     /// Reads 8 bytes; `address` is 8-byte aligned. Errors: EFAULT (SIGSEGV, SIGBUS, misaligned), EHWPOISON (SIGBUS for
     /// a poisoned page), ENOMEM.
     public func load(_ address: UserAddress) throws(Errno) -> UInt64 {
-        try access(address, store: nil)
+        do throws(UserFault) { return try access(address, store: nil) } catch { throw error.errno }
     }
 
     /// Writes 8 bytes. Errors as `load`.
     public func store(_ address: UserAddress, _ value: UInt64) throws(Errno) {
-        _ = try access(address, store: value)
+        do throws(UserFault) { _ = try access(address, store: value) } catch { throw error.errno }
     }
 
-    private func access(_ address: UserAddress, store value: UInt64?) throws(Errno) -> UInt64 {
-        guard address.value & 7 == 0, address < UserAddress.end else { throw .EFAULT }
+    /// Reads or writes 8 bytes, `address` a multiple of 8, and tells which signal came instead. Returns what was read
+    /// or written.
+    public func access(_ address: UserAddress, store value: UInt64?) throws(UserFault) -> UInt64 {
+        guard address.value & 7 == 0, address < UserAddress.end else { throw .segmentation }
         while true {
             if let result = tryAccess(address, store: value) { return result }
             try fault(address, write: value != nil)
@@ -41,15 +73,15 @@ extension AddressSpace {
     }
 
     /// One fault of the process itself: a signal if it may not. Kernel: `do_user_addr_fault`.
-    private func fault(_ address: UserAddress, write: Bool) throws(Errno) {
+    private func fault(_ address: UserAddress, write: Bool) throws(UserFault) {
         mmapLock.lockForRead()
         guard let vma = find(address), vma.allows(write: write) else {
             mmapLock.unlockRead()
-            throw .EFAULT
+            throw .segmentation
         }
         let outcome = handleFault(vma, address, write ? .write : .read)
         mmapLock.unlockRead()
-        if case .failed(let error) = outcome { throw error.errno }
+        if case .failed(let error) = outcome { throw UserFault(error) }
         outcome.wait()
     }
 }

@@ -1,4 +1,5 @@
 import Frames
+import Synchronization
 
 /// What a mapping allows its process to do. Kernel: `PROT_*`.
 public struct Protection: Sendable, Equatable {
@@ -36,6 +37,8 @@ public struct VMAFlags: Equatable, Sendable {
     public var hugePage = false
     /// Kernel: `VM_NOHUGEPAGE`, by madvise.
     public var noHugePage = false
+    /// Kernel: `VM_ACCOUNT`: private pages of it count against the overcommit limit, since it can be written or once could.
+    public var accounted = false
 
     @inlinable public init() {}
 
@@ -90,6 +93,12 @@ public enum Advice: Sendable {
     case hugePage
     /// Kernel: `MADV_NOHUGEPAGE`.
     case noHugePage
+    /// Kernel: `MADV_POPULATE_READ`.
+    case populateRead
+    /// Kernel: `MADV_POPULATE_WRITE`.
+    case populateWrite
+    /// Kernel: `MADV_REMOVE`.
+    case remove
 }
 
 /// A stretch of an address space with one backing and one set of flags.
@@ -104,6 +113,11 @@ final class VMA: @unchecked Sendable {
     var range: Range<UserAddress>
     var firstPage: Int
     var flags: VMAFlags
+    /// Who may find private pages of this VMA: set for good before one is put in, 0 before. A VMA without needs no copying by
+    /// fork, for the child's own faults fill it as well; two VMAs with different ones never become one. Kernel: `anon_vma`.
+    let anonymous = Atomic<UInt64>(0)
+    /// Whether a fork's parent may find them too. Kernel: an `anon_vma_chain` of more than one link.
+    var hasInheritedAnonymous = false
 
     init(
         _ space: AddressSpace, identity: UInt64, range: Range<UserAddress>, firstPage: Int, flags: VMAFlags,
@@ -116,6 +130,8 @@ final class VMA: @unchecked Sendable {
         self.flags = flags
         self.backing = backing
     }
+
+    var mayHoldAnonymous: Bool { anonymous.load(ordering: .acquiring) != 0 }
 
     var info: VMAInfo { VMAInfo(range: range, flags: flags, identity: identity, firstPage: firstPage) }
 

@@ -24,7 +24,8 @@ extension Answer {
 extension Vocabulary {
     /// The errors that KVM's and Linux's calls give here, by name.
     static let errors: [Errno] = [
-        .EPERM, .ENOENT, .EINTR, .EIO, .ENXIO, .EBADF, .EAGAIN, .ENOMEM, .EFAULT, .EBUSY, .EEXIST, .EINVAL, .ENOSPC,
+        .EPERM, .ENOENT, .EINTR, .EIO, .ENXIO, .EBADF, .EAGAIN, .ENOMEM, .EACCES, .EFAULT, .EBUSY, .EEXIST, .EINVAL,
+        .ENOSPC,
         .EOPNOTSUPP, .EREMOTEIO, .EHWPOISON,
     ]
 

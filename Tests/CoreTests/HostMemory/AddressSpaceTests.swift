@@ -53,7 +53,7 @@ import Testing
         let space = test.space()
         defer { space.exit() }
         try space.mapPages(0, 2)
-        try space.mapPages(2, 2)
+        try space.mapPages(2, 2, .anonymous, .readWriteExecute)
         for page in 0..<4 { try space.store(at(page), 1) }
         let listener = ListeningNotifier(space)
         space.register(listener)
@@ -204,13 +204,15 @@ import Testing
         #expect(try space.load(at(6)) == 14)
     }
 
-    @Test func `protecting a hole changes nothing`() throws {
+    @Test func `protecting changes what lies before a hole`() throws {
         let space = test.space()
         defer { space.exit() }
         try space.mapPages(0, 1)
         try space.mapPages(2, 1)
-        #expect(throws: Errno.ENOMEM) { try space.protect(pages(0..<3), .none) }
         try space.store(at(0), 1)
+        #expect(throws: Errno.ENOMEM) { try space.protect(pages(0..<3), .none) }
+        #expect(throws: Errno.EFAULT) { try space.load(at(0)) }
+        try space.store(at(2), 1)
         #expect(throws: Errno.EFAULT) { try space.load(at(1)) }
     }
 

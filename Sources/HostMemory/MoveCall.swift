@@ -1,0 +1,145 @@
+import Audit
+import Frames
+import Synchrony
+
+/// mremap.
+extension AddressSpace {
+    /// Makes the mapping of `range` `length` bytes long, and moves it to `target` if that is given, where it replaces what is
+    /// there. The entries move with their pages, between the notifier's start and end for the old place.
+    ///
+    /// Without `target` a mapping grows only at its end, into free space. Kernel: `mremap` with `MREMAP_MAYMOVE|MREMAP_FIXED`,
+    /// or without flags. Errors: EINVAL for what is not page-aligned, empty, or a target that overlaps `range`; EFAULT if
+    /// `range` is not in one VMA; ENOMEM where it can't grow, or without memory for tables.
+    public func remap(_ range: Range<UserAddress>, length: UInt64, to target: UserAddress? = nil) throws(Errno) {
+        guard Self.isUsable(range), length > 0, length & (pageSize - 1) == 0 else { throw .EINVAL }
+        mmapLock.lockForWrite()
+        defer { mmapLock.unlockWrite() }
+        if let target {
+            try move(range, length, target)
+        } else {
+            try resize(range, length)
+        }
+    }
+
+    private func resize(_ range: Range<UserAddress>, _ length: UInt64) throws(Errno) {
+        guard let vma = find(range.lowerBound) else { throw .EFAULT }
+        let old = range.upperBound.value - range.lowerBound.value
+        if length == old { return }
+        if length < old { return remove((range.lowerBound + length)..<range.upperBound) }
+        guard range.upperBound <= vma.range.upperBound else { throw .EFAULT }
+        let (end, overflow) = range.lowerBound.value.addingReportingOverflow(length)
+        guard range.upperBound == vma.range.upperBound, !overflow, UserAddress(end) <= UserAddress.end else {
+            throw .ENOMEM
+        }
+        let index = firstIndex(endingAfter: range.lowerBound)
+        if index + 1 < vmas.count, vmas[index + 1].range.lowerBound.value < end { throw .ENOMEM }
+        if case .driver = vma.backing { throw .EFAULT }
+        let list = vma.mappings
+        list?.lock.lock()
+        vma.range = vma.range.lowerBound..<UserAddress(end)
+        list?.lock.unlock()
+        merge(at: index)
+    }
+
+    private func move(_ range: Range<UserAddress>, _ length: UInt64, _ target: UserAddress) throws(Errno) {
+        let (end, overflow) = target.value.addingReportingOverflow(length)
+        guard !overflow, Self.isUsable(target..<UserAddress(end)) else { throw .EINVAL }
+        let place = target..<UserAddress(end)
+        guard Self.overlap(place, range) == nil else { throw .EINVAL }
+        guard let first = find(range.lowerBound) else { throw .EFAULT }
+        if length == range.upperBound.value - range.lowerBound.value { return try moveEach(range, target) }
+        // Only what moves must be in one VMA.
+        guard min(range.lowerBound + length, range.upperBound) <= first.range.upperBound else { throw .EFAULT }
+        remove(place)
+        var source = range
+        if length < range.upperBound.value - range.lowerBound.value {
+            source = range.lowerBound..<(range.lowerBound + length)
+            remove(source.upperBound..<range.upperBound)
+        }
+        if case .driver = first.backing { throw .EFAULT }
+        guard makeTables(from: source, to: target) else { throw .ENOMEM }
+        moveVMA(source, place)
+    }
+
+    /// A move that changes no length takes every VMA of the range, one after the other; what is at the target of a hole
+    /// stays. Kernel: `remap_move`, since Linux 6.17.
+    private func moveEach(_ range: Range<UserAddress>, _ target: UserAddress) throws(Errno) {
+        var address = range.lowerBound
+        while address < range.upperBound {
+            let index = firstIndex(endingAfter: address)
+            guard index < vmas.count, let part = Self.overlap(vmas[index].range, address..<range.upperBound) else {
+                return
+            }
+            if case .driver = vmas[index].backing { throw .EFAULT }
+            let low = target + (part.lowerBound.value - range.lowerBound.value)
+            let place = low..<(low + (part.upperBound.value - part.lowerBound.value))
+            remove(place)
+            guard makeTables(from: part, to: low) else { throw .ENOMEM }
+            moveVMA(part, place)
+            address = part.upperBound
+        }
+    }
+
+    /// Everything that may fail, done first: a table for each entry that will come.
+    private func makeTables(from source: Range<UserAddress>, to target: UserAddress) -> Bool {
+        var fits = true
+        forEachMiddle(in: source) { part, word, table in
+            if HostEntry(word.load()).isLargeLeaf { splitHuge(part.lowerBound, word, table) }
+            var address = target + (part.lowerBound.value - source.lowerBound.value)
+            let end = target + (part.upperBound.value - source.lowerBound.value)
+            while fits, address < end {
+                guard let middle = makeMiddleEntry(address), makeLastEntry(address, in: middle.word).word != nil else {
+                    fits = false
+                    return
+                }
+                address = address.aligned(to: .page2M) + PageLevel.page2M.bytes
+            }
+        }
+        return fits
+    }
+
+    /// The new VMA is listed before the entries move and the old one afterwards no more, both under the list's lock: who
+    /// takes a page away finds its entry in one of them.
+    private func moveVMA(_ source: Range<UserAddress>, _ place: Range<UserAddress>) {
+        splitVMA(at: source.lowerBound)
+        splitVMA(at: source.upperBound)
+        let old = vmas[firstIndex(endingAfter: source.lowerBound)]
+        var firstPage = old.firstPage
+        if case .anonymous = old.backing, !old.mayHoldAnonymous { firstPage = Int(place.lowerBound.page) }
+        let new = VMA(
+            self, identity: newIdentity(), range: place, firstPage: firstPage, flags: old.flags, backing: old.backing)
+        new.inheritAnonymous(from: old)
+        let list = old.mappings
+        notifyStart(source)
+        list?.lock.lock()
+        list?.addLocked(new)
+        moveEntries(source, place.lowerBound)
+        list?.removeLocked(old)
+        list?.lock.unlock()
+        notifyEnd(source)
+        vmas.remove(at: firstIndex(endingAfter: source.lowerBound))
+        let index = firstIndex(endingAfter: place.lowerBound)
+        vmas.insert(new, at: index)
+        merge(at: index)
+    }
+
+    /// Kernel: `move_page_tables`.
+    private func moveEntries(_ source: Range<UserAddress>, _ target: UserAddress) {
+        forEachMiddle(in: source) { part, middle, _ in
+            let table = HostEntry(middle.load())
+            guard table.isPresent, !table.isLargeLeaf else { return }
+            pageTableLock.lock()
+            defer { pageTableLock.unlock() }
+            for page in part.lowerBound.page..<part.upperBound.page {
+                let word = memory.entry(Int(page & 511), of: table.frame)
+                guard word.peek() != 0 else { continue }
+                let entry = HostEntry(word.exchange(0))
+                memory.record(
+                    Event(.hostEntryCleared, frame: entry.frame, guest: page, level: 1, value: entry.bits))
+                let address = target + (page - source.lowerBound.page) * pageSize
+                guard let new = leaf(address) else { preconditionFailure("the tables were made before") }
+                setLeaf(new.word, entry, address)
+            }
+        }
+    }
+}

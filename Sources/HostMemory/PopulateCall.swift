@@ -1,0 +1,66 @@
+import Frames
+import Synchrony
+
+/// The advices that make pages and take them out of their object.
+extension AddressSpace {
+    /// Faults in each page of `range` as a read or a write would, from low to high, and ends at the first that can't be.
+    /// Kernel: `madvise_populate`. Errors: ENOMEM for a hole and without memory; EINVAL where the mapping does not allow the
+    /// access, and for PFN maps; EFAULT where an access would get SIGBUS; EHWPOISON.
+    func populate(_ range: Range<UserAddress>, write: Bool) throws(Errno) {
+        var address = range.lowerBound
+        while address < range.upperBound {
+            mmapLock.lockForRead()
+            guard let vma = find(address) else {
+                mmapLock.unlockRead()
+                throw .ENOMEM
+            }
+            // Not what an access asks: a mapping that may only be written is not for reading here.
+            guard !vma.flags.pfnMap, !vma.flags.io, write ? vma.flags.write : vma.flags.read else {
+                mmapLock.unlockRead()
+                throw .EINVAL
+            }
+            if let leaf = leaf(address), leaf.entry.isPresent, !write || leaf.entry.isWritable {
+                mmapLock.unlockRead()
+                address = address + pageSize
+                continue
+            }
+            let outcome = handleFault(vma, address, write ? .write : .read)
+            mmapLock.unlockRead()
+            if case .failed(let error) = outcome { throw error.errno }
+            outcome.wait()
+        }
+    }
+
+    /// Takes the pages that `range` shows out of their objects, for everybody. Kernel: `madvise_remove`. Errors, at the first
+    /// VMA that is none: EINVAL for private anonymous memory and drivers' mappings, EACCES for a private mapping of an object;
+    /// ENOMEM for a hole, after the rest was done.
+    func removePages(_ range: Range<UserAddress>) throws(Errno) {
+        let hole = try forEachObjectPart(range) { object, pages in object.punchHole(pages) }
+        if hole { throw .ENOMEM }
+    }
+
+    /// Whether there was a hole. The lock is dropped around each call: it comes after the object's.
+    private func forEachObjectPart(
+        _ range: Range<UserAddress>, _ body: (MemoryObject, Range<Int>) -> Void
+    ) throws(Errno) -> Bool {
+        var address = range.lowerBound
+        var hole = false
+        while address < range.upperBound {
+            mmapLock.lockForRead()
+            let index = firstIndex(endingAfter: address)
+            guard index < vmas.count, let part = Self.overlap(vmas[index].range, address..<range.upperBound) else {
+                mmapLock.unlockRead()
+                return true
+            }
+            if part.lowerBound > address { hole = true }
+            let vma = vmas[index]
+            let (backing, shared, first) = (vma.backing, vma.flags.shared, vma.backingPage(of: part.lowerBound))
+            mmapLock.unlockRead()
+            guard case .object(let object, _, _) = backing else { throw .EINVAL }
+            guard shared else { throw .EACCES }
+            body(object, first..<first + Int(part.upperBound.page - part.lowerBound.page))
+            address = part.upperBound
+        }
+        return hole
+    }
+}
