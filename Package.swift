@@ -60,12 +60,18 @@ let package = Package(
         .target(
             name: "Report", dependencies: ["Scenario", "TraceAudit", "Machine", "Laboratory", "Explorer"],
             swiftSettings: strict),
+        // The host model beside this machine's kernel.
+        .target(name: "CHostProcess"),
+        .target(
+            name: "HostConformance", dependencies: ["CHostProcess", "Frames", "HostMemory", "Machine", "Audit"],
+            swiftSettings: strict),
         .target(name: "CBenchmarkLimits"),
         .target(name: "Benchmarks", dependencies: ["Machine", "Report", "CBenchmarkLimits"], swiftSettings: strict),
         .executableTarget(
             name: "faultline",
             dependencies: [
                 "Scenario", "TraceAudit", "Report", "Benchmarks", "Machine", "Explorer", "Laboratory",
+                "HostConformance",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ], swiftSettings: strict),
 
@@ -82,6 +88,7 @@ let package = Package(
                 "Explorer", "Laboratory", "Scenario", "Machine", "Audit", "Frames", "CSchedule", "Synchrony",
             ],
             swiftSettings: strict),
+        .testTarget(name: "HostConformanceTests", dependencies: ["HostConformance"], swiftSettings: strict),
         // Compiles the programs in `Snippets` itself, against the modules that this target makes SwiftPM build.
         .testTarget(
             name: "TypeRuleTests",

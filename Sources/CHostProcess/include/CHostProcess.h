@@ -1,0 +1,74 @@
+// Real processes of this machine's kernel that do what they are told: the other side of HostConformance. Linux only.
+//
+// A keeper process, forked once, forks a first process for each sequence; processes fork others. Each has a channel in
+// shared memory. What a process does wrong it survives: SIGSEGV and SIGBUS are caught and reported.
+#pragma once
+#include <stdint.h>
+
+enum {
+    fl_host_processes = 4,
+    fl_host_files = 3,
+    /// The window of addresses in which everything happens, the same in each process.
+    fl_host_pages = 64,
+};
+#define FL_HOST_BASE 0x100000000000ull
+
+enum {
+    fl_host_map = 1,
+    fl_host_unmap,
+    fl_host_protect,
+    fl_host_advise,
+    fl_host_load,
+    fl_host_store,
+    fl_host_fork,
+    fl_host_remap,
+};
+
+typedef struct fl_host_call {
+    uint32_t operation;
+    /// -1: none.
+    int32_t file;
+    uint64_t address;
+    uint64_t length;
+    /// map, protect: PROT_*; advise: the advice; load and store: bytes, 1 to 8; fork: the child's number.
+    uint64_t argument;
+    /// map: MAP_* but for MAP_FIXED_NOREPLACE; store: the value; remap: the new length.
+    uint64_t value;
+    /// map: the offset in the file, in bytes; remap: the new address, 0 for none.
+    uint64_t offset;
+} fl_host_call;
+
+typedef struct fl_host_answer {
+    /// 0, or an errno.
+    int32_t error;
+    /// SIGSEGV, SIGBUS, or 0.
+    int32_t signal;
+    uint64_t value;
+} fl_host_answer;
+
+typedef struct fl_host fl_host;
+
+/// Starts the keeper. Null, and errno, if it can't.
+fl_host *fl_host_start(void);
+void fl_host_stop(fl_host *host);
+
+/// Ends all processes of the last sequence, makes the files empty, and starts process 0. 0, or an errno.
+int fl_host_begin(fl_host *host);
+/// Lets `process` do `call`. 0, or an errno of the harness: ESRCH when it is gone, ETIMEDOUT when it says nothing.
+int fl_host_do(fl_host *host, int process, const fl_host_call *call, fl_host_answer *answer);
+/// Ends one process.
+void fl_host_end(fl_host *host, int process);
+
+/// The pagemap entries of the window. 0, or an errno.
+int fl_host_pagemap(fl_host *host, int process, uint64_t entries[fl_host_pages]);
+/// For each page of the window PROT_* bits, 8 if it is shared, and 128 if it is mapped at all. 0, or an errno.
+int fl_host_rights(fl_host *host, int process, uint8_t rights[fl_host_pages]);
+
+/// The descriptor of file `number`, shared by all.
+int fl_host_file(fl_host *host, int number);
+/// 0, or an errno.
+int fl_host_truncate(fl_host *host, int number, uint64_t bytes);
+int fl_host_punch(fl_host *host, int number, uint64_t offset, uint64_t length);
+/// Reads or writes up to 8 bytes; returns how many, or minus an errno.
+int fl_host_read_file(fl_host *host, int number, uint64_t offset, int bytes, uint64_t *value);
+int fl_host_write_file(fl_host *host, int number, uint64_t offset, int bytes, uint64_t value);

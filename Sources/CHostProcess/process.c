@@ -1,0 +1,349 @@
+#define _GNU_SOURCE
+#include "CHostProcess.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <linux/futex.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { idle, asked, answered };
+
+typedef struct channel {
+    _Atomic int state;
+    _Atomic int pid;  ///< of a process that serves it; 0: none
+    fl_host_call call;
+    fl_host_answer answer;
+} channel;
+
+typedef struct shared {
+    channel keeper;
+    channel processes[fl_host_processes];
+} shared;
+
+struct fl_host {
+    shared *shared;
+    pid_t keeper;
+    int files[fl_host_files];
+    int pagemaps[fl_host_processes];
+};
+
+static int futex(_Atomic int *word, int operation, int value, const struct timespec *timeout) {
+    return (int)syscall(SYS_futex, word, operation, value, timeout, 0, 0);
+}
+
+static void set_state(channel *c, int state) {
+    atomic_store(&c->state, state);
+    futex(&c->state, FUTEX_WAKE, 1, 0);
+}
+
+/// Waits until the state is `wanted`. 0, or ETIMEDOUT after `seconds` (0: never) or a little more.
+static int await_state(channel *c, int wanted, int seconds) {
+    for (int i = 0; i < 2000; i++) {
+        if (atomic_load(&c->state) == wanted) return 0;
+        __asm__ volatile("" ::: "memory");
+    }
+    struct timespec start, now, slice = {.tv_sec = 0, .tv_nsec = 100000000};
+    clock_gettime(CLOCK_MONOTONIC, &start);
+    for (;;) {
+        int seen = atomic_load(&c->state);
+        if (seen == wanted) return 0;
+        futex(&c->state, FUTEX_WAIT, seen, &slice);
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        if (seconds && now.tv_sec - start.tv_sec > seconds) return ETIMEDOUT;
+    }
+}
+
+// MARK: In the processes
+
+static sigjmp_buf after_the_signal;
+static volatile sig_atomic_t expecting;
+
+static void caught(int signal) {
+    if (!expecting) _exit(3);
+    expecting = 0;
+    siglongjmp(after_the_signal, signal);
+}
+
+static void catch_signals(void) {
+    static char stack[64 * 1024];
+    stack_t alternate = {.ss_sp = stack, .ss_size = sizeof stack};
+    sigaltstack(&alternate, 0);
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = caught;
+    action.sa_flags = SA_ONSTACK | SA_NODEFER;
+    sigaction(SIGSEGV, &action, 0);
+    sigaction(SIGBUS, &action, 0);
+    signal(SIGCHLD, SIG_IGN);
+}
+
+static uint64_t load_bytes(uint64_t address, uint64_t bytes) {
+    switch (bytes) {
+    case 1: return *(volatile uint8_t *)address;
+    case 2: return *(volatile uint16_t *)address;
+    case 4: return *(volatile uint32_t *)address;
+    default: return *(volatile uint64_t *)address;
+    }
+}
+
+static void store_bytes(uint64_t address, uint64_t bytes, uint64_t value) {
+    switch (bytes) {
+    case 1: *(volatile uint8_t *)address = (uint8_t)value; break;
+    case 2: *(volatile uint16_t *)address = (uint16_t)value; break;
+    case 4: *(volatile uint32_t *)address = (uint32_t)value; break;
+    default: *(volatile uint64_t *)address = value;
+    }
+}
+
+static void access_memory(const fl_host_call *call, fl_host_answer *answer) {
+    int signal = sigsetjmp(after_the_signal, 0);
+    if (signal) {
+        answer->signal = signal;
+        return;
+    }
+    expecting = 1;
+    if (call->operation == fl_host_load)
+        answer->value = load_bytes(call->address, call->argument);
+    else
+        store_bytes(call->address, call->argument, call->value);
+    expecting = 0;
+}
+
+static void serve(shared *all, int number, const int *files);
+
+static void fork_process(shared *all, int child, const int *files, fl_host_answer *answer) {
+    channel *c = &all->processes[child];
+    atomic_store(&c->state, idle);
+    pid_t pid = fork();
+    if (pid < 0) {
+        answer->error = errno;
+    } else if (pid == 0) {
+        serve(all, child, files);
+    } else {
+        atomic_store(&c->pid, pid);
+        answer->value = (uint64_t)pid;
+    }
+}
+
+static void perform(shared *all, const int *files, const fl_host_call *call, fl_host_answer *answer) {
+    void *address = (void *)call->address, *result;
+    memset(answer, 0, sizeof *answer);
+    switch (call->operation) {
+    case fl_host_map:
+        result = mmap(
+            address, call->length, (int)call->argument, (int)call->value | MAP_FIXED_NOREPLACE,
+            call->file < 0 ? -1 : files[call->file], (off_t)call->offset);
+        if (result == MAP_FAILED) answer->error = errno;
+        return;
+    case fl_host_unmap:
+        if (munmap(address, call->length)) answer->error = errno;
+        return;
+    case fl_host_protect:
+        if (mprotect(address, call->length, (int)call->argument)) answer->error = errno;
+        return;
+    case fl_host_advise:
+        if (madvise(address, call->length, (int)call->argument)) answer->error = errno;
+        return;
+    case fl_host_remap:
+        result = mremap(
+            address, call->length, call->value, call->offset ? MREMAP_MAYMOVE | MREMAP_FIXED : 0, (void *)call->offset);
+        if (result == MAP_FAILED) answer->error = errno;
+        return;
+    case fl_host_load:
+    case fl_host_store: access_memory(call, answer); return;
+    case fl_host_fork: fork_process(all, (int)call->argument, files, answer); return;
+    }
+    answer->error = ENOSYS;
+}
+
+/// Never returns.
+static void serve(shared *all, int number, const int *files) {
+    catch_signals();
+    channel *c = &all->processes[number];
+    for (;;) {
+        // Not by PR_SET_PDEATHSIG: a process may outlive the one that forked it.
+        while (await_state(c, asked, 1))
+            if (kill(atomic_load(&all->keeper.pid), 0)) _exit(0);
+        perform(all, files, &c->call, &c->answer);
+        set_state(c, answered);
+    }
+}
+
+static void end_all(shared *all) {
+    for (int i = 0; i < fl_host_processes; i++) {
+        int pid = atomic_exchange(&all->processes[i].pid, 0);
+        if (pid > 0) kill(pid, SIGKILL);
+    }
+}
+
+/// The keeper: small, so that what it forks is made fast. Never returns.
+static void keep(shared *all, const int *files) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    // Huge pages come by request only.
+    prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+    // Whoever loses its parent becomes this one's child, so that nobody is left over.
+    prctl(PR_SET_CHILD_SUBREAPER, 1);
+    // And what ends is gone at once, its memory before it.
+    signal(SIGCHLD, SIG_IGN);
+    channel *c = &all->keeper;
+    for (;;) {
+        await_state(c, asked, 0);
+        end_all(all);
+        while (waitpid(-1, 0, 0) > 0) {}
+        memset(&c->answer, 0, sizeof c->answer);
+        fork_process(all, 0, files, &c->answer);
+        set_state(c, answered);
+    }
+}
+
+// MARK: In the process that asks
+
+fl_host *fl_host_start(void) {
+    fl_host *host = calloc(1, sizeof *host);
+    if (!host) return 0;
+    for (int i = 0; i < fl_host_processes; i++) host->pagemaps[i] = -1;
+    host->shared = mmap(0, sizeof *host->shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (host->shared == MAP_FAILED) {
+        free(host);
+        return 0;
+    }
+    for (int i = 0; i < fl_host_files; i++) {
+        host->files[i] = memfd_create("faultline", MFD_CLOEXEC);
+        if (host->files[i] < 0) return 0;
+    }
+    host->keeper = fork();
+    if (host->keeper < 0) return 0;
+    if (host->keeper == 0) {
+        atomic_store(&host->shared->keeper.pid, getpid());
+        keep(host->shared, host->files);
+    }
+    return host;
+}
+
+static void forget(fl_host *host, int process) {
+    if (host->pagemaps[process] >= 0) close(host->pagemaps[process]);
+    host->pagemaps[process] = -1;
+}
+
+void fl_host_stop(fl_host *host) {
+    for (int i = 0; i < fl_host_processes; i++) forget(host, i);
+    end_all(host->shared);
+    kill(host->keeper, SIGKILL);
+    waitpid(host->keeper, 0, 0);
+    for (int i = 0; i < fl_host_files; i++) close(host->files[i]);
+    munmap(host->shared, sizeof *host->shared);
+    free(host);
+}
+
+static int converse(fl_host *host, channel *c) {
+    set_state(c, asked);
+    int failed = await_state(c, answered, 20);
+    (void)host;
+    if (failed) return failed;
+    atomic_store(&c->state, idle);
+    return 0;
+}
+
+int fl_host_begin(fl_host *host) {
+    for (int i = 0; i < fl_host_processes; i++) forget(host, i);
+    for (int i = 0; i < fl_host_files; i++)
+        if (ftruncate(host->files[i], 0)) return errno;
+    int failed = converse(host, &host->shared->keeper);
+    return failed ? failed : host->shared->keeper.answer.error;
+}
+
+int fl_host_do(fl_host *host, int process, const fl_host_call *call, fl_host_answer *answer) {
+    channel *c = &host->shared->processes[process];
+    if (atomic_load(&c->pid) <= 0) return ESRCH;
+    c->call = *call;
+    int failed = converse(host, c);
+    if (failed) return failed;
+    *answer = c->answer;
+    return 0;
+}
+
+void fl_host_end(fl_host *host, int process) {
+    forget(host, process);
+    int pid = atomic_exchange(&host->shared->processes[process].pid, 0);
+    if (pid <= 0) return;
+    kill(pid, SIGKILL);
+    // Nobody waits for it, so it is gone when its memory is.
+    struct timespec pause = {.tv_nsec = 20000};
+    while (kill(pid, 0) == 0) nanosleep(&pause, 0);
+}
+
+int fl_host_pagemap(fl_host *host, int process, uint64_t entries[fl_host_pages]) {
+    int pid = atomic_load(&host->shared->processes[process].pid);
+    if (pid <= 0) return ESRCH;
+    if (host->pagemaps[process] < 0) {
+        char path[64];
+        snprintf(path, sizeof path, "/proc/%d/pagemap", pid);
+        host->pagemaps[process] = open(path, O_RDONLY | O_CLOEXEC);
+        if (host->pagemaps[process] < 0) return errno;
+    }
+    size_t wanted = fl_host_pages * sizeof *entries;
+    ssize_t got = pread(host->pagemaps[process], entries, wanted, (off_t)(FL_HOST_BASE / 4096 * 8));
+    if (got < 0) return errno;
+    return (size_t)got == wanted ? 0 : EIO;
+}
+
+int fl_host_rights(fl_host *host, int process, uint8_t rights[fl_host_pages]) {
+    int pid = atomic_load(&host->shared->processes[process].pid);
+    if (pid <= 0) return ESRCH;
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/maps", pid);
+    FILE *file = fopen(path, "re");
+    if (!file) return errno;
+    memset(rights, 0, fl_host_pages);
+    char line[512];
+    while (fgets(line, sizeof line, file)) {
+        uint64_t low, high;
+        char letters[5];
+        if (sscanf(line, "%lx-%lx %4s", &low, &high, letters) != 3) continue;
+        if (high <= FL_HOST_BASE || low >= FL_HOST_BASE + fl_host_pages * 4096ull) continue;
+        uint8_t bits = 128;
+        if (letters[0] == 'r') bits |= 1;
+        if (letters[1] == 'w') bits |= 2;
+        if (letters[2] == 'x') bits |= 4;
+        if (letters[3] == 's') bits |= 8;
+        for (uint64_t address = low; address < high; address += 4096)
+            if (address >= FL_HOST_BASE && address < FL_HOST_BASE + fl_host_pages * 4096ull)
+                rights[(address - FL_HOST_BASE) / 4096] = bits;
+    }
+    fclose(file);
+    return 0;
+}
+
+int fl_host_file(fl_host *host, int number) { return host->files[number]; }
+
+int fl_host_truncate(fl_host *host, int number, uint64_t bytes) {
+    return ftruncate(host->files[number], (off_t)bytes) ? errno : 0;
+}
+
+int fl_host_punch(fl_host *host, int number, uint64_t offset, uint64_t length) {
+    int mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+    return fallocate(host->files[number], mode, (off_t)offset, (off_t)length) ? errno : 0;
+}
+
+int fl_host_read_file(fl_host *host, int number, uint64_t offset, int bytes, uint64_t *value) {
+    *value = 0;
+    ssize_t got = pread(host->files[number], value, (size_t)bytes, (off_t)offset);
+    return got < 0 ? -errno : (int)got;
+}
+
+int fl_host_write_file(fl_host *host, int number, uint64_t offset, int bytes, uint64_t value) {
+    ssize_t done = pwrite(host->files[number], &value, (size_t)bytes, (off_t)offset);
+    return done < 0 ? -errno : (int)done;
+}

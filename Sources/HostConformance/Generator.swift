@@ -1,0 +1,148 @@
+import Frames
+import HostMemory
+
+/// Sebastiano Vigna's SplitMix64, public domain.
+struct SplitMix: RandomNumberGenerator {
+    var state: UInt64
+    mutating func next() -> UInt64 {
+        state &+= 0x9e37_79b9_7f4a_7c15
+        var z = state
+        z = (z ^ z >> 30) &* 0xbf58_476d_1ce4_e5b9
+        z = (z ^ z >> 27) &* 0x94d0_49bb_1331_11eb
+        return z ^ z >> 31
+    }
+}
+
+/// Draws calls. It follows what is mapped where, so that most calls go where something is; enough go where nothing is.
+struct Generator {
+    private var random: SplitMix
+    private(set) var running: [Bool]
+    /// For each process and page.
+    private var mapped: [[Bool]]
+    private var value: UInt64 = 0
+
+    init(seed: UInt64) {
+        random = SplitMix(state: seed)
+        let others = ModelHost.mostProcesses - 1
+        running = [true] + Array(repeating: false, count: others)
+        mapped = Array(
+            repeating: Array(repeating: false, count: ModelHost.windowPages), count: ModelHost.mostProcesses)
+    }
+
+    private mutating func below(_ bound: Int) -> Int { Int.random(in: 0..<bound, using: &random) }
+    private mutating func chance(_ of: Int) -> Bool { below(of) == 0 }
+    private mutating func pick<T>(_ list: [T]) -> T { list[below(list.count)] }
+
+    private mutating func process() -> Int { pick(running.indices.filter { running[$0] }) }
+
+    /// One that is mapped, but for one in `of` times.
+    private mutating func page(_ process: Int, anyOnceIn of: Int) -> Int {
+        let there = mapped[process].indices.filter { mapped[process][$0] }
+        return there.isEmpty || chance(of) ? below(ModelHost.windowPages) : pick(there)
+    }
+
+    private mutating func pages(_ process: Int) -> Range<Int> {
+        let first = max(0, page(process, anyOnceIn: 8) - (chance(3) ? below(4) : 0))
+        return first..<min(first + count(), ModelHost.windowPages)
+    }
+
+    private mutating func count() -> Int { pick([1, 1, 1, 2, 2, 3, 4, 8, 20]) }
+
+    private mutating func protection() -> Protection {
+        pick([
+            .readWrite, .readWrite, .readWrite, .readWrite, .read, .read, .none, Protection(write: true), .readExecute,
+        ])
+    }
+
+    private mutating func kind() -> MappedKind {
+        switch below(8) {
+        case 0...2: .anonymous
+        case 3: .anonymousShared
+        case 4, 5: .file(below(ModelHost.mostFiles), firstPage: below(12), shared: true)
+        default: .file(below(ModelHost.mostFiles), firstPage: below(12), shared: false)
+        }
+    }
+
+    /// Words at the ends of the page and in it.
+    private mutating func word() -> Int { pick([0, 0, 1, 77, 511]) }
+
+    private mutating func newValue() -> UInt64 {
+        value += 1
+        return value
+    }
+
+    mutating func next() -> HostCall {
+        let process = process()
+        switch below(100) {
+        case 0..<14: return map(process)
+        case 14..<18:
+            let pages = pages(process)
+            for page in pages { mapped[process][page] = false }
+            return .unmap(process: process, pages: pages)
+        case 18..<28: return .protect(process: process, pages: pages(process), protection())
+        case 28..<30: return remap(process)
+        case 30..<35: return .advise(process: process, pages: pages(process), pick(HostAdvice.allCases))
+        case 35..<55: return .load(process: process, page: page(process, anyOnceIn: 20), word: word())
+        case 55..<80: return .store(process: process, page: page(process, anyOnceIn: 20), word: word(), newValue())
+        case 80..<85: return fork(process) ?? next()
+        case 85..<87: return end(process) ?? next()
+        default: return fileCall()
+        }
+    }
+
+    /// Where there is room, but for a few.
+    private mutating func map(_ process: Int) -> HostCall {
+        var pages = pages(process)
+        for _ in 0..<10 where !chance(5) {
+            let first = below(ModelHost.windowPages)
+            pages = first..<min(first + count(), ModelHost.windowPages)
+            if !pages.contains(where: { mapped[process][$0] }) { break }
+        }
+        if !pages.contains(where: { mapped[process][$0] }) {
+            for page in pages { mapped[process][page] = true }
+        }
+        return .map(process: process, pages: pages, kind(), protection())
+    }
+
+    private mutating func remap(_ process: Int) -> HostCall {
+        let pages = pages(process)
+        let room = ModelHost.windowPages - pages.lowerBound
+        let count = chance(2) ? pages.count : max(1, min(room, pages.count + below(7) - 3))
+        guard chance(2) else {
+            for page in pages.lowerBound..<pages.lowerBound + count where count > pages.count {
+                mapped[process][page] = true
+            }
+            return .remap(process: process, pages: pages, count: count, to: nil)
+        }
+        let target = below(ModelHost.windowPages - count + 1)
+        for page in 0..<count { mapped[process][target + page] = true }
+        return .remap(process: process, pages: pages, count: count, to: target)
+    }
+
+    private mutating func fileCall() -> HostCall {
+        let file = below(ModelHost.mostFiles)
+        switch below(12) {
+        case 0..<5:
+            let inside = chance(2) ? 0 : pick([1, 8, 77 * 8, 77 * 8 + 3, 4088, 4095])
+            return .truncate(file: file, bytes: below(16) * Int(pageSize) + inside)
+        case 5, 6:
+            let first = below(14)
+            return .punchHole(file: file, pages: first..<first + 1 + below(6))
+        case 7, 8: return .readFile(file: file, page: below(16), word: word())
+        default: return .writeFile(file: file, page: below(16), word: word(), newValue())
+        }
+    }
+
+    private mutating func fork(_ parent: Int) -> HostCall? {
+        guard let child = running.firstIndex(of: false) else { return nil }
+        running[child] = true
+        mapped[child] = mapped[parent]
+        return .fork(process: parent, child: child)
+    }
+
+    private mutating func end(_ process: Int) -> HostCall? {
+        guard running.filter({ $0 }).count > 1 else { return nil }
+        running[process] = false
+        return .end(process: process)
+    }
+}

@@ -1,0 +1,135 @@
+import Frames
+import HostMemory
+import Machine
+
+/// The same processes on the model.
+final class ModelHost {
+    static let base = UserAddress(0x1000_0000_0000)
+    static let windowPages = 64
+    static let mostProcesses = 4
+    static let mostFiles = 3
+    /// Frames of RAM: four processes' windows, as many private copies, files, tables.
+    static let ramFrames = 2048
+
+    private let arena: MappedArena
+    private let host: Host
+    private var processes: [AddressSpace?] = []
+    private var files: [MemoryObject] = []
+    private var freeAtStart = 0
+
+    /// Nil: no room.
+    init?() {
+        guard let arena = MappedArena(size: Self.ramFrames * Int(pageSize)) else { return nil }
+        self.arena = arena
+        let memory = PhysicalMemory(arena: arena.base, ramFrames: Self.ramFrames, arenaIsZero: true)
+        host = Host(memory: memory, transparentHugePages: false, faultAroundPages: MachineSettings.faultAroundPages)
+        begin()
+    }
+
+    /// Ends everything. Returns the frames that are still in use, and should not be.
+    @discardableResult func end() -> Int {
+        for process in processes { process?.exit() }
+        processes = []
+        files = []
+        return freeAtStart - host.memory.freeFrames
+    }
+
+    func begin() {
+        end()
+        freeAtStart = host.memory.freeFrames
+        processes = [AddressSpace(host: host)] + Array(repeating: nil, count: Self.mostProcesses - 1)
+        files = (0..<Self.mostFiles).map { _ in MemoryObject(host: host, pages: 0) }
+    }
+
+    private func address(_ page: Int) -> UserAddress { Self.base + UInt64(page) * pageSize }
+    private func range(_ pages: Range<Int>) -> Range<UserAddress> {
+        address(pages.lowerBound)..<address(pages.upperBound)
+    }
+
+    private func space(_ process: Int) -> AddressSpace {
+        guard let space = processes[process] else { preconditionFailure("process \(process) is not running") }
+        return space
+    }
+
+    func perform(_ call: HostCall) -> HostAnswer {
+        do throws(Errno) { return try tryPerform(call) } catch { return .error(error) }
+    }
+
+    private func tryPerform(_ call: HostCall) throws(Errno) -> HostAnswer {
+        switch call {
+        case .map(let process, let pages, let kind, let protection):
+            let backing: Backing =
+                switch kind {
+                case .anonymous: .anonymous
+                case .anonymousShared: .anonymousShared
+                case .file(let file, let first, let shared): .object(files[file], firstPage: first, shared: shared)
+                }
+            try space(process).map(
+                at: address(pages.lowerBound), length: UInt64(pages.count) * pageSize, protection: protection,
+                backing: backing)
+        case .unmap(let process, let pages): try space(process).unmap(range(pages))
+        case .protect(let process, let pages, let protection):
+            try space(process).protect(range(pages), protection)
+        case .advise(let process, let pages, let advice):
+            let modelled: Advice =
+                switch advice {
+                case .dontNeed: .dontNeed
+                case .noHugePage: .noHugePage
+                case .populateRead: .populateRead
+                case .populateWrite: .populateWrite
+                case .remove: .remove
+                }
+            try space(process).advise(range(pages), modelled)
+        case .remap(let process, let pages, let count, let target):
+            try space(process).remap(range(pages), length: UInt64(count) * pageSize, to: target.map(address))
+        case .load(let process, let page, let word): return access(process, page, word, nil)
+        case .store(let process, let page, let word, let value): return access(process, page, word, value)
+        case .fork(let process, let child): processes[child] = try space(process).fork()
+        case .end(let process):
+            space(process).exit()
+            processes[process] = nil
+        case .truncate(let file, let bytes): files[file].truncate(toBytes: bytes)
+        case .punchHole(let file, let pages): files[file].punchHole(pages)
+        case .readFile(let file, let page, let word):
+            let readable = min(8, files[file].sizeInBytes - (page * Int(pageSize) + word * 8))
+            guard readable == 8 else { return .short(max(0, readable)) }
+            return .value(try files[file].read(page: page, offset: word * 8))
+        case .writeFile(let file, let page, let word, let value):
+            let end = page * Int(pageSize) + word * 8 + 8
+            if end > files[file].sizeInBytes { files[file].truncate(toBytes: end) }
+            try files[file].write(page: page, offset: word * 8, value)
+            return .value(value)
+        }
+        return .done
+    }
+
+    private func access(_ process: Int, _ page: Int, _ word: Int, _ value: UInt64?) -> HostAnswer {
+        do throws(UserFault) {
+            return .value(try space(process).access(address(page) + UInt64(word * 8), store: value))
+        } catch {
+            switch error {
+            case .segmentation: return .segmentationFault
+            case .bus, .poisoned: return .busError
+            case .outOfMemory: return .error(.ENOMEM)
+            }
+        }
+    }
+
+    func look(_ process: Int) -> [PageView] {
+        let space = space(process)
+        return (0..<Self.windowPages).map { page in
+            var view = PageView()
+            space.mmapLock.lockForRead()
+            if let vma = space.vmaLookup(address(page)) {
+                view.rights = vma.flags.protection
+                view.isShared = vma.flags.shared
+            }
+            space.mmapLock.unlockRead()
+            let state = space.pageMapEntry(address(page))
+            view.isPresent = state.isPresent
+            view.isFile = state.isFile
+            view.isExclusive = state.isExclusive
+            return view
+        }
+    }
+}

@@ -1,0 +1,164 @@
+#if os(Linux)
+    import CHostProcess
+    import Frames
+    import Glibc
+    import HostMemory
+
+    /// Processes of the kernel that runs this.
+    final class RealHost {
+        private let host: OpaquePointer
+        /// The harness failed: nothing more can be said.
+        struct Broken: Error { let reason: String }
+
+        /// Nil, if no process can be started.
+        init?() {
+            guard let host = fl_host_start() else { return nil }
+            self.host = host
+        }
+
+        deinit { fl_host_stop(host) }
+
+        func begin() throws(Broken) {
+            let failed = fl_host_begin(host)
+            if failed != 0 { throw Broken(reason: "no first process: errno \(failed)") }
+        }
+
+        private static func address(_ page: Int) -> UInt64 { FL_HOST_BASE + UInt64(page) * pageSize }
+
+        func perform(_ call: HostCall) throws(Broken) -> HostAnswer {
+            switch call {
+            case .map(let process, let pages, let kind, let protection):
+                var request = request(fl_host_map, pages)
+                request.argument = bits(protection)
+                switch kind {
+                case .anonymous: request.value = UInt64(MAP_PRIVATE | MAP_ANONYMOUS)
+                case .anonymousShared: request.value = UInt64(MAP_SHARED | MAP_ANONYMOUS)
+                case .file(let file, let first, let shared):
+                    request.value = UInt64(shared ? MAP_SHARED : MAP_PRIVATE)
+                    request.file = Int32(file)
+                    request.offset = UInt64(first) * pageSize
+                }
+                return try ask(process, request)
+            case .unmap(let process, let pages): return try ask(process, request(fl_host_unmap, pages))
+            case .protect(let process, let pages, let protection):
+                var request = request(fl_host_protect, pages)
+                request.argument = bits(protection)
+                return try ask(process, request)
+            case .advise(let process, let pages, let advice):
+                var request = request(fl_host_advise, pages)
+                // The numbers of the interface: the C library's header is older than some.
+                request.argument =
+                    switch advice {
+                    case .dontNeed: 4
+                    case .noHugePage: 15
+                    case .populateRead: 22
+                    case .populateWrite: 23
+                    case .remove: 9
+                    }
+                return try ask(process, request)
+            case .remap(let process, let pages, let count, let target):
+                var request = request(fl_host_remap, pages)
+                request.value = UInt64(count) * pageSize
+                request.offset = target.map(Self.address) ?? 0
+                return try ask(process, request)
+            case .load(let process, let page, let word): return try access(process, page, word, nil)
+            case .store(let process, let page, let word, let value): return try access(process, page, word, value)
+            case .fork(let process, let child):
+                var request = fl_host_call()
+                request.operation = UInt32(fl_host_fork)
+                request.argument = UInt64(child)
+                let answer = try ask(process, request)
+                if case .value = answer { return .done }
+                return answer
+            case .end(let process):
+                fl_host_end(host, Int32(process))
+                return .done
+            case .truncate(let file, let bytes):
+                return Self.answer(fl_host_truncate(host, Int32(file), UInt64(bytes)))
+            case .punchHole(let file, let pages):
+                return Self.answer(
+                    fl_host_punch(
+                        host, Int32(file), UInt64(pages.lowerBound) * pageSize, UInt64(pages.count) * pageSize))
+            case .readFile(let file, let page, let word):
+                var value: UInt64 = 0
+                let got = fl_host_read_file(host, Int32(file), UInt64(page) * pageSize + UInt64(word * 8), 8, &value)
+                return Self.transferred(got, value)
+            case .writeFile(let file, let page, let word, let value):
+                let done = fl_host_write_file(host, Int32(file), UInt64(page) * pageSize + UInt64(word * 8), 8, value)
+                return Self.transferred(done, value)
+            }
+        }
+
+        private static func transferred(_ bytes: Int32, _ value: UInt64) -> HostAnswer {
+            if bytes < 0 { return answer(-bytes) }
+            return bytes == 8 ? .value(value) : .short(Int(bytes))
+        }
+
+        private func bits(_ protection: Protection) -> UInt64 {
+            UInt64(
+                (protection.read ? PROT_READ : 0) | (protection.write ? PROT_WRITE : 0)
+                    | (protection.execute ? PROT_EXEC : 0))
+        }
+
+        private func request(_ operation: Int, _ pages: Range<Int>) -> fl_host_call {
+            var call = fl_host_call()
+            call.operation = UInt32(operation)
+            call.file = -1
+            call.address = Self.address(pages.lowerBound)
+            call.length = UInt64(pages.count) * pageSize
+            return call
+        }
+
+        private func access(
+            _ process: Int, _ page: Int, _ word: Int, _ value: UInt64?
+        ) throws(Broken) -> HostAnswer {
+            var call = request(value == nil ? fl_host_load : fl_host_store, page..<page + 1)
+            call.address += UInt64(word * 8)
+            call.argument = 8
+            call.value = value ?? 0
+            let answer = try ask(process, call)
+            if case .done = answer { return .value(value ?? 0) }
+            return answer
+        }
+
+        private func ask(_ process: Int, _ call: fl_host_call) throws(Broken) -> HostAnswer {
+            var call = call
+            var answer = fl_host_answer()
+            let failed = fl_host_do(host, Int32(process), &call, &answer)
+            if failed != 0 { throw Broken(reason: "process \(process) does not answer: errno \(failed)") }
+            if answer.signal == SIGSEGV { return .segmentationFault }
+            if answer.signal == SIGBUS { return .busError }
+            if answer.error != 0 { return Self.answer(answer.error) }
+            let operation = Int(call.operation)
+            return operation == fl_host_load || operation == fl_host_fork
+                ? .value(answer.value) : .done
+        }
+
+        private static func answer(_ errno: Int32) -> HostAnswer {
+            errno == 0 ? .done : Errno(rawValue: errno).map { .error($0) } ?? .unknownError(errno)
+        }
+
+        /// The window as `process` sees it; `rights` only where asked for, since that is dear.
+        func look(_ process: Int, rights wanted: Bool) throws(Broken) -> [PageView] {
+            var views = [PageView](repeating: PageView(), count: fl_host_pages)
+            var entries = [UInt64](repeating: 0, count: views.count)
+            let failed = fl_host_pagemap(host, Int32(process), &entries)
+            if failed != 0 { throw Broken(reason: "no pagemap of process \(process): errno \(failed)") }
+            for (page, entry) in entries.enumerated() {
+                views[page].isPresent = entry >> 63 & 1 == 1
+                views[page].isFile = entry >> 61 & 1 == 1
+                views[page].isExclusive = entry >> 56 & 1 == 1
+            }
+            guard wanted else { return views }
+            var rights = [UInt8](repeating: 0, count: views.count)
+            let unread = fl_host_rights(host, Int32(process), &rights)
+            if unread != 0 { throw Broken(reason: "no maps of process \(process): errno \(unread)") }
+            for (page, bits) in rights.enumerated() where bits & 128 != 0 {
+                views[page].rights = Protection(
+                    read: bits & 1 != 0, write: bits & 2 != 0, execute: bits & 4 != 0)
+                views[page].isShared = bits & 8 != 0
+            }
+            return views
+        }
+    }
+#endif
