@@ -30,6 +30,11 @@ public final class AddressSpace: @unchecked Sendable {
     /// The top table's frame number; 0 until the first entry is made. Kernel: `mm->pgd`.
     let root = Atomic<UInt64>(0)
     let rootIdentity = ObjectIdentity()
+    /// Its place in the host's registry. Under the registry's lock.
+    var number: UInt64 = 0
+    /// Tasks that walk it on the host's behalf: it can't be dropped meanwhile.
+    let visitors = Atomic<Int>(0)
+    let visitorsIdentity = ObjectIdentity()
 
     let notifierLock = SpinLock(.notifierList)
     let notifierReaders = ReadSideSections(atomic: false)
@@ -47,7 +52,10 @@ public final class AddressSpace: @unchecked Sendable {
     /// A child of fork: the host learns of it when it is complete.
     init(childIn host: Host) { self.host = host }
 
-    deinit { tearDown() }
+    deinit {
+        host.leave(self)
+        tearDown()
+    }
 
     // MARK: VMAs
 

@@ -31,7 +31,11 @@ extension AddressSpace {
             guard answer == .inserted else { return outcome(answer, driver) }
         }
         pageTableLock.lock()
-        if word.load() == seen.bits { setLeaf(word, seen.setting(Self.written), address) }
+        if word.load() == seen.bits {
+            // A file's page: it will have to be written to the disk. Kernel: `page_mkwrite`.
+            if !seen.isSpecial { memory.mark(memory.page(seen.frame), PageFlags.dirty(.primaryEntry)) }
+            setLeaf(word, seen.setting(Self.written), address)
+        }
         pageTableLock.unlock()
         return .done
     }
@@ -53,7 +57,7 @@ extension AddressSpace {
             let head = memory.head(of: page)
             schedulingPoint(.pageUse, memory.frame(of: head).physicalAddress)
             let large = head.pointee.flags.load(ordering: .relaxed) & PageFlags.head != 0
-            guard !large, head.pointee.referenceCount.load(ordering: .acquiring) == 1 else { return .mustCopy }
+            guard !large, memory.isReferencedOnce(head, host.swap) else { return .mustCopy }
             page.pointee.flags.bitwiseOr(PageFlags.anonymousExclusive, ordering: .relaxed)
         }
         if access == .write { setLeaf(word, seen.setting(Self.written), address) }
@@ -66,7 +70,7 @@ extension AddressSpace {
         _ vma: VMA, _ address: UserAddress, _ word: AtomicWord, _ seen: HostEntry, _ access: FaultAccess
     ) -> FaultOutcome {
         prepareAnonymous(vma)
-        guard let new = newAnonymousPage() else { return .failed(.outOfMemory) }
+        guard let new = newAnonymousPage(vma.backingPage(of: address)) else { return .failed(.outOfMemory) }
         guard let source = holdSource(word, seen) else {
             memory.put(memory.page(new))
             return .done
@@ -84,7 +88,7 @@ extension AddressSpace {
             word.store(0)
             memory.record(
                 Event(.copyOnWrite, frame: new, guest: address.page, value: entry.bits, extra: seen.frame.number))
-            setLeaf(word, entry, address)
+            setNewLeaf(word, entry, address)
             source.page?.pointee.mapCount.subtract(1, ordering: .relaxed)
         }
         pageTableLock.unlock()

@@ -36,6 +36,8 @@ enum FaultOutcome: Sendable {
     case done
     /// The object's page must be read first. Kernel: `VM_FAULT_RETRY`.
     case waitForPage(MemoryObject, Int)
+    /// The page must be read from the swap device first. Kernel: `VM_FAULT_RETRY`.
+    case waitForSwap(Host, Int, place: Int)
     /// The driver wants the lock dropped. Kernel: `VM_FAULT_RETRY`.
     case waitForDriver(DriverMapping)
     case failed(FaultError)
@@ -44,6 +46,7 @@ enum FaultOutcome: Sendable {
     func wait() {
         switch self {
         case .waitForPage(let object, let page): object.waitForPage(page)
+        case .waitForSwap(let host, let slot, let place): host.waitForSwap(slot, place: place)
         case .waitForDriver(let driver): driver.waitForRetry()
         case .done, .failed: break
         }
@@ -80,13 +83,26 @@ extension AddressSpace {
     ) -> FaultOutcome {
         let seen = HostEntry(word.load())
         if seen.bits == 0 { return fill(vma, address, word, access) }
-        if seen.isPoison { return .failed(.poisoned) }
+        if !seen.mapsFrame { return handleAbsent(vma, address, word, seen, access) }
         if seen.isProtectNone {
             restoreHinted(vma, address, word, seen, .page4K)
             return .done
         }
         if access != .read, !seen.isWritable { return breakSharing(vma, address, word, seen, access) }
         return .done
+    }
+
+    /// An entry that says why no page is there. Kernel: `do_swap_page`, `handle_pte_marker`.
+    private func handleAbsent(
+        _ vma: VMA, _ address: UserAddress, _ word: AtomicWord, _ seen: HostEntry, _ access: FaultAccess
+    ) -> FaultOutcome {
+        if seen.isSwapped { return swapIn(vma, address, word, seen, access) }
+        if seen.isGuard { return .failed(.segmentation) }
+        if seen.isMigrating {
+            waitForMigration(word, seen)
+            return .done
+        }
+        return .failed(.poisoned)
     }
 
     /// An empty entry. Kernel: `do_pte_missing`.
@@ -123,21 +139,29 @@ extension AddressSpace {
 
     private func fillAnonymous(_ vma: VMA, _ address: UserAddress, _ word: AtomicWord) -> FaultOutcome {
         prepareAnonymous(vma)
-        guard let frame = newAnonymousPage() else { return .failed(.outOfMemory) }
+        guard let frame = newAnonymousPage(vma.backingPage(of: address)) else { return .failed(.outOfMemory) }
         memory.clear(frame, count: 1)
         let entry = HostEntry.leaf(frame, vma.flags, writable: true).setting(HostEntry.dirty)
         pageTableLock.lock()
         let won = word.load() == 0
-        if won { setLeaf(word, entry, address) }
+        if won { setNewLeaf(word, entry, address) }
         pageTableLock.unlock()
         if !won { memory.put(memory.page(frame)) }
         return .done
     }
 
-    /// A fresh page, exclusive, counted as mapped once: the entry-to-be owns its one reference. Its bytes are not set.
-    func newAnonymousPage() -> HostFrame? {
+    /// Writes the first entry of a new anonymous page, which reclaim may find from now on. `pageTableLock` held.
+    func setNewLeaf(_ word: AtomicWord, _ entry: HostEntry, _ address: UserAddress, _ level: PageLevel = .page4K) {
+        setLeaf(word, entry, address, level)
+        memory.lists?.add(memory.page(entry.frame))
+    }
+
+    /// A fresh page for `place` of a mapping, exclusive, counted as mapped once: the entry-to-be owns its one reference.
+    /// Its bytes are not set.
+    func newAnonymousPage(_ place: Int) -> HostFrame? {
         guard let frame = memory.allocatePages(order: 0) else { return nil }
         let page = memory.page(frame)
+        page.pointee.word0 = UInt64(place)
         page.pointee.flags.bitwiseOr(PageFlags.anonymous | PageFlags.anonymousExclusive, ordering: .relaxed)
         page.pointee.mapCount.store(1, ordering: .relaxed)
         return frame
@@ -160,16 +184,19 @@ extension AddressSpace {
         case .beyondEnd: return .failed(.bus)
         case .outOfMemory: return .failed(.outOfMemory)
         case .poisoned: return .failed(.poisoned)
+        case .unreadable: return .failed(.bus)
         }
         if access == .write, !vma.flags.shared {
             defer { memory.put(page) }
             return fillWithCopy(vma, object, index, page, address, word)
         }
-        var entry = HostEntry.leaf(memory.frame(of: page), vma.flags, writable: vma.entriesAreWritable)
+        let writes = access == .write && vma.flags.write
+        var entry = HostEntry.leaf(memory.frame(of: page), vma.flags, writable: writes || vma.entriesAreWritable)
         if access == .write { entry = entry.setting(HostEntry.dirty) }
         pageTableLock.lock()
         let won = word.load() == 0 && object.holds(page, at: index)
         if won {
+            if writes, object.disk != nil { memory.mark(page, PageFlags.dirty(.primaryEntry)) }
             page.pointee.mapCount.add(1, ordering: .relaxed)
             setLeaf(word, entry, address)
         }
@@ -207,12 +234,12 @@ extension AddressSpace {
         _ vma: VMA, _ object: MemoryObject, _ index: Int, _ source: UnsafeMutablePointer<PageFrame>,
         _ address: UserAddress, _ word: AtomicWord
     ) -> FaultOutcome {
-        guard let frame = newAnonymousPage() else { return .failed(.outOfMemory) }
+        guard let frame = newAnonymousPage(index) else { return .failed(.outOfMemory) }
         memory.copy(memory.frame(of: source), to: frame)
         let entry = HostEntry.leaf(frame, vma.flags, writable: true).setting(HostEntry.dirty)
         pageTableLock.lock()
         let won = word.load() == 0 && object.holds(source, at: index)
-        if won { setLeaf(word, entry, address) }
+        if won { setNewLeaf(word, entry, address) }
         pageTableLock.unlock()
         if !won { memory.put(memory.page(frame)) }
         return .done

@@ -131,7 +131,7 @@ extension AddressSpace {
     private func inherit(
         _ vma: VMA, _ address: UserAddress, _ word: AtomicWord, _ seen: HostEntry
     ) -> HostEntry? {
-        guard seen.mapsFrame else { return seen }
+        guard seen.mapsFrame else { return inheritAbsent(address, word, seen) }
         let protects = vma.flags.copiesOnWrite
         if seen.isSpecial {
             let kept = protects ? writeProtect(word, address, .page4K) : seen
@@ -148,10 +148,19 @@ extension AddressSpace {
         return kept.clearing(HostEntry.accessed)
     }
 
+    /// Kernel: `copy_nonpresent_pte`.
+    private func inheritAbsent(_ address: UserAddress, _ word: AtomicWord, _ seen: HostEntry) -> HostEntry {
+        if seen.isSwapped { host.swap?.use(seen.slot) }
+        let shared = seen.clearing(HostEntry.wasExclusive | HostEntry.wasWritable)
+        if (seen.isSwapped || seen.isMigrating) && shared != seen { word.store(shared.bits) }
+        return shared
+    }
+
     /// A page that may be under DMA stays the parent's, writable; the child gets a copy at once.
     private func copyPinned(_ vma: VMA, _ address: UserAddress, _ seen: HostEntry) -> HostEntry? {
-        guard let new = newAnonymousPage() else { return nil }
+        guard let new = newAnonymousPage(vma.backingPage(of: address)) else { return nil }
         memory.copy(seen.frame, to: new)
+        memory.lists?.add(memory.page(new))
         memory.record(
             Event(.copyOnWrite, frame: new, guest: address.page, value: seen.bits, extra: seen.frame.number))
         return HostEntry.leaf(new, vma.flags, writable: vma.flags.write).setting(HostEntry.dirty)
@@ -179,6 +188,7 @@ extension AddressSpace {
         mmapLock.lockForWrite()
         tearDown()
         mmapLock.unlockWrite()
+        host.leave(self)
     }
 
     /// The part of `exit` that follows the notifiers' release; also for an address space that is dropped without
@@ -188,12 +198,11 @@ extension AddressSpace {
         hasExited = true
         var gather = Gather()
         for vma in vmas {
-            zap(vma.range, &gather)
+            zap(vma.range, &gather, dropGuards: true)
             vma.mappings?.remove(vma)
         }
         vmas.removeAll()
         gather.flush(memory)
         freeAllTables()
-        host.leave(self)
     }
 }

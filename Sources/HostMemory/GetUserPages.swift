@@ -75,6 +75,8 @@ extension AddressSpace {
             case .done: continue
             case .failed(let error): return .failed(Self.answer(error, flags))
             case .waitForPage(let object, let page): return .wait(.waitForPage(object, page))
+            case .waitForSwap(let host, let slot, let place):
+                return .wait(.waitForSwap(host, slot, place: place))
             case .waitForDriver(let driver): return .wait(.waitForDriver(driver))
             }
         }

@@ -6,7 +6,7 @@ import Synchrony
 /// The host kernel, as far as it owns memory: the zero page, reserved frames, page tables of secondary MMUs, memory
 /// failure. Kernel: `mm/`.
 public final class Host: @unchecked Sendable {
-    // Unchecked: `spaces` is touched only under `registry`; all else is immutable.
+    // Unchecked: `spaces` and `spacesEntered` are touched only under `registry`; all else is immutable.
     public let memory: PhysicalMemory
     /// The shared page of zeros: reserved, counted by GUP, never freed. Kernel: `ZERO_PAGE(0)`.
     public let zeroPage: HostFrame
@@ -19,10 +19,20 @@ public final class Host: @unchecked Sendable {
     private let anonymousIdentities = Atomic<UInt64>(0)
     let registry = SpinLock(.notifierList)
     var spaces: [Unmanaged<AddressSpace>] = []
+    var spacesEntered: UInt64 = 0
+    /// Where anonymous and shared memory goes when there is no room. Nil: it stays.
+    public let swap: SwapDevice?
 
-    public init(memory: PhysicalMemory, transparentHugePages: Bool, faultAroundPages: Int = 16) {
+    /// - Parameter reclaims: whether the host keeps track of its pages' age, so that it can take some back. With a swap
+    ///   device it does.
+    public init(
+        memory: PhysicalMemory, transparentHugePages: Bool, faultAroundPages: Int = 16, swap: SwapDevice? = nil,
+        reclaims: Bool = false
+    ) {
         precondition(faultAroundPages > 0 && faultAroundPages & (faultAroundPages - 1) == 0, "a power of two")
         self.faultAroundPages = faultAroundPages
+        self.swap = swap
+        if reclaims || swap != nil { memory.lists = PageLists(memory) }
         guard let zero = memory.allocatePages(order: 0) else { preconditionFailure("no frame for the zero page") }
         memory.clear(zero, count: 1)
         memory.page(zero).pointee.flags.bitwiseOr(PageFlags.reserved | PageFlags.zeroPage, ordering: .relaxed)

@@ -4,8 +4,9 @@ import Synchrony
 /// An entry of the primary page table: x86-64's format, with Linux's software bits.
 ///
 /// Present: bit 0. Not present but a page all the same (PROT_NONE, a NUMA hint): bit 8 without bit 0, frame kept.
-/// Poisoned: bit 10 without bits 0 and 8. Zero: nothing. Source: the architecture's 4-level paging; bits 9 and 10 are
-/// the processor's "ignored" ones.
+/// Zero: nothing. Anything else without bits 0 and 8 says what the process will find here: poison (bit 10), a page on
+/// the swap device (bit 11, the slot in the place of the frame), a page that is being migrated (bit 52), a guard (bit 53).
+/// Source: the architecture's 4-level paging; bits 9...11 and 52...58 are the processor's "ignored" ones.
 struct HostEntry: Equatable {
     var bits: UInt64
     init(_ bits: UInt64) { self.bits = bits }
@@ -23,6 +24,17 @@ struct HostEntry: Equatable {
     static let special: UInt64 = 1 << 9
     /// Kernel: a `SWP_HWPOISON` swap entry.
     static let poison: UInt64 = 1 << 10
+    /// Kernel: a swap entry of a device.
+    static let swapped: UInt64 = 1 << 11
+    /// Kernel: a `SWP_MIGRATION_*` swap entry.
+    static let migrating: UInt64 = 1 << 52
+    /// Kernel: `PTE_MARKER_GUARD`.
+    static let guarding: UInt64 = 1 << 53
+    /// Of a swapped or migrating page: it was the process's own. Kernel: `_PAGE_SWP_EXCLUSIVE`,
+    /// `SWP_MIGRATION_READ_EXCLUSIVE`.
+    static let wasExclusive: UInt64 = 1 << 54
+    /// Of a migrating page: the entry was writable. Kernel: `SWP_MIGRATION_WRITE`.
+    static let wasWritable: UInt64 = 1 << 55
     static let noExecute: UInt64 = 1 << 63
     static let frameMask: UInt64 = 0x000f_ffff_ffff_f000
 
@@ -46,6 +58,25 @@ struct HostEntry: Equatable {
     var mapsFrame: Bool { bits & (Self.present | Self.protectNone) != 0 }
     var isProtectNone: Bool { bits & (Self.present | Self.protectNone) == Self.protectNone }
     var isPoison: Bool { !mapsFrame && bits & Self.poison != 0 }
+    var isSwapped: Bool { !mapsFrame && bits & Self.swapped != 0 }
+    var isMigrating: Bool { !mapsFrame && bits & Self.migrating != 0 }
+    var isGuard: Bool { !mapsFrame && bits & Self.guarding != 0 }
+    var wasExclusive: Bool { bits & Self.wasExclusive != 0 }
+    var wasWritable: Bool { bits & Self.wasWritable != 0 }
+    /// Of a swapped entry.
+    var slot: Int { Int(frame.number) }
+
+    /// What stands for `old` while its page is on its way to another frame.
+    static func migrating(_ old: HostEntry, exclusive: Bool) -> HostEntry {
+        var bits = old.bits & frameMask | migrating
+        if exclusive { bits |= wasExclusive }
+        if old.isWritable { bits |= wasWritable }
+        return HostEntry(bits)
+    }
+
+    static func swapped(slot: Int, exclusive: Bool) -> HostEntry {
+        HostEntry(UInt64(slot) << pageShift | swapped | (exclusive ? wasExclusive : 0))
+    }
     var isWritable: Bool { bits & Self.writable != 0 }
     var isAccessed: Bool { bits & Self.accessed != 0 }
     var isDirty: Bool { bits & Self.dirty != 0 }

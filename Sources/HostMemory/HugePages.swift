@@ -40,13 +40,14 @@ extension AddressSpace {
         let head = memory.page(frame)
         head.pointee.flags.bitwiseOr(PageFlags.anonymous | PageFlags.anonymousExclusive, ordering: .relaxed)
         head.pointee.mapCount.store(1, ordering: .relaxed)
+        head.pointee.word0 = UInt64(vma.backingPage(of: low))
         var entry = HostEntry.leaf(frame, vma.flags, writable: vma.flags.write)
         entry = entry.setting(HostEntry.large | HostEntry.dirty)
         pageTableLock.lock()
         let won = word.load() == 0
         if won {
             deposit(spare, in: table)
-            setLeaf(word, entry, low, .page2M)
+            setNewLeaf(word, entry, low, .page2M)
         }
         pageTableLock.unlock()
         if !won {

@@ -1,7 +1,7 @@
 import Frames
 import Synchrony
 
-/// mmap, munmap, madvise. Each takes `mmapLock` for write itself.
+/// mmap and munmap. Each takes `mmapLock` for write itself.
 extension AddressSpace {
     /// Maps `length` bytes of `backing` at `address`; an empty mapping is never moved elsewhere and never replaces
     /// another. Kernel: `mmap(MAP_FIXED_NOREPLACE)`.
@@ -77,7 +77,7 @@ extension AddressSpace {
         let whole = vmas[first].range.lowerBound..<vmas[last].range.upperBound
         var gather = Gather()
         notifyStart(whole)
-        for vma in vmas[indices] { zap(vma.range, &gather) }
+        for vma in vmas[indices] { zap(vma.range, &gather, dropGuards: true) }
         notifyEnd(whole)
         for vma in vmas[indices] { vma.mappings?.remove(vma) }
         vmas.removeSubrange(indices)
@@ -130,49 +130,4 @@ extension AddressSpace {
 
     /// Whether `range` has a hole. `mmapLock` held.
     func hasHole(_ range: Range<UserAddress>) -> Bool { endOfMapped(range) < range.upperBound }
-
-    /// Kernel: `madvise`. Errors: EINVAL for a bad range, and for `dontNeed` on a PFN map; ENOMEM for a hole, after the
-    /// rest was done; of `populateRead`, `populateWrite` and `remove` those of `populate` and `removePages`.
-    public func advise(_ range: Range<UserAddress>, _ advice: Advice) throws(Errno) {
-        guard Self.isUsable(range) else { throw .EINVAL }
-        switch advice {
-        case .dontNeed: try dontNeed(range)
-        case .hugePage: try setHugePages(range, wanted: true)
-        case .noHugePage: try setHugePages(range, wanted: false)
-        case .populateRead: try populate(range, write: false)
-        case .populateWrite: try populate(range, write: true)
-        case .remove: try removePages(range)
-        }
-    }
-
-    /// Takes `mmapLock` for read only, as the kernel does. Kernel: `madvise_dontneed_single_vma`.
-    private func dontNeed(_ range: Range<UserAddress>) throws(Errno) {
-        mmapLock.lockForRead()
-        defer { mmapLock.unlockRead() }
-        var index = firstIndex(endingAfter: range.lowerBound)
-        var reached = range.lowerBound
-        var hole = false
-        while index < vmas.count, let part = Self.overlap(vmas[index].range, range) {
-            if vmas[index].flags.pfnMap { throw .EINVAL }
-            if part.lowerBound > reached { hole = true }
-            reached = part.upperBound
-            zapNotified(part)
-            index += 1
-        }
-        if hole || reached < range.upperBound { throw .ENOMEM }
-    }
-
-    private func setHugePages(_ range: Range<UserAddress>, wanted: Bool) throws(Errno) {
-        mmapLock.lockForWrite()
-        defer { mmapLock.unlockWrite() }
-        let hole = hasHole(range)
-        changeEach(range) { vma in
-            var flags = vma.flags
-            flags.hugePage = wanted
-            flags.noHugePage = !wanted
-            return flags
-        } then: { _ in
-        }
-        if hole { throw .ENOMEM }
-    }
 }

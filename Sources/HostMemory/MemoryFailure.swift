@@ -9,8 +9,8 @@ extension Host {
     /// and never handed out again. Private anonymous entries become poison markers; an object's page stays the
     /// object's, and faults on it fail. A frame that nobody holds, or that is reserved or a page table, is left alone.
     ///
-    /// No lock held. The address spaces may not be dropped meanwhile (they may exit). They are searched entry by entry:
-    /// there are no reverse maps.
+    /// No lock held. The address spaces are searched entry by entry, which finds merged pages too; the kernel goes by its
+    /// reverse maps.
     public func poison(_ frame: HostFrame) {
         guard memory.hasPageFrame(frame) else { return }
         let page = memory.page(frame)
@@ -19,27 +19,11 @@ extension Host {
         // The reference is never put: that is what keeps the frame out of the allocator.
         guard memory.tryGet(page) else { return }
         page.pointee.flags.bitwiseOr(PageFlags.poisoned, ordering: .relaxed)
-        for space in liveSpaces() { space.replaceByPoison(frame) }
-    }
-
-    private func liveSpaces() -> [AddressSpace] {
-        var result: [AddressSpace] = []
-        registry.lock()
-        for space in spaces { result.append(space.takeUnretainedValue()) }
-        registry.unlock()
-        return result
-    }
-
-    func enter(_ space: AddressSpace) {
-        registry.lock()
-        spaces.append(Unmanaged.passUnretained(space))
-        registry.unlock()
-    }
-
-    func leave(_ space: AddressSpace) {
-        registry.lock()
-        spaces.removeAll { $0.toOpaque() == Unmanaged.passUnretained(space).toOpaque() }
-        registry.unlock()
+        memory.lists?.remove(memory.head(of: page))
+        forEachSpace { space in
+            space.replaceByPoison(frame)
+            return true
+        }
     }
 }
 

@@ -3,76 +3,55 @@ import Frames
 import Synchronization
 import Synchrony
 
-/// Everybody who maps one object or one driver's memory. Kernel: `address_space.i_mmap` and `i_mmap_rwsem`.
-final class MappingList: @unchecked Sendable {
-    // Unchecked: `areas` is touched only under `lock`.
-    let lock = SleepingLock(.mapping)
-    private var areas: [VMA] = []
-
-    func add(_ vma: VMA) {
-        lock.lock()
-        addLocked(vma)
-        lock.unlock()
-    }
-
-    func addLocked(_ vma: VMA) { areas.append(vma) }
-
-    func remove(_ vma: VMA) {
-        lock.lock()
-        areas.removeAll { $0 === vma }
-        lock.unlock()
-    }
-
-    func removeLocked(_ vma: VMA) { areas.removeAll { $0 === vma } }
-
-    var isEmpty: Bool {
-        lock.lock()
-        defer { lock.unlock() }
-        return areas.isEmpty
-    }
-
-    /// Removes every entry for `pages`, in every address space, each between its notifier's start and end. The list's
-    /// lock keeps the address spaces alive. Kernel: `unmap_mapping_range`.
-    func unmap(_ pages: Range<Int>, keepAnonymous: Bool) {
-        lock.lock()
-        defer { lock.unlock() }
-        for vma in areas {
-            let count = Int(vma.range.upperBound.page - vma.range.lowerBound.page)
-            let shown = pages.clamped(to: vma.firstPage..<(vma.firstPage + count))
-            guard !shown.isEmpty else { continue }
-            let low = vma.range.lowerBound + UInt64(shown.lowerBound - vma.firstPage) * pageSize
-            let high = low + UInt64(shown.count) * pageSize
-            vma.space.takeUnretainedValue().zapNotified(low..<high, keepAnonymous: keepAnonymous)
-        }
-    }
-}
-
-/// Memory with a name: pages that any number of processes may map. Kernel: a memfd's inode and its page cache.
+/// Memory with a name: pages that any number of processes may map. Kernel: an inode and its page cache; a memfd's, or,
+/// with a disk behind it, a file's.
 ///
-/// The object owns one reference on each of its pages; each entry that maps one owns another.
+/// The object owns one reference on each of its pages; each entry that maps one owns another. A page that is not in memory
+/// is nothing yet (zeros), on the swap device, or on the file's disk.
 public final class MemoryObject: @unchecked Sendable {
-    // Unchecked: `frames` is touched only under `indexLock`.
+    // Unchecked: `frames`, `size` and `failedWrites` are touched only under `indexLock`.
     public let host: Host
     /// An absent page must be read from a slow device first: a fault on it has to wait.
     public let slow: Bool
     let mappings = MappingList()
     /// One task at a time makes pages or takes them away.
-    private let pagesLock = SleepingLock(.objectPages)
-    private let indexLock = SpinLock(.objectIndex)
-    /// Frame numbers; 0 where no page is.
-    private var frames: [UInt64]
+    let pagesLock = SleepingLock(.objectPages)
+    let indexLock = SpinLock(.objectIndex)
+    /// Where the bytes of a file are that are not in memory. Nil: a memfd.
+    public let disk: Disk?
+    /// For each page a frame number, a slot of the swap device, or nothing.
+    var frames: [ObjectPage]
     /// Bytes; the last page may be used in part. Kernel: `i_size`.
     private var size: Int
+    /// A page could not be written out since somebody last asked. Kernel: `AS_EIO`.
+    var failedWrites = false
+    /// Tasks of the host that came here from one of its pages.
+    let workers = Atomic<Int>(0)
+    let workersIdentity = ObjectIdentity()
+    /// No task may come any more. Under the lock of the host's lists.
+    var isDying = false
 
+    /// A memfd. - Parameter slow: an absent page must be waited for.
     public init(host: Host, pages: Int, slow: Bool = false) {
         self.host = host
         self.slow = slow
-        frames = Array(repeating: 0, count: pages)
+        disk = nil
+        frames = Array(repeating: .absent, count: pages)
         size = pages * Int(pageSize)
     }
 
+    /// A file: what is not in memory is read from `disk`, what is written comes there by `writeBack`.
+    public init(host: Host, file disk: Disk, bytes: Int) {
+        self.host = host
+        slow = disk.slow
+        self.disk = disk
+        frames = Array(repeating: .absent, count: (bytes + Int(pageSize) - 1) / Int(pageSize))
+        size = bytes
+    }
+
     deinit {
-        for frame in frames where frame != 0 { host.memory.put(host.memory.page(HostFrame(frame))) }
+        host.memory.lists?.close(self)
+        discard(frames)
     }
 
     /// The size in bytes. Kernel: `i_size_read`.
@@ -93,51 +72,83 @@ public final class MemoryObject: @unchecked Sendable {
     public func frame(of page: Int) -> HostFrame? {
         indexLock.lock()
         defer { indexLock.unlock() }
-        guard frames.indices.contains(page), frames[page] != 0 else { return nil }
-        return HostFrame(frames[page])
+        return frames.indices.contains(page) ? frames[page].frame : nil
     }
 
     enum Taken {
         /// With a reference for the caller.
         case page(UnsafeMutablePointer<PageFrame>)
         case mustWait, beyondEnd, outOfMemory, poisoned
+        /// The disk or the swap device gave an error.
+        case unreadable
     }
 
-    /// The page at `index`, made if it is absent and needs no waiting. Kernel: `shmem_get_folio`.
+    /// The page at `index`, made if it is absent and needs no waiting. Kernel: `shmem_get_folio`, `filemap_fault`.
     func take(_ index: Int) -> Taken {
         pagesLock.lock()
         defer { pagesLock.unlock() }
-        if let found = takePresent(index) { return found }
-        return slow ? .mustWait : makeLocked(index)
+        switch takePresent(index) {
+        case .taken(let found): return found
+        case .absent: return slow ? .mustWait : make(index, from: .absent)
+        case .swapped(let slot): return host.swap?.slow ?? false ? .mustWait : make(index, from: .swapped(slot))
+        }
     }
 
     /// The page at `index`, with a reference, if it is there and sound. Any spinning lock but the index's may be held.
     func takeIfPresent(_ index: Int) -> UnsafeMutablePointer<PageFrame>? {
-        if case .page(let page) = takePresent(index) { page } else { nil }
+        if case .taken(.page(let page)) = takePresent(index) { page } else { nil }
     }
 
-    /// Nil: within the object, but absent.
-    private func takePresent(_ index: Int) -> Taken? {
+    private enum Present {
+        case taken(Taken)
+        case absent
+        case swapped(Int)
+    }
+
+    private func takePresent(_ index: Int) -> Present {
         indexLock.lock()
         defer { indexLock.unlock() }
-        guard frames.indices.contains(index) else { return .beyondEnd }
-        guard frames[index] != 0 else { return nil }
-        let page = host.memory.page(HostFrame(frames[index]))
-        if host.memory.isPoisoned(page) { return .poisoned }
+        guard frames.indices.contains(index) else { return .taken(.beyondEnd) }
+        if let slot = frames[index].slot { return .swapped(slot) }
+        guard let frame = frames[index].frame else { return .absent }
+        let page = host.memory.page(frame)
+        if host.memory.isPoisoned(page) { return .taken(.poisoned) }
         host.memory.get(page)
+        return .taken(.page(page))
+    }
+
+    /// A new page with what stands in the place of the absent one. `pagesLock` held.
+    private func make(_ index: Int, from source: ObjectPage) -> Taken {
+        let memory = host.memory
+        guard let frame = memory.allocatePages(order: 0) else { return .outOfMemory }
+        let page = memory.page(frame)
+        guard fill(frame, index, from: source) else {
+            memory.put(page)
+            return .unreadable
+        }
+        memory.get(page)
+        memory.lists?.own(page, self, index)
+        replace(index, by: .frame(frame))
+        if let slot = source.slot {
+            // What was only on the swap device must go there again before the page may be dropped.
+            memory.mark(page, PageFlags.dirty(.driver))
+            host.swap?.release(slot, memory)
+        }
+        memory.lists?.add(page)
         return .page(page)
     }
 
-    private func makeLocked(_ index: Int) -> Taken {
-        let memory = host.memory
-        guard let frame = memory.allocatePages(order: 0) else { return .outOfMemory }
-        memory.clear(frame, count: 1)
-        let page = memory.page(frame)
-        memory.get(page)
+    private func fill(_ frame: HostFrame, _ index: Int, from source: ObjectPage) -> Bool {
+        if let slot = source.slot { return host.swap?.read(slot, into: frame, host.memory) ?? false }
+        if let disk { return disk.read(index, into: frame, host.memory) }
+        host.memory.clear(frame, count: 1)
+        return true
+    }
+
+    func replace(_ index: Int, by page: ObjectPage) {
         indexLock.lock()
-        frames[index] = frame.number
+        frames[index] = page
         indexLock.unlock()
-        return .page(page)
     }
 
     /// Whether `page` is still the object's at `index`. Asked under the page-table lock just before an entry is made:
@@ -145,18 +156,28 @@ public final class MemoryObject: @unchecked Sendable {
     func holds(_ page: UnsafeMutablePointer<PageFrame>, at index: Int) -> Bool {
         indexLock.lock()
         defer { indexLock.unlock() }
-        return frames.indices.contains(index) && frames[index] == host.memory.frame(of: page).number
+        return frames.indices.contains(index) && frames[index].frame == host.memory.frame(of: page)
     }
 
     /// Waits until the page is read in. No lock held. Without memory it stays absent: the next fault waits again.
-    func waitForPage(_ index: Int) {
-        if case .page(let page) = readIn(index) { host.memory.put(page) }
+    /// False: it can't be read.
+    @discardableResult func waitForPage(_ index: Int) -> Bool {
+        switch readIn(index) {
+        case .page(let page): host.memory.put(page)
+        case .unreadable: return false
+        case .mustWait, .beyondEnd, .outOfMemory, .poisoned: break
+        }
+        return true
     }
 
     private func readIn(_ index: Int) -> Taken {
         pagesLock.lock()
         defer { pagesLock.unlock() }
-        return takePresent(index) ?? makeLocked(index)
+        switch takePresent(index) {
+        case .taken(let found): return found
+        case .absent: return make(index, from: .absent)
+        case .swapped(let slot): return make(index, from: .swapped(slot))
+        }
     }
 
     // MARK: Calls
@@ -175,7 +196,7 @@ public final class MemoryObject: @unchecked Sendable {
         let gone = detach(count..<max(old, count), resizeTo: bytes)
         mappings.unmap(count..<max(old, count), keepAnonymous: false)
         clearTail(of: bytes)
-        release(gone)
+        discard(gone)
     }
 
     /// Makes zero what lies between byte `end` and the end of its page, if the page is there.
@@ -195,23 +216,24 @@ public final class MemoryObject: @unchecked Sendable {
         let hole = range.clamped(to: 0..<pages)
         let gone = detach(hole, resizeTo: nil)
         mappings.unmap(hole, keepAnonymous: true)
-        release(gone)
+        discard(gone)
     }
 
     private func resize(_ count: Int, _ bytes: Int) {
         indexLock.lock()
-        while frames.count < count { frames.append(0) }
+        while frames.count < count { frames.append(.absent) }
         size = max(size, bytes)
         indexLock.unlock()
     }
 
-    private func detach(_ range: Range<Int>, resizeTo bytes: Int?) -> [HostFrame] {
-        var gone: [HostFrame] = []
+    private func detach(_ range: Range<Int>, resizeTo bytes: Int?) -> [ObjectPage] {
+        var gone: [ObjectPage] = []
         pagesLock.lock()
+        disk?.clear(range)
         indexLock.lock()
-        for index in range.clamped(to: 0..<frames.count) where frames[index] != 0 {
-            gone.append(HostFrame(frames[index]))
-            frames[index] = 0
+        for index in range.clamped(to: 0..<frames.count) where frames[index] != .absent {
+            gone.append(frames[index])
+            frames[index] = .absent
         }
         if let bytes {
             size = bytes
@@ -223,14 +245,17 @@ public final class MemoryObject: @unchecked Sendable {
         return gone
     }
 
-    private func release(_ gone: [HostFrame]) {
-        for frame in gone { host.memory.put(host.memory.page(frame)) }
+    private func isHole(_ page: Int) -> Bool {
+        indexLock.lock()
+        defer { indexLock.unlock() }
+        return frames.indices.contains(page) && frames[page] == .absent
     }
 
-    /// Reads 8 bytes at an aligned offset in a page. Errors: ENXIO beyond the end, ENOMEM, EHWPOISON. Kernel: `pread`.
+    /// Reads 8 bytes at an aligned offset in a page. Errors: ENXIO beyond the end, ENOMEM, EHWPOISON,
+    /// EIO. Kernel: `pread`.
     /// A page that was never written is zero and stays absent.
     public func read(page: Int, offset: Int) throws(Errno) -> UInt64 {
-        if !slow, (0..<pages).contains(page), frame(of: page) == nil { return 0 }
+        if !slow, disk == nil, isHole(page) { return 0 }
         let (found, word) = try word(page, offset)
         let value = word.loadData()
         host.memory.put(found)
@@ -242,6 +267,8 @@ public final class MemoryObject: @unchecked Sendable {
         let (found, word) = try word(page, offset)
         host.memory.willWrite(host.memory.frame(of: found))
         word.storeData(value)
+        // After the store: who writes the page out and cleans it meanwhile does so again.
+        if disk != nil { host.memory.mark(found, PageFlags.dirty(.driver)) }
         host.memory.put(found)
     }
 
@@ -254,6 +281,7 @@ public final class MemoryObject: @unchecked Sendable {
         case .beyondEnd: throw .ENXIO
         case .outOfMemory, .mustWait: throw .ENOMEM
         case .poisoned: throw .EHWPOISON
+        case .unreadable: throw .EIO
         }
     }
 }

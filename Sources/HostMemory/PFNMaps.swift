@@ -44,7 +44,7 @@ extension AddressSpace {
             case .done: return FixupResult(error: nil, unlocked: unlocked)
             case .failed(.outOfMemory): return FixupResult(error: .ENOMEM, unlocked: unlocked)
             case .failed: return FixupResult(error: .EFAULT, unlocked: unlocked)
-            case .waitForPage, .waitForDriver:
+            case .waitForPage, .waitForSwap, .waitForDriver:
                 mmapLock.unlockRead()
                 unlocked = true
                 outcome.wait()

@@ -27,7 +27,9 @@ import Synchronization
     @usableFromInline var next: UInt32 = .max
     @usableFromInline var previous: UInt32 = .max
     @usableFromInline var reserved2: UInt32 = 0
-    /// For the frame's user: a table keeps its guest frame, level and parent here. Kernel: `ptdesc`, `page_private`.
+    /// For the frame's user: a table keeps its guest frame, level and parent here; an anonymous page its place in the
+    /// mappings (`word0`) and, in the swap cache, its slot (`word1`); an object's page its index and the object.
+    /// Kernel: `ptdesc`, `page_private`, `folio->index`, `folio->mapping`.
     @usableFromInline var word0: UInt64 = 0
     @usableFromInline var word1: UInt64 = 0
     /// Fills the page frame up to 64 bytes.
@@ -68,6 +70,20 @@ public struct PageFlags: Sendable, Equatable {
     public static let driver: UInt64 = 1 << 9
     /// The shared page of zeros. Kernel: `ZERO_PAGE`.
     public static let zeroPage: UInt64 = 1 << 10
+
+    /// In one of reclaim's lists. Kernel: `PG_lru`.
+    public static let listed: UInt64 = 1 << 11
+    /// Belongs in the active list. Kernel: `PG_active`.
+    public static let active: UInt64 = 1 << 12
+    /// Was found accessed once by reclaim. Kernel: `PG_referenced`, as the inactive list uses it.
+    public static let referenced: UInt64 = 1 << 13
+    /// An anonymous page whose content its owner gave up: reclaim drops it if nobody writes. Kernel: an anonymous page
+    /// without `PG_swapbacked`.
+    public static let lazilyFreed: UInt64 = 1 << 14
+    /// The swap device's cache holds it. Kernel: `PG_swapcache`.
+    public static let swapCache: UInt64 = 1 << 15
+    /// Belongs to a memory object, whose address and page stand in the frame's words. Kernel: `folio->mapping`.
+    public static let objectPage: UInt64 = 1 << 32
 
     /// Accessed and dirty, by originator: bit `16 + Originator`, bit `24 + Originator`.
     public static func accessed(_ by: Originator) -> UInt64 { 1 << (16 + UInt64(by.rawValue)) }

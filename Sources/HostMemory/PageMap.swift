@@ -6,6 +6,10 @@ import Synchrony
 public struct PageMapEntry: Sendable, Equatable {
     /// Bit 63. An entry that the process may not use now (PROT_NONE) counts.
     public var isPresent = false
+    /// Bit 62: the page is on the swap device, or on its way to another frame.
+    public var isSwapped = false
+    /// Bit 58: a guard.
+    public var isGuard = false
     /// Bit 61: the page belongs to a file or to shared memory.
     public var isFile = false
     /// Bit 56: no other entry of any process maps the page.
@@ -18,7 +22,12 @@ extension AddressSpace {
         pageTableLock.lock()
         defer { pageTableLock.unlock() }
         var result = PageMapEntry()
-        guard let leaf = leaf(address), leaf.entry.mapsFrame else { return result }
+        guard let leaf = leaf(address) else { return result }
+        guard leaf.entry.mapsFrame else {
+            result.isSwapped = leaf.entry.isSwapped || leaf.entry.isMigrating || leaf.entry.isPoison
+            result.isGuard = leaf.entry.isGuard
+            return result
+        }
         result.isPresent = true
         guard !leaf.entry.isSpecial else { return result }
         let page = memory.page(leaf.frame(of: address))

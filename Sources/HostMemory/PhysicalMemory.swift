@@ -22,6 +22,8 @@ public final class PhysicalMemory: @unchecked Sendable {
     /// The journal of the run, if there is one.
     public let journal: Journal?
     let zone = SpinLock(.zone)
+    /// Reclaim's lists, on a host that has any. Set before the first page is handed out.
+    var lists: PageLists?
     /// Heads of the free lists by order.
     var freeHeads: [UInt32]
     var freeCount: Int = 0

@@ -64,7 +64,9 @@ extension AddressSpace {
             guard now.isPresent, !now.isLargeLeaf else { return }
             for page in part.lowerBound.page..<part.upperBound.page {
                 let last = memory.entry(Int(page & 511), of: now.frame)
-                if HostEntry(last.peek()).mapsFrame {
+                let seen = HostEntry(last.peek())
+                if seen.isMigrating { _ = last.fetchAnd(~HostEntry.wasWritable) }
+                if seen.mapsFrame {
                     changeEntry(vma, UserAddress(page << pageShift), last, .page4K, hint: hint)
                 }
             }

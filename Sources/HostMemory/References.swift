@@ -19,6 +19,19 @@ extension PhysicalMemory {
         return false
     }
 
+    /// The same under the lists' lock, which orders it. Kernel: `folio_try_get` in `isolate_lru_folios`.
+    func tryGetListed(_ head: UnsafeMutablePointer<PageFrame>) -> Bool {
+        schedulingNote(.pageGet, frame(of: head).physicalAddress)
+        var old = head.pointee.referenceCount.load(ordering: .relaxed)
+        while old > 0 {
+            let (done, seen) = head.pointee.referenceCount.weakCompareExchange(
+                expected: old, desired: old + 1, ordering: .acquiring)
+            if done { return true }
+            old = seen
+        }
+        return false
+    }
+
     /// Adds a reference to a page that has one already. Kernel: `folio_get`.
     @inlinable func get(_ page: UnsafeMutablePointer<PageFrame>) {
         let head = head(of: page)
@@ -43,9 +56,21 @@ extension PhysicalMemory {
         journal.add(Finding(.i2, "a page with count 0 is put", frame: frame(of: head)))
     }
 
+    /// Whether the caller's entry has the only reference; what the swap device's cache holds without need is given up.
+    /// Kernel: `wp_can_reuse_anon_folio`.
+    func isReferencedOnce(_ head: UnsafeMutablePointer<PageFrame>, _ swap: SwapDevice?) -> Bool {
+        if head.pointee.referenceCount.load(ordering: .acquiring) == 1 { return true }
+        guard let swap, head.pointee.flags.load(ordering: .relaxed) & PageFlags.swapCache != 0,
+            swap.forget(head, self)
+        else { return false }
+        return head.pointee.referenceCount.load(ordering: .acquiring) == 1
+    }
+
     @usableFromInline func freeFolio(_ head: UnsafeMutablePointer<PageFrame>) {
         // A plain higher-order block is freed by its owner, who knows the order; a lost first reference frees one frame.
-        let compound = head.pointee.flags.load(ordering: .relaxed) & PageFlags.head != 0
+        let flags = head.pointee.flags.load(ordering: .relaxed)
+        let compound = flags & PageFlags.head != 0
+        if flags & PageFlags.listed != 0, let lists { lists.remove(head) }
         freePages(frame(of: head), order: compound ? Int(head.pointee.order) : 0)
     }
 

@@ -99,6 +99,16 @@ public enum Advice: Sendable {
     case populateWrite
     /// Kernel: `MADV_REMOVE`.
     case remove
+    /// Kernel: `MADV_COLD`.
+    case cold
+    /// Kernel: `MADV_PAGEOUT`.
+    case pageOut
+    /// Kernel: `MADV_FREE`.
+    case free
+    /// Kernel: `MADV_GUARD_INSTALL`.
+    case guardInstall
+    /// Kernel: `MADV_GUARD_REMOVE`.
+    case guardRemove
 }
 
 /// A stretch of an address space with one backing and one set of flags.
@@ -149,10 +159,13 @@ final class VMA: @unchecked Sendable {
     }
 
     /// Whether entries are born read-only though the mapping is shared and writable, because the driver wants to hear
-    /// of the first write. Kernel: `vma_wants_writenotify`.
+    /// of the first write, or the file must know its dirty pages. Kernel: `vma_wants_writenotify`.
     var wantsWriteNotification: Bool {
-        if case .driver(let driver, _, _) = backing { return driver.wantsWriteNotification }
-        return false
+        switch backing {
+        case .driver(let driver, _, _): driver.wantsWriteNotification
+        case .object(let object, _, _): object.disk != nil
+        case .anonymous, .anonymousShared: false
+        }
     }
 
     /// Whether an entry for a frame of the backing is born writable. Kernel: the W bit of `vm_page_prot`.

@@ -32,7 +32,10 @@ extension AddressSpace {
     }
 
     /// Clears the entries of `range`. The caller has called the notifier.
-    func zap(_ range: Range<UserAddress>, _ gather: inout Gather, keepAnonymous: Bool = false) {
+    /// - Parameter dropGuards: guards go too: the area itself does.
+    func zap(
+        _ range: Range<UserAddress>, _ gather: inout Gather, keepAnonymous: Bool = false, dropGuards: Bool = false
+    ) {
         forEachMiddle(in: range) { part, word, table in
             let seen = HostEntry(word.load())
             if seen.isLargeLeaf {
@@ -43,7 +46,7 @@ extension AddressSpace {
                 }
             }
             let now = HostEntry(word.peek())
-            if now.bits != 0, !now.isLargeLeaf { zapTable(part, now.frame, &gather, keepAnonymous) }
+            if now.bits != 0, !now.isLargeLeaf { zapTable(part, now.frame, &gather, keepAnonymous, dropGuards) }
             if gather.isFull { gather.flush(memory) }
         }
     }
@@ -83,34 +86,40 @@ extension AddressSpace {
     }
 
     private func zapTable(
-        _ part: Range<UserAddress>, _ table: HostFrame, _ gather: inout Gather, _ keepAnonymous: Bool
+        _ part: Range<UserAddress>, _ table: HostFrame, _ gather: inout Gather, _ keepAnonymous: Bool,
+        _ dropGuards: Bool
     ) {
         pageTableLock.lock()
         defer { pageTableLock.unlock() }
         for page in part.lowerBound.page..<part.upperBound.page {
             let word = memory.entry(Int(page & 511), of: table)
             let seen = HostEntry(word.peek())
-            if seen.bits == 0 || (keepAnonymous && isPrivateCopy(seen)) { continue }
+            if seen.bits == 0 || (keepAnonymous && isPrivateCopy(seen)) || (seen.isGuard && !dropGuards) { continue }
             clear(word, page, &gather)
         }
     }
 
     private func isPrivateCopy(_ entry: HostEntry) -> Bool {
-        entry.isPoison || (entry.mapsFrame && !entry.isSpecial && memory.isAnonymous(memory.page(entry.frame)))
+        !entry.mapsFrame || (entry.mapsFrame && !entry.isSpecial && memory.isAnonymous(memory.page(entry.frame)))
     }
 
     /// Clears one level-1 entry. `pageTableLock` held.
     func clear(_ word: AtomicWord, _ page: UInt64, _ gather: inout Gather) {
         let old = HostEntry(word.exchange(0))
         memory.record(Event(.hostEntryCleared, frame: old.frame, guest: page, level: 1, value: old.bits))
-        if old.mapsFrame, !old.isSpecial { forget(old, &gather) }
+        if old.mapsFrame {
+            if !old.isSpecial { forget(old, &gather) }
+        } else if old.isSwapped {
+            host.swap?.release(old.slot, memory)
+        }
     }
 
     /// A counted entry is gone: its accessed and dirty bits go to the page, its reference to the gather.
     /// Kernel: `zap_present_folio_ptes`.
     private func forget(_ old: HostEntry, _ gather: inout Gather) {
         let page = memory.page(old.frame)
-        memory.noteEntryBits(old, page)
+        // What a process did to an anonymous page matters to nobody when it is gone. Kernel: `zap_present_folio_ptes`.
+        if !memory.isAnonymous(page) { memory.noteEntryBits(old, page) }
         page.pointee.mapCount.subtract(1, ordering: .relaxed)
         gather.add(old.frame)
     }

@@ -29,10 +29,14 @@ public enum LockRank: UInt8, Sendable, CaseIterable {
     case pageTable = 12
     /// A memory object's page array while a host entry is made, spinning.
     case objectIndex = 13
+    /// The swap device's slots and its cache, spinning.
+    case swap = 14
+    /// The lists of reclaim, spinning. Kernel: `lruvec.lru_lock`.
+    case pageLists = 15
     /// The buddy allocator's zone lock, spinning. Innermost.
-    case zone = 14
+    case zone = 16
     /// The journal, spinning; taken anywhere and takes nothing.
-    case journal = 15
+    case journal = 17
 
     /// Kernel name, for messages.
     public var kernelName: StaticString {
@@ -50,6 +54,8 @@ public enum LockRank: UInt8, Sendable, CaseIterable {
         case .tdpPages: "tdp_mmu_pages_lock"
         case .pageTable: "page_table_lock"
         case .objectIndex: "object index"
+        case .swap: "swap"
+        case .pageLists: "lru_lock"
         case .zone: "zone lock"
         case .journal: "journal"
         }

@@ -1,0 +1,70 @@
+import Frames
+import Synchrony
+
+/// Guards: pages of a mapping that nobody may touch, without areas of their own. Kernel: `madvise_guard_install`.
+extension AddressSpace {
+    /// What was there goes; every access is SIGSEGV from then on. Errors: EINVAL for a driver's mapping; ENOMEM for a hole,
+    /// after the rest was done, and without memory.
+    func installGuards(_ range: Range<UserAddress>) throws(Errno) {
+        try forEachGuardable(range) { (vma, part) throws(Errno) in
+            // So that fork copies the guards.
+            prepareAnonymous(vma)
+            zapNotified(part)
+            try installGuards(emptied: vma, part)
+        }
+    }
+
+    private func installGuards(emptied vma: VMA, _ part: Range<UserAddress>) throws(Errno) {
+        for page in part.lowerBound.page..<part.upperBound.page {
+            let address = UserAddress(page << pageShift)
+            while true {
+                guard let middle = makeMiddleEntry(address) else { throw .ENOMEM }
+                let last = makeLastEntry(address, in: middle.word)
+                if last.isLeaf {
+                    zapNotified(part)
+                    continue
+                }
+                guard let word = last.word else { throw .ENOMEM }
+                pageTableLock.lock()
+                let seen = HostEntry(word.load())
+                let placed = seen.bits == 0 || seen.isGuard
+                if placed { word.store(HostEntry.guarding) }
+                pageTableLock.unlock()
+                if placed { break }
+                // A fault was faster.
+                zapNotified(address..<(address + pageSize))
+            }
+        }
+    }
+
+    /// The next access finds new memory. Errors as `installGuards`.
+    func removeGuards(_ range: Range<UserAddress>) throws(Errno) {
+        try forEachGuardable(range) { (_, part) throws(Errno) in
+            forEachSmall(in: part) { word, _ in
+                if HostEntry(word.peek()).isGuard { word.store(0) }
+            }
+        }
+    }
+
+    /// Calls `body` for each area's part of `range`, `mmapLock` held for read. Kernel: `is_valid_guard_vma`.
+    private func forEachGuardable(
+        _ range: Range<UserAddress>, _ body: (VMA, Range<UserAddress>) throws(Errno) -> Void
+    ) throws(Errno) {
+        mmapLock.lockForRead()
+        defer { mmapLock.unlockRead() }
+        var reached = range.lowerBound
+        var hole = false
+        while reached < range.upperBound {
+            let index = firstIndex(endingAfter: reached)
+            guard index < vmas.count, let part = Self.overlap(vmas[index].range, reached..<range.upperBound) else {
+                throw .ENOMEM
+            }
+            let flags = vmas[index].flags
+            if flags.pfnMap || flags.mixedMap || flags.io { throw .EINVAL }
+            if part.lowerBound > reached { hole = true }
+            try body(vmas[index], part)
+            reached = part.upperBound
+        }
+        if hole { throw .ENOMEM }
+    }
+}

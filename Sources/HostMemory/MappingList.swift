@@ -1,0 +1,58 @@
+import Audit
+import Frames
+import Synchronization
+import Synchrony
+
+/// Everybody who maps one object or one driver's memory. Kernel: `address_space.i_mmap` and `i_mmap_rwsem`.
+final class MappingList: @unchecked Sendable {
+    // Unchecked: `areas` is touched only under `lock`.
+    let lock = SleepingLock(.mapping)
+    private var areas: [VMA] = []
+
+    func add(_ vma: VMA) {
+        lock.lock()
+        addLocked(vma)
+        lock.unlock()
+    }
+
+    func addLocked(_ vma: VMA) { areas.append(vma) }
+
+    func remove(_ vma: VMA) {
+        lock.lock()
+        areas.removeAll { $0 === vma }
+        lock.unlock()
+    }
+
+    func removeLocked(_ vma: VMA) { areas.removeAll { $0 === vma } }
+
+    var isEmpty: Bool {
+        lock.lock()
+        defer { lock.unlock() }
+        return areas.isEmpty
+    }
+
+    /// Calls `body` with each area that shows page `index`, and where. The list's lock is held, and keeps the address spaces
+    /// alive. Kernel: `rmap_walk_file`.
+    func forEachArea(of index: Int, _ body: (AddressSpace, VMA, UserAddress) -> Void) {
+        lock.lock()
+        defer { lock.unlock() }
+        for vma in areas {
+            if let address = vma.address(of: index) { body(vma.space.takeUnretainedValue(), vma, address) }
+        }
+    }
+
+    /// Removes every entry for `pages`, in every address space, each between its notifier's start and end. The list's
+    /// lock keeps the address spaces alive. Kernel: `unmap_mapping_range`.
+    func unmap(_ pages: Range<Int>, keepAnonymous: Bool) {
+        lock.lock()
+        defer { lock.unlock() }
+        for vma in areas {
+            let count = Int(vma.range.upperBound.page - vma.range.lowerBound.page)
+            let shown = pages.clamped(to: vma.firstPage..<(vma.firstPage + count))
+            guard !shown.isEmpty else { continue }
+            let low = vma.range.lowerBound + UInt64(shown.lowerBound - vma.firstPage) * pageSize
+            let high = low + UInt64(shown.count) * pageSize
+            vma.space.takeUnretainedValue().zapNotified(low..<high, keepAnonymous: keepAnonymous)
+        }
+    }
+}
