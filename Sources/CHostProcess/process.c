@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <linux/futex.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -13,6 +14,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/swap.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -29,6 +31,7 @@ typedef struct channel {
 
 typedef struct shared {
     channel keeper;
+    _Atomic int has_swap;
     channel processes[fl_host_processes];
 } shared;
 
@@ -37,6 +40,7 @@ struct fl_host {
     pid_t keeper;
     int files[fl_host_files];
     int pagemaps[fl_host_processes];
+    cpu_set_t processors;  ///< of the calling thread, before
 };
 
 static int futex(_Atomic int *word, int operation, int value, const struct timespec *timeout) {
@@ -48,17 +52,17 @@ static void set_state(channel *c, int state) {
     futex(&c->state, FUTEX_WAKE, 1, 0);
 }
 
-/// Waits until the state is `wanted`. 0, or ETIMEDOUT after `seconds` (0: never) or a little more.
+/// Set in the keeper when it is to end.
+static volatile sig_atomic_t ending;
+
+/// Waits until the state is `wanted`. 0, or ETIMEDOUT after `seconds` (0: never) or a little more, or EINTR when `ending`.
 static int await_state(channel *c, int wanted, int seconds) {
-    for (int i = 0; i < 2000; i++) {
-        if (atomic_load(&c->state) == wanted) return 0;
-        __asm__ volatile("" ::: "memory");
-    }
     struct timespec start, now, slice = {.tv_sec = 0, .tv_nsec = 100000000};
     clock_gettime(CLOCK_MONOTONIC, &start);
     for (;;) {
         int seen = atomic_load(&c->state);
         if (seen == wanted) return 0;
+        if (ending) return EINTR;
         futex(&c->state, FUTEX_WAIT, seen, &slice);
         clock_gettime(CLOCK_MONOTONIC, &now);
         if (seconds && now.tv_sec - start.tv_sec > seconds) return ETIMEDOUT;
@@ -181,6 +185,81 @@ static void serve(shared *all, int number, const int *files) {
     }
 }
 
+// MARK: Swap
+
+static int write_text(const char *path, const char *text) {
+    int file = open(path, O_WRONLY | O_CLOEXEC);
+    if (file < 0) return -1;
+    ssize_t done = write(file, text, strlen(text));
+    close(file);
+    return done == (ssize_t)strlen(text) ? 0 : -1;
+}
+
+static int swap_is_active(void) {
+    FILE *file = fopen("/proc/swaps", "re");
+    if (!file) return 1;
+    char line[256];
+    int lines = 0;
+    while (fgets(line, sizeof line, file)) lines++;
+    fclose(file);
+    return lines > 1;
+}
+
+enum { swap_bytes = 64 << 20 };
+
+/// The header that makes a device a swap device: version 1, the last page, and a signature at the end of the first page.
+static int write_swap_header(const char *device) {
+    static char header[4096];
+    memset(header, 0, sizeof header);
+    uint32_t version = 1, last = swap_bytes / 4096 - 1;
+    memcpy(header + 1024, &version, 4);
+    memcpy(header + 1028, &last, 4);
+    memcpy(header + 4086, "SWAPSPACE2", 10);
+    for (int i = 0; i < 100; i++) {
+        int file = open(device, O_RDWR | O_CLOEXEC);
+        if (file >= 0) {
+            ssize_t done = write(file, header, sizeof header);
+            int failed = fsync(file);
+            close(file);
+            return done == sizeof header && !failed ? 0 : -1;
+        }
+        usleep(10000);
+    }
+    return -1;
+}
+
+/// Removes the compressed memory `number`; -1: none.
+static void swap_stop(int number) {
+    if (number < 0) return;
+    char path[64], text[16];
+    snprintf(path, sizeof path, "/dev/zram%d", number);
+    swapoff(path);
+    snprintf(path, sizeof path, "/sys/block/zram%d/reset", number);
+    write_text(path, "1");
+    snprintf(text, sizeof text, "%d", number);
+    write_text("/sys/class/zram-control/hot_remove", text);
+}
+
+/// Makes compressed memory of its own and swaps to it. Its number; -1: there is none; -2: somebody else's is active.
+static int swap_start(void) {
+    if (swap_is_active()) return -2;
+    if (geteuid() != 0) return -1;
+    FILE *control = fopen("/sys/class/zram-control/hot_add", "re");
+    if (!control) return -1;
+    int number = -1;
+    int found = fscanf(control, "%d", &number);
+    fclose(control);
+    if (found != 1) return -1;
+    char path[64], text[32];
+    snprintf(path, sizeof path, "/sys/block/zram%d/disksize", number);
+    snprintf(text, sizeof text, "%d", swap_bytes);
+    int ready = write_text(path, text) == 0;
+    snprintf(path, sizeof path, "/dev/zram%d", number);
+    if (ready && write_swap_header(path) == 0 && swapon(path, 0) == 0) return number;
+    swap_stop(number);
+    return -1;
+}
+
 static void end_all(shared *all) {
     for (int i = 0; i < fl_host_processes; i++) {
         int pid = atomic_exchange(&all->processes[i].pid, 0);
@@ -188,24 +267,43 @@ static void end_all(shared *all) {
     }
 }
 
+// MARK: The keeper
+
+static void end_soon(int signal) {
+    (void)signal;
+    ending = 1;
+}
+
 /// The keeper: small, so that what it forks is made fast. Never returns.
 static void keep(shared *all, const int *files) {
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = end_soon;
+    sigaction(SIGTERM, &action, 0);
+    prctl(PR_SET_PDEATHSIG, SIGTERM);
+    signal(SIGINT, SIG_IGN);
     // Huge pages come by request only.
     prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
     // Whoever loses its parent becomes this one's child, so that nobody is left over.
     prctl(PR_SET_CHILD_SUBREAPER, 1);
+    int swap = swap_start();
+    atomic_store(&all->has_swap, swap >= 0 ? 1 : swap == -1 ? 0 : -1);
     // And what ends is gone at once, its memory before it.
     signal(SIGCHLD, SIG_IGN);
     channel *c = &all->keeper;
-    for (;;) {
-        await_state(c, asked, 0);
+    set_state(c, answered);
+    while (!ending) {
+        if (await_state(c, asked, 0)) break;
         end_all(all);
         while (waitpid(-1, 0, 0) > 0) {}
         memset(&c->answer, 0, sizeof c->answer);
         fork_process(all, 0, files, &c->answer);
         set_state(c, answered);
     }
+    end_all(all);
+    while (waitpid(-1, 0, 0) > 0) {}
+    swap_stop(swap);
+    _exit(0);
 }
 
 // MARK: In the process that asks
@@ -223,14 +321,22 @@ fl_host *fl_host_start(void) {
         host->files[i] = memfd_create("faultline", MFD_CLOEXEC);
         if (host->files[i] < 0) return 0;
     }
+    sched_getaffinity(0, sizeof host->processors, &host->processors);
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(sched_getcpu(), &one);
+    sched_setaffinity(0, sizeof one, &one);
     host->keeper = fork();
     if (host->keeper < 0) return 0;
     if (host->keeper == 0) {
         atomic_store(&host->shared->keeper.pid, getpid());
         keep(host->shared, host->files);
     }
+    if (await_state(&host->shared->keeper, answered, 20)) return 0;
     return host;
 }
+
+int fl_host_has_swap(const fl_host *host) { return atomic_load(&host->shared->has_swap); }
 
 static void forget(fl_host *host, int process) {
     if (host->pagemaps[process] >= 0) close(host->pagemaps[process]);
@@ -239,9 +345,9 @@ static void forget(fl_host *host, int process) {
 
 void fl_host_stop(fl_host *host) {
     for (int i = 0; i < fl_host_processes; i++) forget(host, i);
-    end_all(host->shared);
-    kill(host->keeper, SIGKILL);
+    kill(host->keeper, SIGTERM);
     waitpid(host->keeper, 0, 0);
+    sched_setaffinity(0, sizeof host->processors, &host->processors);
     for (int i = 0; i < fl_host_files; i++) close(host->files[i]);
     munmap(host->shared, sizeof *host->shared);
     free(host);

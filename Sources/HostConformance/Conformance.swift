@@ -26,9 +26,18 @@
         /// This machine can't be compared with: why.
         public struct Unavailable: Error { public let reason: String }
 
+        /// Advices whose effect can't be foretold on this machine.
+        private var impossible: [HostAdvice] {
+            (real.sharesSwap ? [.pageOut] : [])
+                + (MachineSettings.showsGuards ? [] : [.guardInstall, .guardRemove])
+        }
+
         private let model: ModelHost
         private let real: RealHost
         private static let stepsPerSequence = 60
+
+        /// Whether both sides have a swap device: the real one is made for the purpose, where that is possible.
+        public var hasSwap: Bool { real.hasSwap }
 
         /// The kernel that the model's host follows in what a process can see, and the oldest that can be compared with it:
         /// since 6.17 mremap moves several VMAs at once.
@@ -52,8 +61,10 @@
                         "this is Linux \(release); the model follows \(Self.oldest.major).\(Self.oldest.minor) and later"
                 )
             }
-            guard let model = ModelHost() else { throw Unavailable(reason: "no memory for the model's host") }
             guard let real = RealHost() else { throw Unavailable(reason: "no processes can be started here") }
+            guard let model = ModelHost(swaps: real.hasSwap) else {
+                throw Unavailable(reason: "no memory for the model's host")
+            }
             self.model = model
             self.real = real
         }
@@ -66,7 +77,7 @@
             var report = Report()
             var seeds = SplitMix(state: seed)
             while report.steps < steps {
-                var generator = Generator(seed: seeds.next())
+                var generator = Generator(seed: seeds.next(), without: impossible)
                 var calls: [HostCall] = []
                 for _ in 0..<min(Self.stepsPerSequence, steps - report.steps) { calls.append(generator.next()) }
                 report.sequences += 1

@@ -21,7 +21,11 @@ struct Generator {
     private var mapped: [[Bool]]
     private var value: UInt64 = 0
 
-    init(seed: UInt64) {
+    private let advices: [HostAdvice]
+
+    /// - Parameter impossible: advices that are not to be drawn.
+    init(seed: UInt64, without impossible: [HostAdvice] = []) {
+        advices = HostAdvice.allCases.filter { !impossible.contains($0) }
         random = SplitMix(state: seed)
         let others = ModelHost.mostProcesses - 1
         running = [true] + Array(repeating: false, count: others)
@@ -81,9 +85,9 @@ struct Generator {
             return .unmap(process: process, pages: pages)
         case 18..<28: return .protect(process: process, pages: pages(process), protection())
         case 28..<30: return remap(process)
-        case 30..<35: return .advise(process: process, pages: pages(process), pick(HostAdvice.allCases))
-        case 35..<55: return .load(process: process, page: page(process, anyOnceIn: 20), word: word())
-        case 55..<80: return .store(process: process, page: page(process, anyOnceIn: 20), word: word(), newValue())
+        case 30..<38: return .advise(process: process, pages: pages(process), pick(advices))
+        case 38..<56: return .load(process: process, page: page(process, anyOnceIn: 20), word: word())
+        case 56..<80: return .store(process: process, page: page(process, anyOnceIn: 20), word: word(), newValue())
         case 80..<85: return fork(process) ?? next()
         case 85..<87: return end(process) ?? next()
         default: return fileCall()

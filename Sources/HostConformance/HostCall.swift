@@ -38,6 +38,11 @@ public enum HostAdvice: String, Sendable, CaseIterable {
     case populateRead = "MADV_POPULATE_READ"
     case populateWrite = "MADV_POPULATE_WRITE"
     case remove = "MADV_REMOVE"
+    case cold = "MADV_COLD"
+    case pageOut = "MADV_PAGEOUT"
+    case free = "MADV_FREE"
+    case guardInstall = "MADV_GUARD_INSTALL"
+    case guardRemove = "MADV_GUARD_REMOVE"
 }
 
 /// What came of a call.
@@ -57,8 +62,10 @@ public struct PageView: Sendable, Equatable {
     /// Kernel: /proc/PID/maps. Nil: not mapped.
     public var rights: Protection?
     public var isShared = false
-    /// Kernel: bits 63, 61 and 56 of /proc/PID/pagemap.
+    /// Kernel: bits 63, 62, 61, 58 and 56 of /proc/PID/pagemap.
     public var isPresent = false
+    public var isSwapped = false
+    public var isGuard = false
     public var isFile = false
     public var isExclusive = false
     public init() {}
@@ -153,6 +160,8 @@ extension PageView: CustomStringConvertible {
     public var description: String {
         var words = [isPresent ? "present" : "absent"]
         if let rights { words += [rights.text, isShared ? "shared" : "private"] }
+        if isSwapped { words.append("swapped") }
+        if isGuard { words.append("guard") }
         if isFile { words.append("file") }
         if isExclusive { words.append("exclusive") }
         return words.joined(separator: " ")

@@ -10,4 +10,19 @@ enum MachineSettings {
         else { return 16 }
         return bytes / Int(pageSize)
     }
+
+    /// Whether areas that hold guards say so (`gu` in smaps), as those of 6.19 and of later 6.18 do. Before, a guard in a
+    /// file's mapping changed with which neighbours it becomes one.
+    static let showsGuards: Bool = {
+        let length = Int(pageSize)
+        guard let page = mmap(nil, length, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), page != MAP_FAILED else {
+            return false
+        }
+        defer { munmap(page, length) }
+        let installGuard: Int32 = 102
+        guard madvise(page, length, installGuard) == 0,
+            let areas = try? String(contentsOfFile: "/proc/self/smaps", encoding: .utf8)
+        else { return false }
+        return areas.split(separator: "\n").contains { $0.hasPrefix("VmFlags:") && $0.contains(" gu") }
+    }()
 }

@@ -18,11 +18,14 @@ final class ModelHost {
     private var freeAtStart = 0
 
     /// Nil: no room.
-    init?() {
+    /// - Parameter swaps: with a swap device.
+    init?(swaps: Bool) {
         guard let arena = MappedArena(size: Self.ramFrames * Int(pageSize)) else { return nil }
         self.arena = arena
         let memory = PhysicalMemory(arena: arena.base, ramFrames: Self.ramFrames, arenaIsZero: true)
-        host = Host(memory: memory, transparentHugePages: false, faultAroundPages: MachineSettings.faultAroundPages)
+        host = Host(
+            memory: memory, transparentHugePages: false, faultAroundPages: MachineSettings.faultAroundPages,
+            swap: swaps ? SwapDevice(slots: 4 * Self.ramFrames) : nil, reclaims: true)
         begin()
     }
 
@@ -31,7 +34,7 @@ final class ModelHost {
         for process in processes { process?.exit() }
         processes = []
         files = []
-        return freeAtStart - host.memory.freeFrames
+        return freeAtStart - host.memory.freeFrames + (host.swap?.usedSlots ?? 0)
     }
 
     func begin() {
@@ -78,6 +81,11 @@ final class ModelHost {
                 case .populateRead: .populateRead
                 case .populateWrite: .populateWrite
                 case .remove: .remove
+                case .cold: .cold
+                case .pageOut: .pageOut
+                case .free: .free
+                case .guardInstall: .guardInstall
+                case .guardRemove: .guardRemove
                 }
             try space(process).advise(range(pages), modelled)
         case .remap(let process, let pages, let count, let target):
@@ -127,6 +135,8 @@ final class ModelHost {
             space.mmapLock.unlockRead()
             let state = space.pageMapEntry(address(page))
             view.isPresent = state.isPresent
+            view.isSwapped = state.isSwapped
+            view.isGuard = state.isGuard
             view.isFile = state.isFile
             view.isExclusive = state.isExclusive
             return view

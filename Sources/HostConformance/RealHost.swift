@@ -18,6 +18,11 @@
 
         deinit { fl_host_stop(host) }
 
+        /// Whether the processes have a swap device of their own.
+        var hasSwap: Bool { fl_host_has_swap(host) == 1 }
+        /// Whether they share one with the rest of the machine: when a page is written to it is unknown then.
+        var sharesSwap: Bool { fl_host_has_swap(host) < 0 }
+
         func begin() throws(Broken) {
             let failed = fl_host_begin(host)
             if failed != 0 { throw Broken(reason: "no first process: errno \(failed)") }
@@ -54,6 +59,11 @@
                     case .populateRead: 22
                     case .populateWrite: 23
                     case .remove: 9
+                    case .cold: 20
+                    case .pageOut: 21
+                    case .free: 8
+                    case .guardInstall: 102
+                    case .guardRemove: 103
                     }
                 return try ask(process, request)
             case .remap(let process, let pages, let count, let target):
@@ -146,6 +156,8 @@
             if failed != 0 { throw Broken(reason: "no pagemap of process \(process): errno \(failed)") }
             for (page, entry) in entries.enumerated() {
                 views[page].isPresent = entry >> 63 & 1 == 1
+                views[page].isSwapped = entry >> 62 & 1 == 1
+                views[page].isGuard = entry >> 58 & 1 == 1
                 views[page].isFile = entry >> 61 & 1 == 1
                 views[page].isExclusive = entry >> 56 & 1 == 1
             }

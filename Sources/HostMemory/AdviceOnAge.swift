@@ -32,7 +32,7 @@ extension AddressSpace {
     func cool(_ range: Range<UserAddress>) {
         forEachSmall(in: range) { word, _ in
             let seen = HostEntry(word.peek())
-            guard seen.isPresent, !seen.isSpecial else { return }
+            guard seen.mapsFrame, !seen.isSpecial else { return }
             _ = word.fetchAnd(~HostEntry.accessed)
             memory.lists?.deactivate(memory.head(of: memory.page(seen.frame)))
         }
@@ -55,7 +55,7 @@ extension AddressSpace {
         var pages: [UnsafeMutablePointer<PageFrame>] = []
         forEachSmall(in: range) { word, _ in
             let seen = HostEntry(word.peek())
-            guard seen.isPresent, !seen.isSpecial else { return }
+            guard seen.mapsFrame, !seen.isSpecial else { return }
             let page = memory.page(seen.frame)
             if mappedOnce {
                 guard page.pointee.mapCount.load(ordering: .relaxed) == 1 else { return }
@@ -112,7 +112,7 @@ extension AddressSpace {
             if seen.isSwapped { host.swap?.release(seen.slot, memory) }
             return
         }
-        guard seen.isPresent, !seen.isSpecial else { return }
+        guard seen.mapsFrame, !seen.isSpecial else { return }
         let page = memory.page(seen.frame)
         let flags = page.pointee.flags.load(ordering: .relaxed)
         if flags & (PageFlags.swapCache | PageFlags.anyDirty) != 0 {

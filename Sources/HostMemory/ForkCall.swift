@@ -43,7 +43,9 @@ extension AddressSpace {
         list?.lock.lock()
         var fits = true
         // Elsewhere the child's own faults do as well. Kernel: `vma_needs_copy`.
-        if hasAnonymous || vma.flags.pfnMap || vma.flags.mixedMap {
+        let hasGuards = vma.mayHoldGuards.load(ordering: .acquiring)
+        twin.mayHoldGuards.store(hasGuards, ordering: .relaxed)
+        if hasAnonymous || hasGuards || vma.flags.pfnMap || vma.flags.mixedMap {
             if writeProtects { writeProtectSequence.beginWrite() }
             fits = copyEntries(vma, child)
             if writeProtects { writeProtectSequence.endWrite() }

@@ -1,4 +1,5 @@
 import Frames
+import Synchronization
 import Synchrony
 
 /// Guards: pages of a mapping that nobody may touch, without areas of their own. Kernel: `madvise_guard_install`.
@@ -7,8 +8,8 @@ extension AddressSpace {
     /// after the rest was done, and without memory.
     func installGuards(_ range: Range<UserAddress>) throws(Errno) {
         try forEachGuardable(range) { (vma, part) throws(Errno) in
-            // So that fork copies the guards.
-            prepareAnonymous(vma)
+            if case .anonymous = vma.backing { prepareAnonymous(vma) }
+            vma.mayHoldGuards.store(true, ordering: .releasing)
             zapNotified(part)
             try installGuards(emptied: vma, part)
         }

@@ -43,7 +43,9 @@ extension AddressSpace {
     private func join(_ index: Int) {
         let (lower, upper) = (vmas[index], vmas[index + 1])
         guard lower.continues(in: upper), lower.flags == upper.flags, anonymousFits(lower, upper) else { return }
+        let guarded = lower.mayHoldGuards.load(ordering: .relaxed) || upper.mayHoldGuards.load(ordering: .relaxed)
         if !lower.mayHoldAnonymous { lower.inheritAnonymous(from: upper) }
+        lower.mayHoldGuards.store(guarded, ordering: .relaxed)
         // Until the entries are found by the longer VMA they must be by the other.
         let list = lower.mappings
         list?.lock.lock()
@@ -94,10 +96,11 @@ extension AddressSpace {
 }
 
 extension VMA {
-    /// The same possible finders of private pages as `other`. Kernel: `anon_vma_clone`.
+    /// The same possible finders of private pages as `other`, and what else a part of it has. Kernel: `anon_vma_clone`.
     func inheritAnonymous(from other: VMA) {
         anonymous.store(other.anonymous.load(ordering: .acquiring), ordering: .releasing)
         hasInheritedAnonymous = other.hasInheritedAnonymous
+        mayHoldGuards.store(other.mayHoldGuards.load(ordering: .acquiring), ordering: .releasing)
     }
 
     /// Whether `other` begins where this one ends, in the address space and in the backing. A driver's never do.

@@ -6,7 +6,7 @@ import Synchrony
 public struct PageMapEntry: Sendable, Equatable {
     /// Bit 63. An entry that the process may not use now (PROT_NONE) counts.
     public var isPresent = false
-    /// Bit 62: the page is on the swap device, or on its way to another frame.
+    /// Bit 62: the page is on the swap device, or something else stands in its place.
     public var isSwapped = false
     /// Bit 58: a guard.
     public var isGuard = false
@@ -24,7 +24,7 @@ extension AddressSpace {
         var result = PageMapEntry()
         guard let leaf = leaf(address) else { return result }
         guard leaf.entry.mapsFrame else {
-            result.isSwapped = leaf.entry.isSwapped || leaf.entry.isMigrating || leaf.entry.isPoison
+            result.isSwapped = leaf.entry.bits != 0
             result.isGuard = leaf.entry.isGuard
             return result
         }

@@ -128,6 +128,9 @@ final class VMA: @unchecked Sendable {
     let anonymous = Atomic<UInt64>(0)
     /// Whether a fork's parent may find them too. Kernel: an `anon_vma_chain` of more than one link.
     var hasInheritedAnonymous = false
+    /// Whether a guard was ever put in: fork copies its entries. It does not keep areas from becoming one, and stays.
+    /// Kernel: `VM_MAYBE_GUARD`.
+    let mayHoldGuards = Atomic<Bool>(false)
 
     init(
         _ space: AddressSpace, identity: UInt64, range: Range<UserAddress>, firstPage: Int, flags: VMAFlags,

@@ -48,9 +48,13 @@ typedef struct fl_host_answer {
 
 typedef struct fl_host fl_host;
 
-/// Starts the keeper. Null, and errno, if it can't.
+/// Starts the keeper, on one processor with the calling thread, so that what the kernel keeps for each processor is the
+/// same for all. Null, and errno, if it can't.
 fl_host *fl_host_start(void);
 void fl_host_stop(fl_host *host);
+/// 1: the processes have a swap device of their own: compressed memory, which the keeper makes where it is root and no swap
+/// is active, and removes when it ends, however it does. 0: there is no swap. -1: somebody else's is active.
+int fl_host_has_swap(const fl_host *host);
 
 /// Ends all processes of the last sequence, makes the files empty, and starts process 0. 0, or an errno.
 int fl_host_begin(fl_host *host);
