@@ -142,28 +142,28 @@ static void fork_process(shared *all, int child, const int *files, fl_host_answe
 }
 
 static void perform(shared *all, const int *files, const fl_host_call *call, fl_host_answer *answer) {
-    void *address = (void *)call->address, *result;
+    void *address = (void *)call->address;
     memset(answer, 0, sizeof *answer);
     switch (call->operation) {
     case fl_host_map:
-        result = mmap(
-            address, call->length, (int)call->argument, (int)call->value | MAP_FIXED_NOREPLACE,
-            call->file < 0 ? -1 : files[call->file], (off_t)call->offset);
-        if (result == MAP_FAILED) answer->error = errno;
+        // Not by the C library's functions, which judge some arguments themselves.
+        if (syscall(
+                SYS_mmap, call->address, call->length, call->argument, call->value,
+                call->file < 0 ? -1l : (long)files[call->file], call->offset) == -1)
+            answer->error = errno;
         return;
     case fl_host_unmap:
         if (munmap(address, call->length)) answer->error = errno;
         return;
     case fl_host_protect:
-        if (mprotect(address, call->length, (int)call->argument)) answer->error = errno;
+        if (syscall(SYS_mprotect, call->address, call->length, call->argument)) answer->error = errno;
         return;
     case fl_host_advise:
         if (madvise(address, call->length, (int)call->argument)) answer->error = errno;
         return;
     case fl_host_remap:
-        result = mremap(
-            address, call->length, call->value, call->offset ? MREMAP_MAYMOVE | MREMAP_FIXED : 0, (void *)call->offset);
-        if (result == MAP_FAILED) answer->error = errno;
+        if (syscall(SYS_mremap, call->address, call->length, call->value, call->flags, call->offset) == -1)
+            answer->error = errno;
         return;
     case fl_host_load:
     case fl_host_store: access_memory(call, answer); return;

@@ -50,6 +50,7 @@ public enum Errno: Int32, Error, Equatable, Sendable {
     case EBUSY = 16
     case EPERM = 1
     case EHWPOISON = 133
+    case EOVERFLOW = 75
     case EOPNOTSUPP = 95
     case EREMOTEIO = 121
 }

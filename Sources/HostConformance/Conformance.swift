@@ -195,6 +195,7 @@
             case .advise(_, _, let advice): "madvise \(advice.rawValue)"
             case .remap(_, let pages, let count, let target):
                 target != nil ? "mremap move" : count > pages.count ? "mremap grow" : "mremap shrink"
+            case .raw(_, let call): "\(call.name.rawValue) of any numbers"
             case .load: "load"
             case .store: "store"
             case .fork: "fork"

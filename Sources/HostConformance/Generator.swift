@@ -25,7 +25,9 @@ struct Generator {
 
     /// - Parameter impossible: advices that are not to be drawn.
     init(seed: UInt64, without impossible: [HostAdvice] = []) {
-        advices = HostAdvice.allCases.filter { !impossible.contains($0) }
+        // What goes to the swap device comes back in many ways: forked, moved, freed, read.
+        let often: [HostAdvice] = [.pageOut, .pageOut, .pageOut, .free]
+        advices = (HostAdvice.allCases + often).filter { !impossible.contains($0) }
         random = SplitMix(state: seed)
         let others = ModelHost.mostProcesses - 1
         running = [true] + Array(repeating: false, count: others)
@@ -47,7 +49,12 @@ struct Generator {
 
     private mutating func pages(_ process: Int) -> Range<Int> {
         let first = max(0, page(process, anyOnceIn: 8) - (chance(3) ? below(4) : 0))
-        return first..<min(first + count(), ModelHost.windowPages)
+        let end = min(first + count(), ModelHost.windowPages)
+        // Half of the time without a hole.
+        guard chance(2), let hole = (first + 1..<end).first(where: { !mapped[process][$0] }) else {
+            return first..<end
+        }
+        return first..<hole
     }
 
     private mutating func count() -> Int { pick([1, 1, 1, 2, 2, 3, 4, 8, 20]) }
@@ -88,7 +95,8 @@ struct Generator {
         case 30..<38: return .advise(process: process, pages: pages(process), pick(advices))
         case 38..<56: return .load(process: process, page: page(process, anyOnceIn: 20), word: word())
         case 56..<80: return .store(process: process, page: page(process, anyOnceIn: 20), word: word(), newValue())
-        case 80..<85: return fork(process) ?? next()
+        case 80..<82: return raw(process)
+        case 82..<85: return fork(process) ?? next()
         case 85..<87: return end(process) ?? next()
         default: return fileCall()
         }
@@ -121,6 +129,73 @@ struct Generator {
         let target = below(ModelHost.windowPages - count + 1)
         for page in 0..<count { mapped[process][target + page] = true }
         return .remap(process: process, pages: pages, count: count, to: target)
+    }
+
+    // MARK: Any numbers
+
+    /// A call that would mean something, but for one argument. None reaches past the window that could do something there.
+    private mutating func raw(_ process: Int) -> HostCall {
+        let pages = pages(process)
+        let address = ModelHost.base.value + UInt64(pages.lowerBound) * pageSize
+        let length = UInt64(pages.count) * pageSize
+        var call: RawCall
+        switch below(5) {
+        case 0:
+            call = RawCall(name: .mmap, address: address, length: length)
+            call.argument = rights()
+            call.flags = pick([0x10_0022, 0x10_0021, 0x10_0002, 0x10_0001, 0x10_0003, 0x32, 0x31, 0x12, 0x11])
+            if call.flags & 0x20 == 0 { call.file = below(ModelHost.mostFiles) }
+            switch below(5) {
+            case 0: call.last = pick([1, 4095, 0xffff_ffff_ffff_f000, 0x7fff_ffff_ffff_f000, 3 * pageSize])
+            case 1: call.flags = call.flags & ~0xf | pick([0, 4, 15, 3])
+            case 2: call.file = nil
+            case 3: call.length = oddLength(length)
+            default: call.address = oddAddress(address)
+            }
+        case 1:
+            call = RawCall(name: .munmap, address: address, length: length)
+            if chance(2) { call.address = oddAddress(address) } else { call.length = oddLength(length) }
+        case 2:
+            call = RawCall(name: .mprotect, address: address, length: length, argument: rights())
+            switch below(3) {
+            case 0: call.address = oddAddress(address)
+            case 1: call.length = oddLength(length)
+            default: call.argument |= pick([8, 0x10, 0x80, 0x0100_0000, 0x0200_0000, 0x0300_0000, 1 << 31])
+            }
+        case 3:
+            call = RawCall(name: .madvise, address: address, length: length, argument: pick([4, 8, 15, 20, 22, 23]))
+            switch below(3) {
+            case 0: call.address = oddAddress(address)
+            case 1: call.length = oddLength(length)
+            default: call.argument = pick([5, 6, 7, 26, 99, 104, 1 << 20])
+            }
+        default:
+            call = RawCall(name: .mremap, address: address, length: length, argument: length)
+            if chance(2) {
+                call.flags = 3
+                call.last = ModelHost.base.value + UInt64(below(ModelHost.windowPages - pages.count + 1)) * pageSize
+            }
+            switch below(5) {
+            case 0: call.address = oddAddress(address)
+            case 1: call.length = pick([length - 1, length - 4095, UInt64.max - 4095, 1 << 47])
+            case 2: call.argument = pick([0, 1 << 47, UInt64.max, UInt64.max - 4095])
+            case 3: call.flags = pick([2, 8, 9, 16])
+            default: call.last = oddAddress(call.last)
+            }
+        }
+        return .raw(process: process, call)
+    }
+
+    /// PROT_*, but for execute alone, which needs protection keys.
+    private mutating func rights() -> UInt64 { pick([0, 1, 2, 3, 5, 6, 7]) }
+
+    private mutating func oddAddress(_ address: UInt64) -> UInt64 {
+        pick([address + 1, address + 8, address + 4095, 0x7fff_ffff_f000, 0x7fff_ffff_e000, 1 << 47, 1 << 63, ~0xfff])
+    }
+
+    /// Too short by a part of a page, none, or more than there is.
+    private mutating func oddLength(_ length: UInt64) -> UInt64 {
+        pick([length - 1, length - 4095, 0, UInt64.max, UInt64.max - 4094, UInt64.max - 4095, ~0xfff - (1 << 44)])
     }
 
     private mutating func fileCall() -> HostCall {

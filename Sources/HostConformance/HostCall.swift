@@ -24,6 +24,24 @@ public enum HostCall: Sendable, Equatable {
     case punchHole(file: Int, pages: Range<Int>)
     case readFile(file: Int, page: Int, word: Int)
     case writeFile(file: Int, page: Int, word: Int, UInt64)
+    /// Any numbers, mostly such as mean nothing.
+    case raw(process: Int, RawCall)
+}
+
+/// A call with its arguments as they are passed.
+public struct RawCall: Sendable, Equatable {
+    public enum Name: String, Sendable { case mmap, munmap, mprotect, madvise, mremap }
+    public var name: Name
+    public var address: UInt64
+    public var length: UInt64
+    /// mmap, mprotect: PROT_*; madvise: the advice; mremap: the new length.
+    public var argument: UInt64 = 0
+    /// mmap, mremap.
+    public var flags: UInt64 = 0
+    /// mmap: which memfd; nil: -1.
+    public var file: Int?
+    /// mmap: the offset; mremap: the new address.
+    public var last: UInt64 = 0
 }
 
 public enum MappedKind: Sendable, Equatable {
@@ -78,7 +96,7 @@ extension HostCall {
         case .map(let process, _, _, _), .unmap(let process, _), .protect(let process, _, _),
             .advise(let process, _, _), .remap(let process, _, _, _), .load(let process, _, _),
             .store(let process, _, _, _),
-            .fork(let process, _), .end(let process):
+            .fork(let process, _), .end(let process), .raw(let process, _):
             process
         case .truncate, .punchHole, .readFile, .writeFile: nil
         }
@@ -87,7 +105,7 @@ extension HostCall {
     /// Whether it can change which rights a page has.
     var changesRights: Bool {
         switch self {
-        case .map, .unmap, .protect, .advise, .remap, .fork: true
+        case .map, .unmap, .protect, .advise, .remap, .fork, .raw: true
         default: false
         }
     }
@@ -112,6 +130,7 @@ extension HostCall: CustomStringConvertible {
             "p\(process): page[\(page)][\(word)] = 0x\(String(value, radix: 16))"
         case .fork(let process, let child): "p\(process): p\(child) = fork()"
         case .end(let process): "p\(process): exit()"
+        case .raw(let process, let call): "p\(process): \(call)"
         case .truncate(let file, let bytes): "ftruncate(memfd\(file), \(bytes / 4096) * PAGE + \(bytes % 4096))"
         case .punchHole(let file, let pages):
             "fallocate(memfd\(file), FALLOC_FL_PUNCH_HOLE, \(pages.lowerBound) * PAGE, \(pages.count) * PAGE)"
@@ -122,6 +141,22 @@ extension HostCall: CustomStringConvertible {
     }
 
     private func place(_ pages: Range<Int>) -> String { "page[\(pages.lowerBound)], \(pages.count) * PAGE" }
+}
+
+extension RawCall: CustomStringConvertible {
+    public var description: String {
+        func hex(_ value: UInt64) -> String { "0x" + String(value, radix: 16) }
+        let arguments: [String] =
+            switch name {
+            case .mmap:
+                [hex(address), hex(length), hex(argument), hex(flags), file.map { "memfd\($0)" } ?? "-1", hex(last)]
+            case .munmap: [hex(address), hex(length)]
+            case .mprotect: [hex(address), hex(length), hex(argument)]
+            case .madvise: [hex(address), hex(length), "\(argument)"]
+            case .mremap: [hex(address), hex(length), hex(argument), hex(flags), hex(last)]
+            }
+        return "\(name.rawValue)(\(arguments.joined(separator: ", ")))"
+    }
 }
 
 extension Protection {

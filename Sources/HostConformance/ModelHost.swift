@@ -96,6 +96,7 @@ final class ModelHost {
         case .end(let process):
             space(process).exit()
             processes[process] = nil
+        case .raw(let process, let call): try perform(call, SystemCalls(space(process)))
         case .truncate(let file, let bytes): files[file].truncate(toBytes: bytes)
         case .punchHole(let file, let pages): files[file].punchHole(pages)
         case .readFile(let file, let page, let word):
@@ -109,6 +110,20 @@ final class ModelHost {
             return .value(value)
         }
         return .done
+    }
+
+    private func perform(_ call: RawCall, _ calls: SystemCalls) throws(Errno) {
+        switch call.name {
+        case .mmap:
+            try calls.mmap(
+                call.address, call.length, protection: call.argument, flags: call.flags,
+                object: call.file.map { files[$0] }, offset: call.last)
+        case .munmap: try calls.munmap(call.address, call.length)
+        case .mprotect: try calls.mprotect(call.address, call.length, call.argument)
+        case .madvise: try calls.madvise(call.address, call.length, call.argument)
+        case .mremap:
+            try calls.mremap(call.address, call.length, call.argument, flags: call.flags, newAddress: call.last)
+        }
     }
 
     private func access(_ process: Int, _ page: Int, _ word: Int, _ value: UInt64?) -> HostAnswer {

@@ -36,14 +36,16 @@
                 var request = request(fl_host_map, pages)
                 request.argument = bits(protection)
                 switch kind {
-                case .anonymous: request.value = UInt64(MAP_PRIVATE | MAP_ANONYMOUS)
-                case .anonymousShared: request.value = UInt64(MAP_SHARED | MAP_ANONYMOUS)
+                case .anonymous: request.value = Bits.mapPrivate | Bits.mapAnonymous
+                case .anonymousShared: request.value = Bits.mapShared | Bits.mapAnonymous
                 case .file(let file, let first, let shared):
-                    request.value = UInt64(shared ? MAP_SHARED : MAP_PRIVATE)
+                    request.value = shared ? Bits.mapShared : Bits.mapPrivate
                     request.file = Int32(file)
                     request.offset = UInt64(first) * pageSize
                 }
+                request.value |= Bits.mapFixedNoReplace
                 return try ask(process, request)
+            case .raw(let process, let call): return try ask(process, request(call))
             case .unmap(let process, let pages): return try ask(process, request(fl_host_unmap, pages))
             case .protect(let process, let pages, let protection):
                 var request = request(fl_host_protect, pages)
@@ -70,6 +72,7 @@
                 var request = request(fl_host_remap, pages)
                 request.value = UInt64(count) * pageSize
                 request.offset = target.map(Self.address) ?? 0
+                request.flags = target == nil ? 0 : Bits.mremapMayMove | Bits.mremapFixed
                 return try ask(process, request)
             case .load(let process, let page, let word): return try access(process, page, word, nil)
             case .store(let process, let page, let word, let value): return try access(process, page, word, value)
@@ -116,6 +119,29 @@
             call.file = -1
             call.address = Self.address(pages.lowerBound)
             call.length = UInt64(pages.count) * pageSize
+            return call
+        }
+
+        private typealias Bits = SystemCalls.Bits
+
+        private func request(_ raw: RawCall) -> fl_host_call {
+            var call = fl_host_call()
+            let operation =
+                switch raw.name {
+                case .mmap: fl_host_map
+                case .munmap: fl_host_unmap
+                case .mprotect: fl_host_protect
+                case .madvise: fl_host_advise
+                case .mremap: fl_host_remap
+                }
+            call.operation = UInt32(operation)
+            call.file = Int32(raw.file ?? -1)
+            call.address = raw.address
+            call.length = raw.length
+            call.argument = raw.argument
+            call.value = raw.name == .mremap ? raw.argument : raw.flags
+            call.flags = raw.flags
+            call.offset = raw.last
             return call
         }
 

@@ -3,13 +3,14 @@ import Synchrony
 
 /// mmap and munmap. Each takes `mmapLock` for write itself.
 extension AddressSpace {
-    /// Maps `length` bytes of `backing` at `address`; an empty mapping is never moved elsewhere and never replaces
-    /// another. Kernel: `mmap(MAP_FIXED_NOREPLACE)`.
+    /// Maps `length` bytes of `backing` at `address`; a mapping is never moved elsewhere, and never replaces
+    /// another unless that is asked for. Kernel: `mmap(MAP_FIXED_NOREPLACE)`.
     ///
     /// Errors: EINVAL for what is not page-aligned, empty, or outside user space; EEXIST for an overlap; ENOMEM; what
     /// the driver answers.
+    /// - Parameter replaces: what is there goes. Kernel: `MAP_FIXED`.
     public func map(
-        at address: UserAddress, length: UInt64, protection: Protection, backing: Backing
+        at address: UserAddress, length: UInt64, protection: Protection, backing: Backing, replaces: Bool = false
     ) throws(Errno) {
         let (end, overflow) = address.value.addingReportingOverflow(length)
         guard length > 0, !overflow else { throw .EINVAL }
@@ -18,6 +19,7 @@ extension AddressSpace {
         mmapLock.lockForWrite()
         defer { mmapLock.unlockWrite() }
         guard !hasExited else { throw .EINVAL }
+        if replaces { remove(range) }
         let index = firstIndex(endingAfter: address)
         if index < vmas.count, vmas[index].range.lowerBound < range.upperBound { throw .EEXIST }
         let vma = makeVMA(range, protection, backing)
@@ -27,6 +29,20 @@ extension AddressSpace {
         guard let error = driver.mapped(self, vma.info) else { return }
         remove(range)
         throw error
+    }
+
+    /// Whether something is mapped in `range`.
+    func overlapsArea(_ range: Range<UserAddress>) -> Bool {
+        mmapLock.lockForRead()
+        defer { mmapLock.unlockRead() }
+        let index = firstIndex(endingAfter: range.lowerBound)
+        return index < vmas.count && vmas[index].range.lowerBound < range.upperBound
+    }
+
+    func area(containing address: UserAddress) -> Range<UserAddress>? {
+        mmapLock.lockForRead()
+        defer { mmapLock.unlockRead() }
+        return find(address)?.range
     }
 
     private static func firstPage(of backing: Backing) -> Int {

@@ -26,7 +26,7 @@ extension Vocabulary {
     static let errors: [Errno] = [
         .EPERM, .ENOENT, .EINTR, .EIO, .ENXIO, .EBADF, .EAGAIN, .ENOMEM, .EACCES, .EFAULT, .EBUSY, .EEXIST, .EINVAL,
         .ENOSPC,
-        .EOPNOTSUPP, .EREMOTEIO, .EHWPOISON,
+        .EOVERFLOW, .EOPNOTSUPP, .EREMOTEIO, .EHWPOISON,
     ]
 
     static func errno(_ name: String) -> Errno? { errors.first { "\($0)" == name } }

@@ -32,10 +32,12 @@ typedef struct fl_host_call {
     uint64_t length;
     /// map, protect: PROT_*; advise: the advice; load and store: bytes, 1 to 8; fork: the child's number.
     uint64_t argument;
-    /// map: MAP_* but for MAP_FIXED_NOREPLACE; store: the value; remap: the new length.
+    /// map: MAP_*; store: the value; remap: the new length.
     uint64_t value;
-    /// map: the offset in the file, in bytes; remap: the new address, 0 for none.
+    /// map: the offset in the file, in bytes; remap: the new address.
     uint64_t offset;
+    /// remap: MREMAP_*.
+    uint64_t flags;
 } fl_host_call;
 
 typedef struct fl_host_answer {
