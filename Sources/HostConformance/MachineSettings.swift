@@ -5,10 +5,20 @@ import Frames
 enum MachineSettings {
     /// From debugfs, where it can be read; else the kernel's default, 64 KiB.
     static var faultAroundPages: Int {
-        guard let text = try? String(contentsOfFile: "/sys/kernel/debug/fault_around_bytes", encoding: .utf8),
+        guard let text = text("/sys/kernel/debug/fault_around_bytes"),
             let bytes = Int(text.trimmingCharacters(in: .whitespacesAndNewlines)), bytes >= Int(pageSize)
         else { return 16 }
         return bytes / Int(pageSize)
+    }
+
+    /// A file of the kernel's, whose length is known only when it has been read. Nil: it can't be read.
+    private static func text(_ path: String) -> String? {
+        guard let file = FileHandle(forReadingAtPath: path) else { return nil }
+        do {
+            return try file.readToEnd().map { String(decoding: $0, as: UTF8.self) }
+        } catch {
+            return nil
+        }
     }
 
     /// Whether areas that hold guards say so (`gu` in smaps), as those of 6.19 and of later 6.18 do. Before, a guard in a
@@ -21,7 +31,7 @@ enum MachineSettings {
         defer { munmap(page, length) }
         let installGuard: Int32 = 102
         guard madvise(page, length, installGuard) == 0,
-            let areas = try? String(contentsOfFile: "/proc/self/smaps", encoding: .utf8)
+            let areas = text("/proc/self/smaps")
         else { return false }
         return areas.split(separator: "\n").contains { $0.hasPrefix("VmFlags:") && $0.contains(" gu") }
     }()

@@ -154,6 +154,7 @@ public struct SystemCalls {
                 guard address + new <= area.upperBound.value else { throw .EFAULT }
                 // What it would be shortened by can't be unmapped; the target is by then.
                 try space.unmap(Self.range(newAddress, new))
+                guard space.area(containing: UserAddress(address)) != nil else { throw .EFAULT }
             }
             throw .EINVAL
         }
