@@ -31,6 +31,8 @@ typedef struct channel {
 
 typedef struct shared {
     channel keeper;
+    _Atomic int ending;
+    pid_t owner;  ///< the process that asks
     _Atomic int has_swap;
     channel processes[fl_host_processes];
 } shared;
@@ -52,20 +54,16 @@ static void set_state(channel *c, int state) {
     futex(&c->state, FUTEX_WAKE, 1, 0);
 }
 
-/// Set in the keeper when it is to end.
-static volatile sig_atomic_t ending;
-
-/// Waits until the state is `wanted`. 0, or ETIMEDOUT after `seconds` (0: never) or a little more, or EINTR when `ending`.
+/// Waits until the state is `wanted`. 0, or ETIMEDOUT after `seconds` or a little more.
 static int await_state(channel *c, int wanted, int seconds) {
     struct timespec start, now, slice = {.tv_sec = 0, .tv_nsec = 100000000};
     clock_gettime(CLOCK_MONOTONIC, &start);
     for (;;) {
         int seen = atomic_load(&c->state);
         if (seen == wanted) return 0;
-        if (ending) return EINTR;
         futex(&c->state, FUTEX_WAIT, seen, &slice);
         clock_gettime(CLOCK_MONOTONIC, &now);
-        if (seconds && now.tv_sec - start.tv_sec > seconds) return ETIMEDOUT;
+        if (now.tv_sec - start.tv_sec > seconds) return ETIMEDOUT;
     }
 }
 
@@ -269,19 +267,13 @@ static void end_all(shared *all) {
 
 // MARK: The keeper
 
-static void end_soon(int signal) {
-    (void)signal;
-    ending = 1;
-}
-
 /// The keeper: small, so that what it forks is made fast. Never returns.
 static void keep(shared *all, const int *files) {
-    struct sigaction action;
-    memset(&action, 0, sizeof action);
-    action.sa_handler = end_soon;
-    sigaction(SIGTERM, &action, 0);
-    prctl(PR_SET_PDEATHSIG, SIGTERM);
+    // What ends the owner, whatever it is, must leave this one the time to clean up.
     signal(SIGINT, SIG_IGN);
+    signal(SIGTERM, SIG_IGN);
+    signal(SIGHUP, SIG_IGN);
+    signal(SIGPIPE, SIG_IGN);
     // Huge pages come by request only.
     prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
     // Whoever loses its parent becomes this one's child, so that nobody is left over.
@@ -292,8 +284,10 @@ static void keep(shared *all, const int *files) {
     signal(SIGCHLD, SIG_IGN);
     channel *c = &all->keeper;
     set_state(c, answered);
-    while (!ending) {
-        if (await_state(c, asked, 0)) break;
+    // Not by PR_SET_PDEATHSIG, which tells of the thread that started this, not of its process.
+    while (!atomic_load(&all->ending) && getppid() == all->owner) {
+        if (await_state(c, asked, 0)) continue;
+        if (atomic_load(&all->ending)) break;
         end_all(all);
         while (waitpid(-1, 0, 0) > 0) {}
         memset(&c->answer, 0, sizeof c->answer);
@@ -326,6 +320,7 @@ fl_host *fl_host_start(void) {
     CPU_ZERO(&one);
     CPU_SET(sched_getcpu(), &one);
     sched_setaffinity(0, sizeof one, &one);
+    host->shared->owner = getpid();
     host->keeper = fork();
     if (host->keeper < 0) return 0;
     if (host->keeper == 0) {
@@ -345,7 +340,8 @@ static void forget(fl_host *host, int process) {
 
 void fl_host_stop(fl_host *host) {
     for (int i = 0; i < fl_host_processes; i++) forget(host, i);
-    kill(host->keeper, SIGTERM);
+    atomic_store(&host->shared->ending, 1);
+    set_state(&host->shared->keeper, asked);
     waitpid(host->keeper, 0, 0);
     sched_setaffinity(0, sizeof host->processors, &host->processors);
     for (int i = 0; i < fl_host_files; i++) close(host->files[i]);

@@ -30,6 +30,8 @@ public final class AddressSpace: @unchecked Sendable {
     /// The top table's frame number; 0 until the first entry is made. Kernel: `mm->pgd`.
     let root = Atomic<UInt64>(0)
     let rootIdentity = ObjectIdentity()
+    /// Its memory was taken while it still ran: what is not there now will never be. Kernel: `MMF_UNSTABLE`.
+    let isUnstable = Atomic<Bool>(false)
     /// Its place in the host's registry. Under the registry's lock.
     var number: UInt64 = 0
     /// Tasks that walk it on the host's behalf: it can't be dropped meanwhile.

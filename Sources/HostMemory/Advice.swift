@@ -21,6 +21,10 @@ extension AddressSpace {
         case .cold: try forEachAgeable(range) { cool($1) }
         case .pageOut: try pageOut(range)
         case .free: try free(range)
+        case .collapse: try collapse(range)
+        case .mergeable: try setMergeable(range)
+        case .unmergeable: try setUnmergeable(range)
+        case .hardwarePoison: try poison(range)
         case .guardInstall: try installGuards(range)
         case .guardRemove: try removeGuards(range)
         }
@@ -41,6 +45,57 @@ extension AddressSpace {
             index += 1
         }
         if hole || reached < range.upperBound { throw .ENOMEM }
+    }
+
+    /// Kernel: `ksm_madvise`: what can't be merged is left as it is.
+    private func setMergeable(_ range: Range<UserAddress>) throws(Errno) {
+        mmapLock.lockForWrite()
+        defer { mmapLock.unlockWrite() }
+        let hole = hasHole(range)
+        changeEach(range) { vma in
+            var flags = vma.flags
+            let isSpecial = flags.pfnMap || flags.mixedMap || flags.io
+            if !isSpecial, !flags.shared { flags.mergeable = true }
+            return flags
+        } then: { _ in
+        }
+        if hole { throw .ENOMEM }
+    }
+
+    /// Each merged page gets a copy of its own. Error: ENOMEM also without memory for that.
+    private func setUnmergeable(_ range: Range<UserAddress>) throws(Errno) {
+        mmapLock.lockForWrite()
+        defer { mmapLock.unlockWrite() }
+        let hole = hasHole(range)
+        var failure: Errno?
+        for vma in vmas[splitting(range)] where vma.flags.mergeable {
+            do throws(Errno) { try unmerge(vma, vma.range) } catch { failure = error }
+        }
+        changeEach(range) { vma in
+            var flags = vma.flags
+            flags.mergeable = false
+            return flags
+        } then: { _ in
+        }
+        if let failure { throw failure }
+        if hole { throw .ENOMEM }
+    }
+
+    /// Breaks the memory behind each page of `range`. Errors: EFAULT for a hole, EIO where no page can be had.
+    /// Kernel: `madvise_inject_error`.
+    private func poison(_ range: Range<UserAddress>) throws(Errno) {
+        for page in range.lowerBound.page..<range.upperBound.page {
+            let frame: HostFrame
+            do throws(GetUserPagesError) {
+                let page = try getUserPageUnlocked(
+                    UserAddress(page << pageShift), LookupFlags(), holder: .getUserPages)
+                frame = page.frame
+                page.releaseUnused()
+            } catch {
+                throw .EFAULT
+            }
+            host.poison(frame)
+        }
     }
 
     private func setHugePages(_ range: Range<UserAddress>, wanted: Bool) throws(Errno) {

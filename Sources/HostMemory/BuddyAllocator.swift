@@ -61,6 +61,13 @@ extension PhysicalMemory {
     func allocatePages(order: Int, shape: Shape = .compound) -> HostFrame? {
         precondition(order >= 0 && order <= Self.largestOrder)
         zone.lock()
+        if failingAllocation > 0 {
+            failingAllocation -= 1
+            if failingAllocation == 0 {
+                zone.unlock()
+                return nil
+            }
+        }
         var found = order
         while found <= Self.largestOrder, freeHeads[found] == .max { found += 1 }
         guard found <= Self.largestOrder else {
@@ -98,6 +105,20 @@ extension PhysicalMemory {
         schedulingNote(.pageAllocate, frame.physicalAddress)
         record(Event(.pageAllocated, frame: frame, value: UInt64(order)))
         return frame
+    }
+
+    /// Makes the allocation fail that comes `count`-th from now on (1: the next); 0: none. Kernel: `fail_page_alloc`.
+    public func failAllocation(_ count: Int) {
+        zone.lock()
+        failingAllocation = count
+        zone.unlock()
+    }
+
+    /// Whether the allocation that was to fail has not come yet.
+    public var allocationIsToFail: Bool {
+        zone.lock()
+        defer { zone.unlock() }
+        return failingAllocation > 0
     }
 
     /// Gives 2^order frames back and merges buddies. The caller has dropped the last reference.

@@ -11,11 +11,13 @@ extension AddressSpace {
         if vma.flags.shared {
             return access == .write ? makeSharedWritable(vma, address, word, seen) : .done
         }
-        if seen.isSpecial { return access == .write ? copy(vma, address, word, seen, access) : .done }
-        let page = memory.page(seen.frame)
-        guard memory.isAnonymous(page) else {
-            return access == .write ? copy(vma, address, word, seen, access) : .done
+        // A pin that asks here wants a page that stays: zeros and a file's page are copied for it too.
+        if seen.isSpecial {
+            let isOrdinary = access == .write || seen.frame == host.zeroPage
+            return isOrdinary ? copy(vma, address, word, seen, access) : .done
         }
+        let page = memory.page(seen.frame)
+        guard memory.isAnonymous(page) else { return copy(vma, address, word, seen, access) }
         switch reuse(address, word, seen, page, access) {
         case .done, .lostRace: return .done
         case .mustCopy: return copy(vma, address, word, seen, access)
@@ -57,7 +59,7 @@ extension AddressSpace {
             let head = memory.head(of: page)
             schedulingPoint(.pageUse, memory.frame(of: head).physicalAddress)
             let large = head.pointee.flags.load(ordering: .relaxed) & PageFlags.head != 0
-            guard !large, memory.isReferencedOnce(head, host.swap) else { return .mustCopy }
+            guard !large, !memory.isMerged(page), memory.isReferencedOnce(head, host.swap) else { return .mustCopy }
             page.pointee.flags.bitwiseOr(PageFlags.anonymousExclusive, ordering: .relaxed)
         }
         if access == .write { setLeaf(word, seen.setting(Self.written), address) }

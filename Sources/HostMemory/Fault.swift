@@ -60,6 +60,13 @@ enum FaultOutcome: Sendable {
 /// one does (Spec: generic 3.1, 3.4).
 extension AddressSpace {
     func handleFault(_ vma: VMA, _ address: UserAddress, _ access: FaultAccess) -> FaultOutcome {
+        let outcome = handleStableFault(vma, address, access)
+        // Pages that a reaper took would come back as zeros. Kernel: `check_stable_address_space`.
+        return isUnstable.load(ordering: .acquiring) ? .failed(.bus) : outcome
+    }
+
+    private func handleStableFault(_ vma: VMA, _ address: UserAddress, _ access: FaultAccess) -> FaultOutcome {
+        if isUnstable.load(ordering: .acquiring) { return .failed(.bus) }
         while true {
             guard let middle = makeMiddleEntry(address) else { return .failed(.outOfMemory) }
             let seen = HostEntry(middle.word.load())

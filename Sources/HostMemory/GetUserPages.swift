@@ -34,6 +34,7 @@ extension AddressSpace {
             mmapLock.unlockRead()
             switch step {
             case .found(let page): return page
+            case .failed(.noMemory) where host.makeRoom(): continue
             case .failed(let error): throw error
             case .wait(let outcome): try wait(outcome, flags)
             }
@@ -84,7 +85,7 @@ extension AddressSpace {
 
     /// Kernel: `check_vma_flags`.
     private static func permits(_ vma: VMA, _ flags: LookupFlags) -> Bool {
-        if vma.flags.io || vma.flags.pfnMap { return false }
+        if vma.flags.io || vma.flags.pfnMap || vma.isSecret { return false }
         return flags.write ? vma.flags.write : vma.flags.read
     }
 
@@ -116,11 +117,18 @@ extension AddressSpace {
         let frame = leaf.frame(of: address)
         if leaf.entry.isSpecial, frame != host.zeroPage { return .failed(.exists) }
         let page = memory.page(frame)
-        if pin, !flags.write, memory.mustUnshare(page, leaf.level) { return .unshare }
+        if pin, !flags.write,
+            memory.mustUnshare(page, leaf.level) || (flags.longTerm && !vma.flags.shared && !isOwn(page))
+        {
+            return .unshare
+        }
         guard pin ? memory.tryPin(page) : memory.tryGet(page) else { return .failed(.noMemory) }
         touch(page, leaf, write: flags.write)
         return .found(page)
     }
+
+    /// Whether the page is the process's own, not one of a file or the page of zeros, which a write would leave.
+    private func isOwn(_ page: UnsafeMutablePointer<PageFrame>) -> Bool { memory.isAnonymous(page) }
 
     /// GUP's own marks: at a small entry on the folio, at a huge one in the entry. Kernel: `FOLL_TOUCH`, `touch_pmd`.
     private func touch(_ page: UnsafeMutablePointer<PageFrame>, _ leaf: HostLeaf, write: Bool) {

@@ -62,6 +62,7 @@ extension AddressSpace {
         let entry = leaf.entry
         guard entry.isPresent, !entry.isSpecial, !write || entry.isWritable else { return nil }
         let page = memory.page(leaf.frame(of: address))
+        guard page.pointee.flags.load(ordering: .relaxed) & PageFlags.secret == 0 else { return nil }
         guard pin ? memory.tryPin(page) : memory.tryGet(page) else { return nil }
         // The level-2 entry is looked at again too: a huge leaf may have been split, a table's page replaced.
         let changed = self.leaf(address).map { $0.entry != entry || $0.word.identity != leaf.word.identity } ?? true

@@ -12,17 +12,20 @@ public struct LookupFlags: Sendable, Equatable {
     public var interruptible: Bool
     /// Kernel: `FOLL_HWPOISON`: tell a poisoned page apart from a fault.
     public var hardwarePoison: Bool
+    /// Kernel: `FOLL_LONGTERM`: the pin may stay: a private mapping's page must be its own first.
+    public var longTerm: Bool
     /// Kernel: `FOLL_HONOR_NUMA_FAULT`. Implicit for writes and for the fast walk.
     public var honorNUMA: Bool
 
     @inlinable public init(
         write: Bool = false, noWait: Bool = false, interruptible: Bool = false, hardwarePoison: Bool = false,
-        honorNUMA: Bool = false
+        longTerm: Bool = false, honorNUMA: Bool = false
     ) {
         self.write = write
         self.noWait = noWait
         self.interruptible = interruptible
         self.hardwarePoison = hardwarePoison
+        self.longTerm = longTerm
         self.honorNUMA = honorNUMA
     }
 }

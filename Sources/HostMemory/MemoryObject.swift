@@ -19,6 +19,9 @@ public final class MemoryObject: @unchecked Sendable {
     let indexLock = SpinLock(.objectIndex)
     /// Where the bytes of a file are that are not in memory. Nil: a memfd.
     public let disk: Disk?
+    /// Nobody but the processes that map it may reach it: get-user-pages refuses it, and it is never reclaimed.
+    /// Kernel: `memfd_secret`.
+    public let isSecret: Bool
     /// For each page a frame number, a slot of the swap device, or nothing.
     var frames: [ObjectPage]
     /// Bytes; the last page may be used in part. Kernel: `i_size`.
@@ -32,9 +35,10 @@ public final class MemoryObject: @unchecked Sendable {
     var isDying = false
 
     /// A memfd. - Parameter slow: an absent page must be waited for.
-    public init(host: Host, pages: Int, slow: Bool = false) {
+    public init(host: Host, pages: Int, slow: Bool = false, secret: Bool = false) {
         self.host = host
         self.slow = slow
+        isSecret = secret
         disk = nil
         frames = Array(repeating: .absent, count: pages)
         size = pages * Int(pageSize)
@@ -44,6 +48,7 @@ public final class MemoryObject: @unchecked Sendable {
     public init(host: Host, file disk: Disk, bytes: Int) {
         self.host = host
         slow = disk.slow
+        isSecret = false
         self.disk = disk
         frames = Array(repeating: .absent, count: (bytes + Int(pageSize) - 1) / Int(pageSize))
         size = bytes
@@ -134,7 +139,11 @@ public final class MemoryObject: @unchecked Sendable {
             memory.mark(page, PageFlags.dirty(.driver))
             host.swap?.release(slot, memory)
         }
-        memory.lists?.add(page)
+        if isSecret {
+            page.pointee.flags.bitwiseOr(PageFlags.secret, ordering: .relaxed)
+        } else {
+            memory.lists?.add(page)
+        }
         return .page(page)
     }
 

@@ -18,7 +18,13 @@ extension AddressSpace {
         invalidations += 1
         let listeners = notifiers
         notifierLock.unlock()
-        for listener in listeners { listener.invalidateRangeStart(range, blockable: blockable) }
+        for listener in listeners {
+            if blockable {
+                listener.invalidateRangeStart(range, blockable: true)
+            } else {
+                withoutSleeping { listener.invalidateRangeStart(range, blockable: false) }
+            }
+        }
         // Of a space that nobody listens to, a child's, there is nothing to check.
         if !listeners.isEmpty, let observer = memory.journal?.observer {
             observer.invalidationStarted(range.lowerBound.page, range.upperBound.page - range.lowerBound.page)

@@ -42,7 +42,13 @@ extension AddressSpace {
             let outcome = handleFault(vma, address, write ? .write : .read)
             switch outcome {
             case .done: return FixupResult(error: nil, unlocked: unlocked)
-            case .failed(.outOfMemory): return FixupResult(error: .ENOMEM, unlocked: unlocked)
+            case .failed(.outOfMemory):
+                mmapLock.unlockRead()
+                unlocked = true
+                let hasRoom = host.makeRoom()
+                mmapLock.lockForRead()
+                if hasRoom { continue }
+                return FixupResult(error: .ENOMEM, unlocked: unlocked)
             case .failed: return FixupResult(error: .EFAULT, unlocked: unlocked)
             case .waitForPage, .waitForSwap, .waitForDriver:
                 mmapLock.unlockRead()

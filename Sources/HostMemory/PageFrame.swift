@@ -85,6 +85,11 @@ public struct PageFlags: Sendable, Equatable {
     /// Belongs to a memory object, whose address and page stand in the frame's words. Kernel: `folio->mapping`.
     public static let objectPage: UInt64 = 1 << 32
 
+    /// Stands for several pages of equal content. Kernel: `folio_test_ksm`.
+    public static let merged: UInt64 = 1 << 33
+    /// Out of everybody's reach but its process's. Kernel: a page of `memfd_secret`.
+    public static let secret: UInt64 = 1 << 34
+
     /// Accessed and dirty, by originator: bit `16 + Originator`, bit `24 + Originator`.
     public static func accessed(_ by: Originator) -> UInt64 { 1 << (16 + UInt64(by.rawValue)) }
     public static func dirty(_ by: Originator) -> UInt64 { 1 << (24 + UInt64(by.rawValue)) }

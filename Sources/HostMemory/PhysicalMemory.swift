@@ -27,6 +27,8 @@ public final class PhysicalMemory: @unchecked Sendable {
     /// Heads of the free lists by order.
     var freeHeads: [UInt32]
     var freeCount: Int = 0
+    /// The allocation that fails next, counted from the next one on; 0: none. Under the zone lock.
+    var failingAllocation = 0
     /// Device frames handed out so far.
     var deviceNext: UInt64
 

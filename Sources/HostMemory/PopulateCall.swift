@@ -26,7 +26,10 @@ extension AddressSpace {
             }
             let outcome = handleFault(vma, address, write ? .write : .read)
             mmapLock.unlockRead()
-            if case .failed(let error) = outcome { throw error.errno }
+            if case .failed(let error) = outcome {
+                if case .outOfMemory = error, host.makeRoom() { continue }
+                throw error.errno
+            }
             outcome.wait()
         }
     }

@@ -104,7 +104,8 @@ public struct SystemCalls {
         if grows != 0 {
             // No mapping grows here: stacks are not modelled.
             let range = UserAddress(address)..<UserAddress(min(end, Self.end))
-            let begins = grows == Bits.protGrowsUp ? space.area(containing: range.lowerBound) != nil : space.overlapsArea(range)
+            let begins =
+                grows == Bits.protGrowsUp ? space.area(containing: range.lowerBound) != nil : space.overlapsArea(range)
             throw begins ? .EINVAL : .ENOMEM
         }
         try space.protect(
@@ -170,6 +171,10 @@ extension Advice {
         case 4: self = .dontNeed
         case 8: self = .free
         case 9: self = .remove
+        case 12: self = .mergeable
+        case 13: self = .unmergeable
+        case 25: self = .collapse
+        case 100: self = .hardwarePoison
         case 14: self = .hugePage
         case 15: self = .noHugePage
         case 20: self = .cold

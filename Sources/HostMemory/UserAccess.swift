@@ -81,7 +81,10 @@ extension AddressSpace {
         }
         let outcome = handleFault(vma, address, write ? .write : .read)
         mmapLock.unlockRead()
-        if case .failed(let error) = outcome { throw UserFault(error) }
+        if case .failed(let error) = outcome {
+            if case .outOfMemory = error, host.makeRoom() { return }
+            throw UserFault(error)
+        }
         outcome.wait()
     }
 }

@@ -37,6 +37,8 @@ public struct VMAFlags: Equatable, Sendable {
     public var hugePage = false
     /// Kernel: `VM_NOHUGEPAGE`, by madvise.
     public var noHugePage = false
+    /// Kernel: `VM_MERGEABLE`, by madvise.
+    public var mergeable = false
     /// Kernel: `VM_ACCOUNT`: private pages of it count against the overcommit limit, since it can be written or once could.
     public var accounted = false
 
@@ -105,6 +107,14 @@ public enum Advice: Sendable {
     case pageOut
     /// Kernel: `MADV_FREE`.
     case free
+    /// Kernel: `MADV_COLLAPSE`.
+    case collapse
+    /// Kernel: `MADV_MERGEABLE`.
+    case mergeable
+    /// Kernel: `MADV_UNMERGEABLE`.
+    case unmergeable
+    /// Kernel: `MADV_HWPOISON`.
+    case hardwarePoison
     /// Kernel: `MADV_GUARD_INSTALL`.
     case guardInstall
     /// Kernel: `MADV_GUARD_REMOVE`.
@@ -150,6 +160,12 @@ final class VMA: @unchecked Sendable {
 
     func backingPage(of address: UserAddress) -> Int {
         firstPage + Int(address.page - range.lowerBound.page)
+    }
+
+    /// Kernel: `vma_is_secretmem`.
+    var isSecret: Bool {
+        if case .object(let object, _, _) = backing { return object.isSecret }
+        return false
     }
 
     /// The list of everybody who maps the backing, if it has one.

@@ -99,6 +99,13 @@ public func mightSleep() {
     if held.pointee.atomic_depth > 0 { held.pointee.sleep_violations &+= 1 }
 }
 
+/// Runs `body`, in which sleeping is a violation. Kernel: `non_block_start`, `non_block_end`.
+public func withoutSleeping(_ body: () -> Void) {
+    noteAtomicSection(entering: true)
+    body()
+    noteAtomicSection(entering: false)
+}
+
 @usableFromInline func noteAcquire(_ rank: LockRank, spinning: Bool) {
     let held = fl_held_current()!
     let bit: UInt64 = 1 << UInt64(rank.rawValue)

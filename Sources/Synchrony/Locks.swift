@@ -83,6 +83,22 @@ public final class ReadWriteLock: Sendable {
         }
     }
 
+    /// Takes the lock for reading if no writer has it. Kernel: `mmap_read_trylock`.
+    public func tryLockForRead() -> Bool {
+        schedulingPoint(.lockTry, identity.value)
+        var old = state.load(ordering: .relaxed)
+        while old & Self.writer == 0 {
+            let (done, seen) = state.compareExchange(expected: old, desired: old + 1, ordering: .acquiring)
+            if done {
+                schedulingNote(.lockAcquireShared, identity.value)
+                noteAcquire(rank, spinning: spinning)
+                return true
+            }
+            old = seen
+        }
+        return false
+    }
+
     public func unlockRead() {
         noteRelease(rank, spinning: spinning)
         schedulingNote(.lockReleaseShared, identity.value)

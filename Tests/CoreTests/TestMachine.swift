@@ -12,7 +12,11 @@ final class TestHost {
     let host: Host
 
     /// - Parameter thp: huge pages in every suitable anonymous VMA; else only where advised.
-    init(ramFrames: Int = 1024, deviceFrames: Int = 0, thp: Bool = false, keepsEvents: Bool = true) {
+    /// - Parameter swap: a swap device, with which the host reclaims.
+    init(
+        ramFrames: Int = 1024, deviceFrames: Int = 0, thp: Bool = false, keepsEvents: Bool = true,
+        swap: SwapDevice? = nil, reclaims: Bool = false
+    ) {
         LockViolations.clear()
         let bytes = (ramFrames + deviceFrames) * Int(pageSize)
         arena = UnsafeMutableRawPointer.allocate(byteCount: bytes, alignment: Int(pageSize))
@@ -27,7 +31,7 @@ final class TestHost {
         journal = Journal(keepsEvents: keepsEvents)
         memory = PhysicalMemory(
             arena: arena, ramFrames: ramFrames, deviceFrames: deviceFrames, arenaIsZero: false, journal: journal)
-        host = Host(memory: memory, transparentHugePages: thp)
+        host = Host(memory: memory, transparentHugePages: thp, swap: swap, reclaims: reclaims)
     }
 
     deinit {

@@ -24,6 +24,15 @@ extension Host {
         return freed
     }
 
+    /// For a task that found no memory, and holds no lock: whether it is worth trying again.
+    /// Kernel: `__alloc_pages_direct_reclaim`.
+    func makeRoom() -> Bool {
+        guard memory.lists != nil, memory.freeFrames < Self.lowFrames else { return false }
+        return reclaim(pages: Self.lowFrames) > 0
+    }
+
+    private static let lowFrames = 16
+
     /// Objects' pages first: most can be had without writing. Anonymous ones only with a place to write them to.
     private func reclaimable() -> [(PageLists.List, PageLists.List)] {
         let objects = (PageLists.List.activeObject, PageLists.List.inactiveObject)
