@@ -25,8 +25,9 @@ public final class PhysicalMemory: @unchecked Sendable {
     /// The journal of the run, if there is one.
     public let journal: Journal?
     let zone = SpinLock(.zone)
-    /// Heads of the free lists by order; 0 for none.
-    var freeHeads: [UInt32]
+    /// Heads of the free lists by order; 0 for none. Under the zone lock. No array: its checks cost as much as the rest
+    /// of an allocation.
+    let freeHeads: UnsafeMutablePointer<UInt32>
     var freeCount: Int
     /// Device frames handed out so far.
     var deviceNext: UInt64
@@ -59,7 +60,7 @@ public final class PhysicalMemory: @unchecked Sendable {
         frames =
             pageFrameStorage?.bindMemory(to: PageFrame.self, capacity: ramFrames)
             ?? PageFrame.allocateZeroed(ramFrames)
-        freeHeads = Array(repeating: 0, count: Self.largestOrder + 1)
+        freeHeads = Self.emptyLists()
         freeCount = ramFrames - 1
         reserveFirstFrame()
     }
@@ -76,9 +77,15 @@ public final class PhysicalMemory: @unchecked Sendable {
         ram = HostFrame(0)..<HostFrame(UInt64(storage.ramFrames))
         device = ram.upperBound..<HostFrame(UInt64(storage.ramFrames + storage.deviceFrames))
         deviceNext = storage.deviceNext
-        freeHeads = Array(repeating: 0, count: Self.largestOrder + 1)
+        freeHeads = Self.emptyLists()
         freeCount = storage.ramFrames - 1
         reserveFirstFrame()
+    }
+
+    private static func emptyLists() -> UnsafeMutablePointer<UInt32> {
+        let heads = UnsafeMutablePointer<UInt32>.allocate(capacity: largestOrder + 1)
+        heads.initialize(repeating: 0, count: largestOrder + 1)
+        return heads
     }
 
     /// Frame 0 is nobody's: its number means "none" in links, and in roots of tables.
@@ -88,6 +95,7 @@ public final class PhysicalMemory: @unchecked Sendable {
     }
 
     deinit {
+        freeHeads.deallocate()
         if let storage {
             storage.touched = max(storage.touched, virgin)
             storage.deviceNext = max(storage.deviceNext, deviceNext)
