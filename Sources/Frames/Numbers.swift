@@ -58,7 +58,7 @@ public struct UserAddress: Comparable, Hashable, Sendable {
     @inlinable public static func + (a: Self, bytes: UInt64) -> Self { Self(a.value &+ bytes) }
     @inlinable public func aligned(to level: PageLevel) -> Self { Self(value & ~(level.bytes - 1)) }
     /// The end of user space on a host with 47-bit user addresses. Kernel: `TASK_SIZE_MAX`.
-    public static let end = UserAddress(0x7fff_ffff_f000)
+    @inlinable public static var end: UserAddress { UserAddress(0x7fff_ffff_f000) }
 }
 
 /// A level of a radix page table: 1 maps 4 KiB, 2 maps 2 MiB, 3 maps 1 GiB. Kernel: `PG_LEVEL_*`.

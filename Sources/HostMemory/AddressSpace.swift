@@ -68,6 +68,8 @@ public final class AddressSpace: @unchecked Sendable {
     }
 
     func find(_ address: UserAddress) -> VMA? {
+        // A copy of the array's reference: one access to the property, and none open while a VMA is looked at.
+        let vmas = vmas
         let last = lastFound.load(ordering: .relaxed)
         if last < vmas.count, vmas[last].range.contains(address) { return vmas[last] }
         let index = firstIndex(endingAfter: address)

@@ -13,48 +13,54 @@ extension PhysicalMemory {
         case plain
     }
 
-    /// Gives all of `range` to the free lists, largest aligned blocks first. Only while nobody else runs.
-    func freeAtStart(_ from: Int, _ to: Int) {
-        var i = from
-        while i < to {
-            var order = min(Self.largestOrder, i.trailingZeroBitCount)
-            while i + (1 << order) > to { order -= 1 }
-            push(UInt32(i), order)
-            i += 1 << order
+    /// Moves never-used memory into the free lists, one naturally aligned block after another, the largest that fits,
+    /// until one has 2^order frames; returns that one's order. Nil: there is none left. The zone lock held.
+    ///
+    /// Only called when no list has such a block: low frames are used first, and memory that was used before fresh one.
+    /// Two blocks that are carved whole are never each other's buddies (the lower one's is the stretch with frame 0, or
+    /// ends past RAM, or the order is the largest), so nothing merges here.
+    private func carve(_ order: Int) -> Int? {
+        while virgin < ram.count {
+            var size = min(Self.largestOrder, virgin.trailingZeroBitCount)
+            while virgin + (1 << size) > ram.count { size -= 1 }
+            let first = virgin
+            virgin += 1 << size
+            if !arenaIsZero {
+                for i in first..<virgin { frames[i].flags.store(PageFlags.written, ordering: .relaxed) }
+            }
+            push(UInt32(first), size)
+            if size >= order { return size }
         }
-        freeCount = to - from
+        return nil
     }
 
     private func push(_ index: UInt32, _ order: Int) {
         let page = frames + Int(index)
         page.pointee.order = UInt8(order)
         page.pointee.next = freeHeads[order]
-        page.pointee.previous = .max
-        touched = max(touched, Int(index) + 1)
-        if freeHeads[order] != .max {
-            frames[Int(freeHeads[order])].previous = index
-            touched = max(touched, Int(freeHeads[order]) + 1)
-        }
+        page.pointee.previous = 0
+        if freeHeads[order] != 0 { frames[Int(freeHeads[order])].previous = index }
         freeHeads[order] = index
         page.pointee.flags.bitwiseOr(PageFlags.free, ordering: .relaxed)
     }
 
     private func unlink(_ index: UInt32, _ order: Int) {
         let page = frames + Int(index)
-        touched = max(touched, Int(index) + 1 << order)
-        if page.pointee.previous == .max {
+        if page.pointee.previous == 0 {
             freeHeads[order] = page.pointee.next
         } else {
             frames[Int(page.pointee.previous)].next = page.pointee.next
-            touched = max(touched, Int(page.pointee.previous) + 1)
         }
-        if page.pointee.next != .max {
-            frames[Int(page.pointee.next)].previous = page.pointee.previous
-            touched = max(touched, Int(page.pointee.next) + 1)
-        }
-        page.pointee.next = .max
-        page.pointee.previous = .max
+        if page.pointee.next != 0 { frames[Int(page.pointee.next)].previous = page.pointee.previous }
+        page.pointee.next = 0
+        page.pointee.previous = 0
         page.pointee.flags.bitwiseAnd(~PageFlags.free, ordering: .relaxed)
+    }
+
+    /// The smallest order of a free block with at least 2^order frames. Nil: there is none. The zone lock held.
+    private func smallestFree(_ order: Int) -> Int? {
+        for size in order...Self.largestOrder where freeHeads[size] != 0 { return size }
+        return carve(order)
     }
 
     /// Takes 2^order frames, naturally aligned. The first frame's count becomes 1. Nil when no block is left.
@@ -68,9 +74,7 @@ extension PhysicalMemory {
                 return nil
             }
         }
-        var found = order
-        while found <= Self.largestOrder, freeHeads[found] == .max { found += 1 }
-        guard found <= Self.largestOrder else {
+        guard var found = smallestFree(order) else {
             zone.unlock()
             return nil
         }
@@ -88,7 +92,7 @@ extension PhysicalMemory {
         first.pointee.headDistance = 0
         for i in 0..<(1 << order) {
             let page = first + i
-            var flags = page.pointee.flags.load(ordering: .relaxed) & PageFlags.knownZero
+            var flags = page.pointee.flags.load(ordering: .relaxed) & PageFlags.written
             page.pointee.headDistance = 0
             if shape == .compound, order > 0 {
                 flags |= i == 0 ? PageFlags.head : PageFlags.tail
@@ -137,9 +141,10 @@ extension PhysicalMemory {
                 return journal.add(Finding(.i2, "a free page is freed again", frame: frame))
             }
             page.pointee.headDistance = 0
-            page.pointee.flags.store(flags & PageFlags.knownZero, ordering: .relaxed)
+            page.pointee.flags.store(flags & PageFlags.written, ordering: .relaxed)
         }
         zone.lock()
+        precondition(Int(frame.number) + 1 << order <= virgin, "memory that was never handed out is freed")
         freeCount += 1 << order
         var index = UInt32(frame.number)
         var order = order
@@ -165,7 +170,7 @@ extension PhysicalMemory {
         observer.givenBack(frame.number, UInt64(count))
     }
 
-    /// Frames in the free lists.
+    /// Frames in the free lists, and those never used.
     public var freeFrames: Int {
         zone.lock()
         defer { zone.unlock() }
@@ -176,7 +181,7 @@ extension PhysicalMemory {
     func clear(_ frame: HostFrame, count: Int) {
         for i in 0..<count {
             let page = frames + Int(frame.number) + i
-            if page.pointee.flags.load(ordering: .relaxed) & PageFlags.knownZero == 0 {
+            if page.pointee.flags.load(ordering: .relaxed) & PageFlags.written != 0 {
                 bytes(of: HostFrame(frame.number + UInt64(i))).initializeMemory(
                     as: UInt64.self, repeating: 0, count: Int(pageSize / 8))
             }
@@ -188,8 +193,8 @@ extension PhysicalMemory {
         guard hasPageFrame(frame) else { return }
         for i in 0..<count {
             let page = frames + Int(frame.number) + i
-            if page.pointee.flags.load(ordering: .relaxed) & PageFlags.knownZero != 0 {
-                page.pointee.flags.bitwiseAnd(~PageFlags.knownZero, ordering: .relaxed)
+            if page.pointee.flags.load(ordering: .relaxed) & PageFlags.written == 0 {
+                page.pointee.flags.bitwiseOr(PageFlags.written, ordering: .relaxed)
             }
         }
     }

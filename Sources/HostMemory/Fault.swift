@@ -294,8 +294,9 @@ extension PhysicalMemory {
 
     /// Copies the bytes of one frame. The target is the caller's alone.
     func copy(_ source: HostFrame, to target: HostFrame) {
-        let known = hasPageFrame(source) ? page(source).pointee.flags.load(ordering: .relaxed) : 0
-        if known & PageFlags.knownZero != 0 { return clear(target, count: 1) }
+        let isKnownZero =
+            hasPageFrame(source) && page(source).pointee.flags.load(ordering: .relaxed) & PageFlags.written == 0
+        if isKnownZero { return clear(target, count: 1) }
         willWrite(target)
         bytes(of: target).copyMemory(from: bytes(of: source), byteCount: Int(pageSize))
     }

@@ -61,16 +61,20 @@ extension AddressSpace {
         guard address < UserAddress.end, let leaf = leaf(address) else { return nil }
         let entry = leaf.entry
         guard entry.isPresent, !entry.isSpecial, !write || entry.isWritable else { return nil }
-        let page = memory.page(leaf.frame(of: address))
-        guard page.pointee.flags.load(ordering: .relaxed) & PageFlags.secret == 0 else { return nil }
-        guard pin ? memory.tryPin(page) : memory.tryGet(page) else { return nil }
-        // The level-2 entry is looked at again too: a huge leaf may have been split, a table's page replaced.
-        let changed = self.leaf(address).map { $0.entry != entry || $0.word.identity != leaf.word.identity } ?? true
-        if changed || (pin && !write && memory.mustUnshare(page, leaf.level)) {
-            if pin { memory.unpin(page) } else { memory.put(page) }
-            return nil
+        // The host keeps the memory alive: counting that here would cost more than the walk.
+        return Unmanaged.passUnretained(memory)._withUnsafeGuaranteedRef { memory in
+            let page = memory.page(leaf.frame(of: address))
+            guard page.pointee.flags.load(ordering: .relaxed) & PageFlags.secret == 0 else { return nil }
+            guard pin ? memory.tryPin(page) : memory.tryGet(page) else { return nil }
+            // The level-2 entry is looked at again too: a huge leaf may have been split, a table's page replaced.
+            let again = self.leaf(address)
+            let isSame = again.map { $0.entry == entry && $0.word.identity == leaf.word.identity } ?? false
+            guard isSame, !pin || write || !memory.mustUnshare(page, leaf.level) else {
+                if pin { memory.unpin(page) } else { memory.put(page) }
+                return nil
+            }
+            memory.mark(memory.head(of: page), PageFlags.accessed(.getUserPages))
+            return page
         }
-        memory.mark(memory.head(of: page), PageFlags.accessed(.getUserPages))
-        return page
     }
 }

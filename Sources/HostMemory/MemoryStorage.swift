@@ -9,10 +9,7 @@ public final class MemoryStorage: @unchecked Sendable {
     let ramFrames: Int
     let deviceFrames: Int
     let frames: UnsafeMutablePointer<PageFrame>
-    /// The page frames and free lists of a memory that nobody has used.
-    private let pristine: UnsafeMutableRawPointer
-    private(set) var heads: [UInt32] = []
-    /// One past the last page frame that differs from its pristine state.
+    /// One past the last page frame that was used. The watermark of the last `PhysicalMemory`.
     var touched = 0
     var deviceNext: UInt64
 
@@ -22,29 +19,18 @@ public final class MemoryStorage: @unchecked Sendable {
         self.arena = arena
         self.ramFrames = ramFrames
         self.deviceFrames = deviceFrames
-        frames = .allocate(capacity: ramFrames)
-        let bytes = ramFrames * MemoryLayout<PageFrame>.stride
-        pristine = .allocate(byteCount: bytes, alignment: 64)
+        frames = PageFrame.allocateZeroed(ramFrames)
         deviceNext = UInt64(ramFrames)
-        let first = PhysicalMemory(
-            arena: arena, ramFrames: ramFrames, deviceFrames: deviceFrames, arenaIsZero: true,
-            pageFrameStorage: UnsafeMutableRawPointer(frames))
-        heads = first.freeHeads
-        // The frames outlive that first memory: they are trivial, and its end leaves the bytes alone.
-        pristine.copyMemory(from: UnsafeRawPointer(frames), byteCount: bytes)
     }
 
-    deinit {
-        frames.deallocate()
-        pristine.deallocate()
-    }
+    deinit { frames.deallocate() }
 
     /// Makes everything new that was touched since the last time.
     func renew() {
-        for i in 0..<touched where frames[i].flags.load(ordering: .relaxed) & PageFlags.knownZero == 0 {
+        for i in 0..<touched where frames[i].flags.load(ordering: .relaxed) & PageFlags.written != 0 {
             (arena + i << Int(pageShift)).initializeMemory(as: UInt64.self, repeating: 0, count: Int(pageSize / 8))
         }
-        UnsafeMutableRawPointer(frames).copyMemory(from: pristine, byteCount: touched * MemoryLayout<PageFrame>.stride)
+        PageFrame.zero(UnsafeMutableRawPointer(frames), touched)
         let device = Int(deviceNext) - ramFrames
         if device > 0 {
             (arena + ramFrames << Int(pageShift)).initializeMemory(

@@ -8,6 +8,9 @@ import Synchronization
 /// allocation has its own count: 1 in the first frame, 0 in the others, which is what a graphics driver's buffer looks
 /// like and what this project is about.
 ///
+/// All bytes zero means: never used, free, and the frame's bytes are as the arena was at the start. So page frames on
+/// zeroed memory need no initialising, and those of memory that nobody asks for are never touched.
+///
 /// Only this module sees page frames. Stage-2 code has frame numbers and can't get here from them (Spec: I-4).
 @usableFromInline struct PageFrame: ~Copyable {
     /// `PageFlags` bits.
@@ -23,9 +26,10 @@ import Synchronization
     @usableFromInline var order: UInt8 = 0
     @usableFromInline var reserved0: UInt8 = 0
     @usableFromInline var reserved1: UInt16 = 0
-    /// Links of the free list, or of the frame's user: indices of page frames, `UInt32.max` for none.
-    @usableFromInline var next: UInt32 = .max
-    @usableFromInline var previous: UInt32 = .max
+    /// Links of the free list, or of the frame's user: indices of page frames, 0 for none (frame 0 is
+    /// nobody's).
+    @usableFromInline var next: UInt32 = 0
+    @usableFromInline var previous: UInt32 = 0
     @usableFromInline var reserved2: UInt32 = 0
     /// For the frame's user: a table keeps its guest frame, level and parent here; an anonymous page its place in the
     /// mappings (`word0`) and, in the swap cache, its slot (`word1`); an object's page its index and the object.
@@ -35,7 +39,19 @@ import Synchronization
     /// Fills the page frame up to 64 bytes.
     @usableFromInline var reserved3: UInt64 = 0
 
-    @usableFromInline init() {}
+    /// Page frames of memory that nobody has used, the caller's to deallocate.
+    static func allocateZeroed(_ count: Int) -> UnsafeMutablePointer<PageFrame> {
+        let bytes = UnsafeMutableRawPointer.allocate(
+            byteCount: count * MemoryLayout<PageFrame>.stride, alignment: MemoryLayout<PageFrame>.stride)
+        zero(bytes, count)
+        return bytes.bindMemory(to: PageFrame.self, capacity: count)
+    }
+
+    /// Makes `count` page frames at `bytes` those of memory that nobody has used.
+    static func zero(_ bytes: UnsafeMutableRawPointer, _ count: Int) {
+        bytes.initializeMemory(
+            as: UInt64.self, repeating: 0, count: count * MemoryLayout<PageFrame>.stride / 8)
+    }
 
     /// What a pin adds to a small folio's reference count. Kernel: `GUP_PIN_COUNTING_BIAS`. Spec: generic 1.9.
     static let pinBias: Int32 = 1024
@@ -45,8 +61,9 @@ import Synchronization
 public struct PageFlags: Sendable, Equatable {
     public var bits: UInt64
     @inlinable public init(_ bits: UInt64) { self.bits = bits }
-    /// In the allocator's free lists.
+    /// The allocator's: the first frame of a block in a free list, or memory that was never handed out.
     public var isFree: Bool { bits & Self.free != 0 }
+    public var isKnownZero: Bool { bits & Self.written == 0 }
 
     /// Kernel: `PG_reserved`: nobody but the owner may touch the other flags. Spec: I-14.
     public static let reserved: UInt64 = 1 << 0
@@ -60,8 +77,9 @@ public struct PageFlags: Sendable, Equatable {
     public static let anonymous: UInt64 = 1 << 4
     /// Mapped by one address space only, and not shared with a child. Kernel: `PG_anon_exclusive`.
     public static let anonymousExclusive: UInt64 = 1 << 5
-    /// The frame's bytes are zero. The model's own, so that a fresh arena need not be touched.
-    public static let knownZero: UInt64 = 1 << 6
+    /// The frame's bytes may be other than zero. The model's own: without it nobody has written here, and a fresh arena
+    /// need not be touched.
+    public static let written: UInt64 = 1 << 6
     /// Kernel: `PG_hwpoison`.
     public static let poisoned: UInt64 = 1 << 7
     /// A page-table page of a secondary or primary MMU.

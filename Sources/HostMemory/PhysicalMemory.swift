@@ -15,8 +15,11 @@ public final class PhysicalMemory: @unchecked Sendable {
     @usableFromInline let frames: UnsafeMutablePointer<PageFrame>
     private let ownsPageFrames: Bool
     private let storage: MemoryStorage?
-    /// One past the last page frame that was ever used. Under the zone lock.
-    var touched = 0
+    /// Whether the arena's bytes were zero at the start.
+    let arenaIsZero: Bool
+    /// The watermark: this frame and all after it were never used, are free, and stand in no free list; their page
+    /// frames are all zero. Under the zone lock.
+    var virgin = 1
     public let ram: Range<HostFrame>
     public let device: Range<HostFrame>
     /// The journal of the run, if there is one.
@@ -24,9 +27,10 @@ public final class PhysicalMemory: @unchecked Sendable {
     let zone = SpinLock(.zone)
     /// Reclaim's lists, on a host that has any. Set before the first page is handed out.
     var lists: PageLists?
-    /// Heads of the free lists by order.
-    var freeHeads: [UInt32]
-    var freeCount: Int = 0
+    /// Heads of the free lists by order; 0 for none. Under the zone lock. No array: its checks cost as much as the rest
+    /// of an allocation.
+    let freeHeads: UnsafeMutablePointer<UInt32>
+    var freeCount: Int
     /// The allocation that fails next, counted from the next one on; 0: none. Under the zone lock.
     var failingAllocation = 0
     /// Device frames handed out so far.
@@ -37,8 +41,9 @@ public final class PhysicalMemory: @unchecked Sendable {
 
     /// - Parameters:
     ///   - arena: page-aligned, `(ramFrames + deviceFrames) * 4096` bytes.
-    ///   - pageFrameStorage: where the page frames go, 64 bytes for each frame of RAM, 64-byte aligned, the caller's to
-    ///     keep; nil allocates. Linux maps its page frames with huge pages (`vmemmap`); a caller can do the same.
+    ///   - pageFrameStorage: where the page frames go, 64 bytes for each frame of RAM, all zero, 64-byte aligned, the
+    ///     caller's to keep; nil allocates. Linux maps its page frames with huge pages (`vmemmap`); a caller can do the
+    ///     same. Fresh anonymous memory makes a start whose price does not depend on the size.
     ///   - arenaIsZero: whether the arena's bytes are zero (fresh anonymous memory), so that frames need no clearing.
     public init(
         arena: UnsafeMutableRawPointer, ramFrames: Int, deviceFrames: Int = 0, arenaIsZero: Bool,
@@ -47,7 +52,9 @@ public final class PhysicalMemory: @unchecked Sendable {
         precondition(MemoryLayout<PageFrame>.size == 64 && MemoryLayout<PageFrame>.stride == 64)
         precondition(UInt(bitPattern: arena) % UInt(pageSize) == 0, "the arena must be page-aligned")
         precondition(ramFrames >= 16, "at least 16 frames of RAM")
+        precondition(ramFrames <= Int(UInt32.max), "links have 32 bits")
         self.arena = arena
+        self.arenaIsZero = arenaIsZero
         self.journal = journal
         ram = HostFrame(0)..<HostFrame(UInt64(ramFrames))
         device = HostFrame(UInt64(ramFrames))..<HostFrame(UInt64(ramFrames + deviceFrames))
@@ -56,16 +63,10 @@ public final class PhysicalMemory: @unchecked Sendable {
         storage = nil
         frames =
             pageFrameStorage?.bindMemory(to: PageFrame.self, capacity: ramFrames)
-            ?? UnsafeMutablePointer<PageFrame>.allocate(capacity: ramFrames)
-        freeHeads = Array(repeating: UInt32.max, count: Self.largestOrder + 1)
-        let initial: UInt64 = arenaIsZero ? PageFlags.knownZero : 0
-        for i in 0..<ramFrames {
-            (frames + i).initialize(to: PageFrame())
-            frames[i].flags.store(initial, ordering: .relaxed)
-        }
-        frames[0].flags.store(initial | PageFlags.reserved, ordering: .relaxed)
-        frames[0].referenceCount.store(1, ordering: .relaxed)
-        freeAtStart(1, ramFrames)
+            ?? PageFrame.allocateZeroed(ramFrames)
+        freeHeads = Self.emptyLists()
+        freeCount = ramFrames - 1
+        reserveFirstFrame()
     }
 
     /// On storage that was used before: starts as new, at a price that depends on what was used, not on the size.
@@ -74,22 +75,36 @@ public final class PhysicalMemory: @unchecked Sendable {
         self.storage = storage
         self.journal = journal
         arena = storage.arena
+        arenaIsZero = true
         frames = storage.frames
         ownsPageFrames = false
         ram = HostFrame(0)..<HostFrame(UInt64(storage.ramFrames))
         device = ram.upperBound..<HostFrame(UInt64(storage.ramFrames + storage.deviceFrames))
         deviceNext = storage.deviceNext
-        freeHeads = storage.heads
+        freeHeads = Self.emptyLists()
         freeCount = storage.ramFrames - 1
+        reserveFirstFrame()
+    }
+
+    private static func emptyLists() -> UnsafeMutablePointer<UInt32> {
+        let heads = UnsafeMutablePointer<UInt32>.allocate(capacity: largestOrder + 1)
+        heads.initialize(repeating: 0, count: largestOrder + 1)
+        return heads
+    }
+
+    /// Frame 0 is nobody's: its number means "none" in links, and in roots of tables.
+    private func reserveFirstFrame() {
+        frames[0].flags.store(PageFlags.reserved | (arenaIsZero ? 0 : PageFlags.written), ordering: .relaxed)
+        frames[0].referenceCount.store(1, ordering: .relaxed)
     }
 
     deinit {
+        freeHeads.deallocate()
         if let storage {
-            storage.touched = max(storage.touched, touched)
+            storage.touched = max(storage.touched, virgin)
             storage.deviceNext = max(storage.deviceNext, deviceNext)
-            return
         }
-        frames.deinitialize(count: ram.count)
+        // Page frames are plain words: there is nothing to undo in them, and most may never have been touched.
         if ownsPageFrames { frames.deallocate() }
     }
 
@@ -129,9 +144,12 @@ public final class PhysicalMemory: @unchecked Sendable {
         guard hasPageFrame(frame) else { return nil }
         let page = frames + Int(frame.number)
         let head = page - Int(page.pointee.headDistance)
+        // What the flags of memory that was never used would say.
+        var implied: UInt64 = 0
+        if Int(frame.number) >= virgin { implied = PageFlags.free | (arenaIsZero ? 0 : PageFlags.written) }
         return PageState(
-            flags: PageFlags(page.pointee.flags.load(ordering: .relaxed)),
-            headFlags: PageFlags(head.pointee.flags.load(ordering: .relaxed)),
+            flags: PageFlags(page.pointee.flags.load(ordering: .relaxed) | implied),
+            headFlags: PageFlags(head.pointee.flags.load(ordering: .relaxed) | implied),
             referenceCount: Int(page.pointee.referenceCount.load(ordering: .relaxed)),
             headReferenceCount: Int(head.pointee.referenceCount.load(ordering: .relaxed)),
             mapCount: Int(page.pointee.mapCount.load(ordering: .relaxed)),
@@ -141,7 +159,7 @@ public final class PhysicalMemory: @unchecked Sendable {
     /// Makes every page clean and unaccessed, as writeback and ageing would in the long run. For benchmarks and tests,
     /// while nothing else runs.
     public func forgetAccessedAndDirty() {
-        for i in 0..<ram.count {
+        for i in 0..<virgin {
             frames[i].flags.bitwiseAnd(~(PageFlags.anyAccessed | PageFlags.anyDirty), ordering: .relaxed)
         }
     }

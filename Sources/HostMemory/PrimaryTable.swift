@@ -21,7 +21,7 @@ extension AddressSpace {
     }
 
     /// The level-2 entry of `address`, each table read once. No lock needed.
-    func middleEntry(_ address: UserAddress) -> MiddleEntry {
+    @inline(__always) func middleEntry(_ address: UserAddress) -> MiddleEntry {
         schedulingNote(.atomicLoad, rootIdentity.value)
         let top = root.load(ordering: .acquiring)
         guard top != 0 else { return .missing(PageLevel(4)) }

@@ -6,7 +6,7 @@ import Synchrony
 /// Counting: the four ways a page's count moves. A large folio counts in its head; `get` on a count of 0 is refused.
 extension PhysicalMemory {
     /// Adds a reference unless the count is 0. Kernel: `folio_try_get`.
-    @inlinable func tryGet(_ page: UnsafeMutablePointer<PageFrame>) -> Bool {
+    @inlinable @inline(__always) func tryGet(_ page: UnsafeMutablePointer<PageFrame>) -> Bool {
         let head = head(of: page)
         schedulingPoint(.pageGet, frame(of: head).physicalAddress)
         var old = head.pointee.referenceCount.load(ordering: .relaxed)

@@ -8,8 +8,8 @@ import Scenario
 
 struct Bench: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Measure: KVM's memory operations (the default), or the explorer.",
-        subcommands: [MemoryBench.self, ExplorerBench.self], defaultSubcommand: MemoryBench.self)
+        abstract: "Measure: KVM's memory operations (the default), the host's, or the explorer.",
+        subcommands: [MemoryBench.self, HostBench.self, ExplorerBench.self], defaultSubcommand: MemoryBench.self)
 }
 
 struct MemoryBench: ParsableCommand {
@@ -52,6 +52,44 @@ struct MemoryBench: ParsableCommand {
             }
         }
         output(json ? BenchmarkText.json(report) : BenchmarkText.render(report, .standardOutput))
+    }
+}
+
+struct HostBench: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "host",
+        abstract: "Measure the host's memory: lookups, faults, fork, the start of a large host, what it all holds.",
+        discussion: "Documentation/Faultline.docc/Benchmark.md says what is measured and how to read it.")
+
+    @Flag(help: "A small process and one round: checks that the benchmark runs; its times mean nothing.")
+    var quick = false
+    @Option(help: "Rounds; medians are shown.")
+    var rounds = 5
+    @Option(help: "Seed of the shuffle.")
+    var seed: UInt64 = 1
+    @Flag(help: "Print the table as JSON.")
+    var json = false
+
+    func validate() throws {
+        guard (1...101).contains(rounds) else { throw ValidationError("--rounds must be 1 to 101") }
+    }
+
+    func run() throws {
+        let benchmark = HostBenchmark(bytes: quick ? 16 << 20 : 1 << 30, rounds: quick ? 1 : rounds, seed: seed)
+        let report: HostReport
+        do throws(HostBenchmarkError) {
+            report = try benchmark.run { part in
+                if isatty(STDERR_FILENO) == 1 { FileHandle.standardError.write(Data("measuring \(part)\n".utf8)) }
+            }
+        } catch {
+            switch error {
+            case .noMemory(let bytes):
+                throw Failure(.impossibleHere, "error: no room for \(bytes >> 20) MiB of address space")
+            case .wrongResult(let what):
+                throw Failure(.findings, "error: \(what); no times")
+            }
+        }
+        output(json ? HostBenchmarkText.json(report) : HostBenchmarkText.render(report))
     }
 }
 

@@ -9,3 +9,33 @@ void limit_exchange(uint64_t *words, size_t count, uint64_t value);
 void limit_and(uint64_t *words, size_t count, uint64_t mask);
 /// lock cmpxchg on the words that `order` names, in that order. What installing all leaves can't do without.
 void limit_compare_exchange(uint64_t *words, const uint32_t *order, size_t count, uint64_t expected, uint64_t desired);
+
+// The host's operations. Page frames are 64 bytes each, their counter first; an entry is a frame number times 4096, plus
+// bits; `frames` and entries are flat arrays but for `limit_get_pages`.
+
+/// Clears 4 KiB at a time, one page after another. What a fault on memory that held something can't do without.
+void limit_clear(void *pages, size_t count);
+/// For each page: one store to its page frame, one to its entry, one to its bytes. What a fault on a page that is known
+/// to be zero can't do without.
+void limit_fault(uint64_t *entries, void *frames, void *pages, size_t count);
+/// For each entry: read, `lock and` of the parent's, `lock add` on the page frame, write of the child's.
+void limit_fork(uint64_t *parent, uint64_t *child, void *frames, size_t count);
+/// For each entry: xchg, `lock sub` on the page frame.
+void limit_exit(uint64_t *child, void *frames, size_t count);
+/// Bytes of the tables that `limit_get_pages` walks, for `count` pages, at most 2^18: three of them, and the last level.
+size_t limit_tables_size(size_t count);
+/// Four levels of tables at `tables`: page `i` is at frame `order[i]`.
+void limit_make_tables(void *tables, const uint32_t *order, size_t count);
+/// For each of `pages`: 4 dependent loads, `lock cmpxchg` on the page frame, the last entry again, `lock sub`. Returns how
+/// many were found.
+size_t limit_get_pages(const void *tables, void *frames, const uint32_t *pages, size_t count);
+
+// What this process holds, for the price of the model itself.
+
+/// Around two calls of `limit_heap_bytes`: blocks up to 1 KiB come from fresh memory in between. One caller at a time.
+void limit_empty_caches(void);
+void limit_fill_caches(void);
+/// Bytes that malloc has given out.
+size_t limit_heap_bytes(void);
+/// Bytes in the machine's memory; 0: the kernel doesn't tell.
+size_t limit_resident_bytes(void);

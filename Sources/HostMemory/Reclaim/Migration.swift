@@ -191,7 +191,7 @@ extension PhysicalMemory {
         let common = head.pointee.flags.load(ordering: .relaxed) & kept
         for i in 0..<count {
             let page = head + i
-            let own = page.pointee.flags.load(ordering: .relaxed) & (PageFlags.knownZero | PageFlags.poisoned)
+            let own = page.pointee.flags.load(ordering: .relaxed) & (PageFlags.written | PageFlags.poisoned)
             page.pointee.flags.store(common | own, ordering: .relaxed)
             page.pointee.headDistance = 0
             page.pointee.order = 0
@@ -204,8 +204,10 @@ extension PhysicalMemory {
     func hasFreeBlock(order: Int) -> Bool {
         zone.lock()
         defer { zone.unlock() }
-        for larger in order...Self.largestOrder where freeHeads[larger] != .max { return true }
-        return false
+        for larger in order...Self.largestOrder where freeHeads[larger] != 0 { return true }
+        let size = 1 << order
+        let first = (virgin + size - 1) & ~(size - 1)
+        return first + size <= ram.count
     }
 
     /// Whether every frame is free, or holds a page that can be moved.
@@ -219,8 +221,9 @@ extension PhysicalMemory {
         return true
     }
 
-    /// Only the first frame of a free block says so.
+    /// Only the first frame of a free block says so, and memory that was never used says nothing.
     private func isPartOfFreeBlock(_ frame: HostFrame) -> Bool {
+        if Int(frame.number) >= virgin { return true }
         for order in 0...Self.largestOrder {
             let first = HostFrame(frame.number & ~((1 << UInt64(order)) - 1))
             let head = page(first)

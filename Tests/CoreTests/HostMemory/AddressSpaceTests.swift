@@ -287,7 +287,7 @@ import Testing
             try space.store(at(page), 0)
             #expect(try space.load(at(page, 8)) == 0)
         }
-        #expect(memory.inspect(frame)!.flags.bits & PageFlags.knownZero == 0, "what was written is not known zero")
+        #expect(!memory.inspect(frame)!.flags.isKnownZero, "what was written is not known zero")
         space.exit()
     }
 }

@@ -1,0 +1,46 @@
+import Foundation
+import Testing
+
+/// `faultline bench host`: each row beside its limit, what the host holds, what is to be reached. Issue: "Measured".
+@Suite struct HostBenchCommand {
+    @Test func `a quick run prints each row with its limit`() throws {
+        let result = try Command.run("bench", "host", "--quick")
+        #expect(result.status == 0 && result.errors.isEmpty, "\(result.errors)")
+        for row in ["get a page, any of them", "first store to a page", "fork, all pages", "exit of the child"] {
+            #expect(result.output.contains(row), "\(row)")
+        }
+        #expect(result.output.contains("start of a host of 256 GiB"))
+        #expect(result.output.contains("64 bytes a page"))
+        #expect(!result.output.contains("\u{1b}"))
+        #expect(result.output.split(separator: "\n").allSatisfy { $0.last != " " })
+    }
+
+    /// Times of a debug build mean nothing; what is held is the same in every build.
+    @Test func `what a host holds besides page frames is at most one percent`() throws {
+        let result = try Command.run("bench", "host", "--quick", "--json")
+        #expect(result.status == 0)
+        let report = try #require(try JSONSerialization.jsonObject(with: Data(result.output.utf8)) as? [String: Any])
+        let held = try #require(report["footprint"] as? [String: Any])
+        let modelled = try #require(held["modelled"] as? Int)
+        let tables = try #require(held["pageTables"] as? Int)
+        let objects = try #require(held["objects"] as? Int)
+        #expect(held["pageFrames"] as? Int == modelled / 4096 * 64)
+        // A last table for each 2 MiB, and the three above them.
+        #expect(tables == (modelled / (2 << 20) + 3) * 4096)
+        #expect(objects > 0 && (tables + objects) * 100 <= modelled)
+        let rows = try #require(report["rows"] as? [[String: Any]])
+        #expect(rows.count >= 7)
+        for row in rows {
+            let time = try #require(row["nanoseconds"] as? Double)
+            let limit = try #require(row["limit"] as? Double)
+            #expect(time > 0 && limit > 0)
+        }
+    }
+
+    @Test(arguments: ["--rounds=0", "--rounds=102", "--guest=1"])
+    func `wrong usage ends with 2`(_ argument: String) throws {
+        let result = try Command.run("bench", "host", argument)
+        #expect(result.status == 2 && result.output.isEmpty)
+        #expect(result.errors.contains("Usage:"))
+    }
+}
