@@ -3,13 +3,14 @@ import Synchrony
 
 /// mmap, munmap, madvise. Each takes `mmapLock` for write itself.
 extension AddressSpace {
-    /// Maps `length` bytes of `backing` at `address`; an empty mapping is never moved elsewhere and never replaces
-    /// another. Kernel: `mmap(MAP_FIXED_NOREPLACE)`.
+    /// Maps `length` bytes of `backing` at `address`; the mapping is never moved elsewhere.
+    /// Kernel: `mmap(MAP_FIXED_NOREPLACE)`; with `replacing` `mmap(MAP_FIXED)`: what is there goes first, and stays away if
+    /// the driver then refuses.
     ///
     /// Errors: EINVAL for what is not page-aligned, empty, or outside user space; EEXIST for an overlap; ENOMEM; what
     /// the driver answers.
     public func map(
-        at address: UserAddress, length: UInt64, protection: Protection, backing: Backing
+        at address: UserAddress, length: UInt64, protection: Protection, backing: Backing, replacing: Bool = false
     ) throws(Errno) {
         let (end, overflow) = address.value.addingReportingOverflow(length)
         guard length > 0, !overflow else { throw .EINVAL }
@@ -18,6 +19,7 @@ extension AddressSpace {
         mmapLock.lockForWrite()
         defer { mmapLock.unlockWrite() }
         guard !hasExited else { throw .EINVAL }
+        if replacing { remove(range) }
         let index = firstIndex(endingAfter: address)
         if index < vmas.count, vmas[index].range.lowerBound < range.upperBound { throw .EEXIST }
         let vma = makeVMA(range, protection, backing)

@@ -34,6 +34,12 @@ final class MappingList: @unchecked Sendable {
     /// Removes every entry for `pages`, in every address space, each between its notifier's start and end. The list's
     /// lock keeps the address spaces alive. Kernel: `unmap_mapping_range`.
     func unmap(_ pages: Range<Int>, keepAnonymous: Bool) {
+        forEach(pages) { space, range in space.zapNotified(range, keepAnonymous: keepAnonymous) }
+    }
+
+    /// Calls `body` with each stretch of an address space that shows `pages`, the list's lock held.
+    /// Kernel: `vma_interval_tree_foreach`.
+    func forEach(_ pages: Range<Int>, _ body: (AddressSpace, Range<UserAddress>) -> Void) {
         lock.lock()
         defer { lock.unlock() }
         for vma in areas {
@@ -41,9 +47,19 @@ final class MappingList: @unchecked Sendable {
             let shown = pages.clamped(to: vma.firstPage..<(vma.firstPage + count))
             guard !shown.isEmpty else { continue }
             let low = vma.range.lowerBound + UInt64(shown.lowerBound - vma.firstPage) * pageSize
-            let high = low + UInt64(shown.count) * pageSize
-            vma.space.takeUnretainedValue().zapNotified(low..<high, keepAnonymous: keepAnonymous)
+            body(vma.space.takeUnretainedValue(), low..<(low + UInt64(shown.count) * pageSize))
         }
+    }
+
+    func unmapAll() { unmap(0..<Int.max, keepAnonymous: false) }
+
+    /// The first of `frames` that a special entry maps anywhere.
+    func firstMapped(of frames: Range<HostFrame>) -> HostFrame? {
+        var found: HostFrame?
+        forEach(0..<Int.max) { space, range in
+            if found == nil { found = space.firstSpecial(of: frames, in: range) }
+        }
+        return found
     }
 }
 
@@ -56,6 +72,8 @@ public final class MemoryObject: @unchecked Sendable {
     /// An absent page must be read from a slow device first: a fault on it has to wait.
     public let slow: Bool
     let mappings = MappingList()
+    /// What nobody may do to it any more: see `seal`.
+    let seals = Atomic<UInt32>(0)
     /// One task at a time makes pages or takes them away.
     private let pagesLock = SleepingLock(.objectPages)
     private let indexLock = SpinLock(.objectIndex)
