@@ -82,7 +82,7 @@ struct HostBuilder {
     /// The memfd of a udmabuf: no other kind has a source.
     private func source(of region: RegionPlan, _ fields: Fields, _ plan: Plan) -> Int? {
         let place = fields["source"]?.keyPosition ?? fields.position
-        guard case .regionPlace(let given)? = fields["source"]?.reading else {
+        guard let given = fields.regionPlace("source") else {
             if region.kind == .udmabuf {
                 complaints.add(place, "a udmabuf without a memfd", "add `source:` and the name of a memfd before it")
             }

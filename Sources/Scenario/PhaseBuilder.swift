@@ -155,7 +155,7 @@ struct PhaseBuilder {
     /// Offsets that virtio-gpu refuses are a step's to try: KVM's user sees EINVAL.
     private func windowAction(_ field: Field, _ window: Int, _ offset: UInt64, _ fields: Fields) -> Action? {
         guard field.key.name == "map_blob" else { return .unmapBlob(window: window, offset: offset) }
-        guard case .regionPlace(let place)? = fields["resource"]?.reading,
+        guard let place = fields.regionPlace("resource"),
             let resource = layout.regionIndex(place.region, at: fields.position(of: "resource"), regions)
         else { return nil }
         guard [.graphicsBuffer, .sharedMemory, .privateObject].contains(regions[resource].kind) else {

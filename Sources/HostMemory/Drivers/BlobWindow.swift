@@ -2,11 +2,14 @@ import Frames
 import Synchrony
 
 /// The host-visible window of a virtual GPU: a BAR behind one slot, into which the VMM maps blob resources at offsets that
-/// the guest chose. What is not mapped is reserved address space that allows nothing. Kernel: none; it is the VMM's half of
-/// virtio-gpu's `VIRTIO_GPU_CMD_RESOURCE_MAP_BLOB`, with `mmap(MAP_FIXED)` into the window, as QEMU, crosvm and libkrun do.
+/// the guest chose. Kernel: none; it is the VMM's half of virtio-gpu's `VIRTIO_GPU_CMD_RESOURCE_MAP_BLOB`, with
+/// `mmap(MAP_FIXED)` into the window, as QEMU, crosvm and libkrun do.
+///
+/// What is not mapped is reserved address space. Either it allows nothing, and a guest access is EFAULT; or it is private
+/// memory of zeros, which KVM wants where it makes no slot over what can't be written (RISC-V).
 ///
 /// Mapping and unmapping replace what the window shows in one call each, so KVM hears one invalidation, and no third party
-/// can slip into a hole. A guest access where nothing is mapped finds PROT_NONE: EFAULT.
+/// can slip into a hole.
 ///
 /// The resource may move, be evicted and be freed while it is mapped: its driver unmaps it, and the guest's next access
 /// faults. A freed one stays in the window, and accesses fail, until it is unmapped.
@@ -50,15 +53,18 @@ public final class BlobWindow: @unchecked Sendable {
     public let address: UserAddress
     /// Bytes.
     public let size: UInt64
+    /// What the reserved part allows.
+    public let idle: Protection
     private let lock = SpinLock(.objectIndex)
     private var placed: [Placement] = []
 
     /// Reserves the window. Errors: those of `map`.
-    public init(in space: AddressSpace, at address: UserAddress, size: UInt64) throws(Errno) {
-        try space.map(at: address, length: size, protection: .none, backing: .anonymous)
+    public init(in space: AddressSpace, at address: UserAddress, size: UInt64, idle: Protection = .none) throws(Errno) {
+        try space.map(at: address, length: size, protection: idle, backing: .anonymous)
         self.space = space
         self.address = address
         self.size = size
+        self.idle = idle
     }
 
     /// Shows `resource` from `offset` on. Errors, checked in this order: EINVAL for an offset that is not page-aligned, a
@@ -81,7 +87,7 @@ public final class BlobWindow: @unchecked Sendable {
     public func unmap(at offset: UInt64) throws(Errno) {
         guard let offsets = beginLeaving(offset) else { throw .ENOENT }
         do throws(Errno) {
-            try show(.anonymous, .none, offsets)
+            try show(.anonymous, idle, offsets)
         } catch {
             mark(offset, leaves: false)
             throw error

@@ -26,7 +26,8 @@ struct Region {
     ) throws(Errno) {
         self.plan = plan
         if plan.kind == .blobWindow {
-            behind = .window(try BlobWindow(in: addressSpace, at: plan.address, size: plan.size))
+            let idle = Protection(read: plan.read, write: plan.write)
+            behind = .window(try BlobWindow(in: addressSpace, at: plan.address, size: plan.size, idle: idle))
             return
         }
         if plan.kind == .udmabuf {
