@@ -96,7 +96,8 @@ struct HostBuilder {
         guard let index = plan.regions.firstIndex(where: { $0.name == Array(given.region.utf8) }),
             [.sharedMemory, .privateObject].contains(plan.regions[index].kind)
         else {
-            complaints.add(place, "`\(given.region)` is no memfd", "the name of a `memfd` that stands before the udmabuf")
+            complaints.add(
+                place, "`\(given.region)` is no memfd", "the name of a `memfd` that stands before the udmabuf")
             return nil
         }
         if region.size > plan.regions[index].size {

@@ -33,7 +33,8 @@ extension Vocabulary {
             "udmabuf", "the pinned pages of the memfd `source`, PFN-mapped, from its start; seals it against shrinking"),
         Choice(
             "blob_window",
-            "the host-visible BAR of a virtual GPU: reserved address space, which allows what `protection` says, into which `map_blob` maps buffers"),
+            "the host-visible BAR of a virtual GPU: reserved address space, which allows what `protection` says, into which `map_blob` maps buffers"
+        ),
     ]
 
     static let protections: [Choice] = [

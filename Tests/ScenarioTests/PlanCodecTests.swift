@@ -64,10 +64,10 @@ import Testing
         expect(.trailingBytes, at: bytes.count, bytes + [0])
     }
     @Test func `a list longer than the bytes allocates nothing`() {
-        expect(.truncated, at: 14, Array("FLPN".utf8) + [1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f])
+        expect(.truncated, at: 14, Array("FLPN".utf8) + [2, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f])
     }
     @Test func `a number of more than 64 bits`() {
-        expect(.badValue, at: 15, Array("FLPN".utf8) + [1] + [UInt8](repeating: 0xff, count: 10))
+        expect(.badValue, at: 15, Array("FLPN".utf8) + [2] + [UInt8](repeating: 0xff, count: 10))
     }
     @Test func `a slot of a region that there isn't`() {
         var plan = Plan()
@@ -75,6 +75,16 @@ import Testing
         plan.slots = [SlotPlan()]
         plan.slots[0].region = 1
         #expect(throws: PlanDecodingError.self) { _ = try Plan(decoding: plan.encoded()) }
+    }
+    @Test func `a udmabuf's memfd comes before it`() throws {
+        var plan = Plan()
+        plan.regions = [RegionPlan(), RegionPlan()]
+        plan.regions[1].source = 0
+        #expect(try Plan(decoding: plan.encoded()) == plan)
+        for source in [1, 2] {
+            plan.regions[1].source = source
+            #expect(throws: PlanDecodingError.self) { _ = try Plan(decoding: plan.encoded()) }
+        }
     }
     @Test func `a program of a vCPU that there isn't`() {
         var plan = Plan()

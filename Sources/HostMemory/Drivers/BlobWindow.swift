@@ -121,7 +121,9 @@ public final class BlobWindow: @unchecked Sendable {
     private func beginLeaving(_ offset: UInt64) -> Range<UInt64>? {
         lock.lock()
         defer { lock.unlock() }
-        guard let index = placed.firstIndex(where: { $0.offsets.lowerBound == offset && !$0.leaves }) else { return nil }
+        guard let index = placed.firstIndex(where: { $0.offsets.lowerBound == offset && !$0.leaves }) else {
+            return nil
+        }
         placed[index].leaves = true
         return placed[index].offsets
     }

@@ -132,11 +132,14 @@ public final class DAXFile: DriverMapping, @unchecked Sendable {
         return host.memory.page(frame).pointee.referenceCount.load(ordering: .acquiring) == 1
     }
 
-    /// Kernel: `wait_page_idle`; the lock is dropped over it.
+    /// Until nothing but entries holds the page: a fault may have mapped it again, since the lock is dropped, and the
+    /// caller unmaps it anew. Kernel: `wait_page_idle`.
     private func wait(for frame: HostFrame) {
         mightSleep()
+        let page = host.memory.page(frame)
         spinUntil(frame.physicalAddress) {
-            host.memory.page(frame).pointee.referenceCount.load(ordering: .acquiring) == 1
+            let mapped = page.pointee.mapCount.load(ordering: .acquiring)
+            return page.pointee.referenceCount.load(ordering: .acquiring) - mapped <= 1
         }
     }
 

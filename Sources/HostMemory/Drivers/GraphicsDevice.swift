@@ -49,6 +49,13 @@ public final class GraphicsDevice: @unchecked Sendable {
         _ = gone
     }
 
+    /// Who asks for room is in use: he is the last to go for it.
+    private func touch(_ buffer: GraphicsBuffer) {
+        lock.lock()
+        if let index = buffers.firstIndex(where: { $0.buffer === buffer }) { buffers.append(buffers.remove(at: index)) }
+        lock.unlock()
+    }
+
     private func leastRecentlyUsed(in place: GraphicsBuffer.Place, except buffer: GraphicsBuffer) -> [GraphicsBuffer] {
         lock.lock()
         defer { lock.unlock() }
@@ -63,6 +70,7 @@ public final class GraphicsDevice: @unchecked Sendable {
     /// Error: ENOMEM, if it is more than there is, or nothing more can go. Kernel: `ttm_bo_mem_space`, `ttm_mem_evict_first`.
     func takeDeviceMemory(_ pages: Int, for buffer: GraphicsBuffer) throws(Errno) {
         guard pages <= deviceMemoryPages else { throw .ENOMEM }
+        touch(buffer)
         while !tryTake(pages) {
             guard let victim = leastRecentlyUsed(in: .deviceMemory, except: buffer).first else { throw .ENOMEM }
             guard try victim.leaveDeviceMemory() else { continue }

@@ -127,15 +127,19 @@ struct Region {
 
     /// Nobody waits for a page here: what would wait is EBUSY, since one task runs the steps.
     func truncate(to size: UInt64) throws(Errno) {
+        guard size <= UInt64(Int32.max) << pageShift else { throw .EINVAL }
+        let bytes = Int(size)
         switch behind {
-        case .object(let object): try object.setSize(Int(size))
-        case .file(let file): try file.truncate(toPages: Int((size + pageSize - 1) >> pageShift), .never)
+        case .object(let object): try object.setSize(bytes)
+        case .file(let file): try file.truncate(toPages: (bytes + Int(pageSize) - 1) >> Int(pageShift), .never)
         default: throw .EINVAL
         }
     }
 
     func punchHole(_ offset: UInt64, _ length: UInt64) throws(Errno) {
-        let pages = Int(offset >> pageShift)..<Int((offset + length) >> pageShift)
+        let (end, overflow) = offset.addingReportingOverflow(length)
+        guard !overflow else { throw .EINVAL }
+        let pages = Int(offset >> pageShift)..<Int(end >> pageShift)
         switch behind {
         case .object(let object): object.punchHole(pages)
         case .file(let file): try file.punchHole(pages, .never)
