@@ -99,7 +99,7 @@ public final class BlobWindow: @unchecked Sendable {
     public var offsets: [Range<UInt64>] {
         lock.lock()
         defer { lock.unlock() }
-        return placed.map(\.offsets)
+        return placed.map { $0.offsets }
     }
 
     private func show(_ backing: Backing, _ protection: Protection, _ offsets: Range<UInt64>) throws(Errno) {
