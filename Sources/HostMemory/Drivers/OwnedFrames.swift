@@ -1,18 +1,25 @@
 import Frames
-import Synchrony
+import Synchronization
 
 /// The frames that one driver may map: what its claims come to.
 final class OwnedFrames: @unchecked Sendable {
-    // Unchecked: `ranges` is touched only under `lock`.
-    private let lock = ReadWriteLock(.objectIndex, spinning: true)
+    // Unchecked: `ranges` is touched only between `enter` and `leave`.
+    /// As the journal's, innermost and without scheduling points: claims only check drivers, and would give the explorer
+    /// orders to try that differ in nothing else. A driver that gives back what it inserts meanwhile is found by its pages.
+    private let busy = Atomic<UInt32>(0)
     /// Ascending; no two overlap or touch.
     private var ranges: [Range<HostFrame>] = []
 
+    private func enter() {
+        while !busy.compareExchange(expected: 0, desired: 1, ordering: .acquiring).exchanged {}
+    }
+    private func leave() { busy.store(0, ordering: .releasing) }
+
     func add(_ new: Range<HostFrame>) {
         guard !new.isEmpty else { return }
-        lock.lockForWrite()
+        enter()
         insert(new)
-        lock.unlockWrite()
+        leave()
     }
 
     private func insert(_ new: Range<HostFrame>) {
@@ -30,8 +37,8 @@ final class OwnedFrames: @unchecked Sendable {
     /// False, and nothing changes: not all of `gone` is there.
     func remove(_ gone: Range<HostFrame>) -> Bool {
         guard !gone.isEmpty else { return true }
-        lock.lockForWrite()
-        defer { lock.unlockWrite() }
+        enter()
+        defer { leave() }
         guard let place = position(of: gone) else { return false }
         let whole = ranges[place]
         ranges.remove(at: place)
@@ -41,15 +48,15 @@ final class OwnedFrames: @unchecked Sendable {
     }
 
     func contains(_ frames: Range<HostFrame>) -> Bool {
-        lock.lockForRead()
-        defer { lock.unlockRead() }
+        enter()
+        defer { leave() }
         return position(of: frames) != nil
     }
 
     /// A copy, ascending.
     var all: [Range<HostFrame>] {
-        lock.lockForRead()
-        defer { lock.unlockRead() }
+        enter()
+        defer { leave() }
         return ranges
     }
 

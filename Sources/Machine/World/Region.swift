@@ -20,9 +20,9 @@ struct Region {
         case window(BlobWindow)
     }
 
-    /// - Parameter graphics: who makes room for graphics buffers.
+    /// - Parameter graphics: who makes room for graphics buffers, if there is a limit.
     init(
-        _ plan: RegionPlan, _ graphics: GraphicsDevice, earlier: [Region], addressSpace: AddressSpace
+        _ plan: RegionPlan, _ host: Host, _ graphics: GraphicsDevice?, earlier: [Region], addressSpace: AddressSpace
     ) throws(Errno) {
         self.plan = plan
         if plan.kind == .blobWindow {
@@ -38,7 +38,7 @@ struct Region {
                 backing: .driver(pinned))
             return
         }
-        guard let behind = Self.make(plan, graphics) else { throw .ENOMEM }
+        guard let behind = Self.make(plan, host, graphics) else { throw .ENOMEM }
         self.behind = behind
         try addressSpace.map(
             at: plan.address, length: plan.size, protection: Protection(read: plan.read, write: plan.write),
@@ -55,14 +55,16 @@ struct Region {
         return try Udmabuf(object, pages: 0..<Int(plan.size >> pageShift))
     }
 
-    private static func make(_ plan: RegionPlan, _ graphics: GraphicsDevice) -> Behind? {
-        let host = graphics.host
+    private static func make(_ plan: RegionPlan, _ host: Host, _ graphics: GraphicsDevice?) -> Behind? {
         let pages = Int(plan.size >> pageShift)
         switch plan.kind {
         case .anonymous: return .nothing
         case .sharedMemory, .privateObject: return .object(MemoryObject(host: host, pages: pages))
         case .graphicsBuffer:
-            return GraphicsBuffer(device: graphics, pages: pages, order: plan.order).map { .graphics($0) }
+            let buffer =
+                graphics.map { GraphicsBuffer(device: $0, pages: pages, order: plan.order) }
+                ?? GraphicsBuffer(host, pages: pages, order: plan.order)
+            return buffer.map { .graphics($0) }
         case .deviceBAR: return DeviceBAR(host, pages: pages, filling: .byFault).map { .device($0) }
         case .reservedMemory: return ReservedMemory(host, pages: pages).map { .reserved($0) }
         case .countedPFNMap: return CountedPagesByFrame(host, pages: pages).map { .counted($0) }
