@@ -11,22 +11,26 @@ public struct Finding: Sendable, Equatable {
     public var guest: UInt64
     /// Index of the event in the journal at which it was seen; the journal's length for checks at rest.
     public var event: Int
+    /// The driver that is to blame, by its name; nil if it is the core.
+    public var driver: StaticReason?
 
     public init(
         _ invariant: Invariant, _ reason: StaticReason, frame: HostFrame? = nil, guest: GuestFrame? = nil,
-        event: Int = 0
+        event: Int = 0, driver: StaticReason? = nil
     ) {
         self.invariant = invariant
         self.reason = reason
         self.frame = frame?.number ?? Event.none
         self.guest = guest?.number ?? Event.none
         self.event = event
+        self.driver = driver
     }
 }
 
 /// A literal text that compares by its bytes, so that findings are `Equatable` without `String` in the core.
 public struct StaticReason: ExpressibleByStringLiteral, Sendable, Equatable {
     public let text: StaticString
+    public init(_ text: StaticString) { self.text = text }
     public init(stringLiteral value: StaticString) { text = value }
     public static func == (a: Self, b: Self) -> Bool {
         guard a.text.utf8CodeUnitCount == b.text.utf8CodeUnitCount else { return false }

@@ -28,9 +28,8 @@ extension AddressSpace {
     private func makeSharedWritable(
         _ vma: VMA, _ address: UserAddress, _ word: AtomicWord, _ seen: HostEntry
     ) -> FaultOutcome {
-        if case .driver(let driver, _, _) = vma.backing {
-            let answer = driver.makeWritable(self, vma.info, address)
-            guard answer == .inserted else { return outcome(answer, driver) }
+        if case .driver(let driver, _, _) = vma.backing, let refused = askToWrite(driver, vma, address, seen) {
+            return refused
         }
         pageTableLock.lock()
         if word.load() == seen.bits {

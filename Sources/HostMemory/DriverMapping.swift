@@ -1,10 +1,13 @@
 import Frames
+import Synchronization
 import Synchrony
 
 /// What a driver's fault came to. Kernel: `vm_fault_t`.
 public enum DriverFault: Sendable, Equatable {
     /// The entry stands, or may be made writable. Kernel: `VM_FAULT_NOPAGE`.
     case inserted
+    /// Of `makeWritable`: the driver has widened the entry itself. Kernel: `VM_FAULT_NOPAGE` from `pfn_mkwrite`.
+    case handled
     /// Kernel: `VM_FAULT_SIGBUS`.
     case busError
     /// Kernel: `VM_FAULT_OOM`.
@@ -16,20 +19,28 @@ public enum DriverFault: Sendable, Equatable {
 /// Memory that a device driver lets processes map, and how its faults are served: `vm_operations` together with the
 /// list of VMAs that map it. Kernel: `struct vm_operations_struct`, the device file's `address_space`.
 ///
-/// A driver overrides `fault` (or `mapped`, to fill everything at mmap) and inserts frames from there. It takes frames
-/// away only after `unmapMappings`. It must outlive its mappings; the VMAs see to that by owning it.
+/// A driver claims its frames, overrides `fault` (or `mapped`, to fill everything at mmap) and inserts frames from there.
+/// It takes frames away only after `unmapMappings`. It must outlive its mappings; the VMAs see to that by owning it.
+/// What it must keep to, and what happens otherwise, is in `DriverContract.swift`.
 open class DriverMapping: @unchecked Sendable {
     // What is not `open` is `final`: Embedded Swift 6.3 would leave stubs of it in several modules.
     // Unchecked: the base class's state is immutable or locked; subclasses answer for theirs.
 
-    /// What its VMAs are: `pfnMap` or `mixedMap`, `io`. The rest comes from the mmap call.
+    /// What findings call it.
+    public final let name: StaticString
+    /// What its VMAs are: `pfnMap`, `mixedMap` or, with counted pages alone, neither; `io`. The rest comes from the mmap
+    /// call.
     public final let flags: VMAFlags
     /// Entries are born read-only, and `makeWritable` is asked at the first write. Kernel: a `pfn_mkwrite` operation.
     public final let wantsWriteNotification: Bool
     final let mappings = MappingList()
+    final let owned = OwnedFrames()
+    /// See `toleratedEmptyAnswers`. It matters for broken drivers alone, and so passes no scheduling point.
+    final let emptyAnswers = Atomic<Int>(0)
 
-    public init(flags: VMAFlags, wantsWriteNotification: Bool = false) {
-        precondition(flags.pfnMap != flags.mixedMap, "a driver's mapping is a PFN map or a mixed map")
+    public init(name: StaticString, flags: VMAFlags, wantsWriteNotification: Bool = false) {
+        precondition(!flags.pfnMap || !flags.mixedMap, "a driver's mapping is a PFN map or a mixed map")
+        self.name = name
         self.flags = flags
         self.wantsWriteNotification = wantsWriteNotification
     }
@@ -47,7 +58,8 @@ open class DriverMapping: @unchecked Sendable {
     ) -> DriverFault? { nil }
 
     /// The first write to an entry that is present and read-only in a shared, writable mapping; `.inserted` lets it
-    /// become writable. Locks as for `fault`. Kernel: `pfn_mkwrite`.
+    /// become writable. A driver that keeps account of what is clean widens the entry itself, under the lock of that
+    /// account, and answers `.handled`. Locks as for `fault`. Kernel: `pfn_mkwrite`.
     open func makeWritable(
         _ space: AddressSpace, _ vma: VMAInfo, _ address: UserAddress
     ) -> DriverFault { .inserted }
@@ -66,6 +78,9 @@ open class DriverMapping: @unchecked Sendable {
 
     /// Whether some address space maps this memory.
     public final var isMapped: Bool { !mappings.isEmpty }
+
+    /// What the driver has claimed and not given back, ascending.
+    public final var claimedFrames: [Range<HostFrame>] { owned.all }
 }
 
 extension VMAFlags {

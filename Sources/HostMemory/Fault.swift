@@ -122,13 +122,13 @@ extension AddressSpace {
         case .object(let object, _, _):
             return fillFromObject(vma, object, address, word, access)
         case .driver(let driver, _, _):
-            return outcome(driver.fault(self, vma.info, address, write: access == .write), driver)
+            return ask(driver, vma, address, write: access == .write)
         }
     }
 
     func outcome(_ fault: DriverFault, _ driver: DriverMapping) -> FaultOutcome {
         switch fault {
-        case .inserted: .done
+        case .inserted, .handled: .done
         case .busError: .failed(.bus)
         case .outOfMemory: .failed(.outOfMemory)
         case .retry: .waitForDriver(driver)

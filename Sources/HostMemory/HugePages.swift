@@ -20,7 +20,8 @@ extension AddressSpace {
             guard !vma.flags.noHugePage, host.transparentHugePages || vma.flags.hugePage else { return nil }
             return fillHugeAnonymous(vma, low, word, table)
         case .driver(let driver, _, _):
-            return driver.hugeFault(self, vma.info, address, write: access == .write).map { outcome($0, driver) }
+            let answer = driver.hugeFault(self, vma.info, address, write: access == .write)
+            return answer.map { settle($0, driver, address) }
         case .anonymousShared, .object: return nil
         }
     }
@@ -77,8 +78,7 @@ extension AddressSpace {
         _ vma: VMA, _ address: UserAddress, _ word: AtomicWord, _ seen: HostEntry, _ access: FaultAccess
     ) -> FaultOutcome {
         guard case .driver(let driver, _, _) = vma.backing, access == .write else { return .done }
-        let answer = driver.makeWritable(self, vma.info, address)
-        guard answer == .inserted else { return outcome(answer, driver) }
+        if let refused = askToWrite(driver, vma, address, seen, .page2M) { return refused }
         pageTableLock.lock()
         if word.load() == seen.bits { setLeaf(word, seen.setting(Self.written), address, .page2M) }
         pageTableLock.unlock()

@@ -3,14 +3,14 @@ import Synchrony
 
 /// mmap and munmap. Each takes `mmapLock` for write itself.
 extension AddressSpace {
-    /// Maps `length` bytes of `backing` at `address`; a mapping is never moved elsewhere, and never replaces
-    /// another unless that is asked for. Kernel: `mmap(MAP_FIXED_NOREPLACE)`.
+    /// Maps `length` bytes of `backing` at `address`; the mapping is never moved elsewhere.
+    /// Kernel: `mmap(MAP_FIXED_NOREPLACE)`; with `replacing` `mmap(MAP_FIXED)`: what is there goes first, and stays away if
+    /// the driver then refuses.
     ///
     /// Errors: EINVAL for what is not page-aligned, empty, or outside user space; EEXIST for an overlap; ENOMEM; what
     /// the driver answers.
-    /// - Parameter replaces: what is there goes. Kernel: `MAP_FIXED`.
     public func map(
-        at address: UserAddress, length: UInt64, protection: Protection, backing: Backing, replaces: Bool = false
+        at address: UserAddress, length: UInt64, protection: Protection, backing: Backing, replacing: Bool = false
     ) throws(Errno) {
         let (end, overflow) = address.value.addingReportingOverflow(length)
         guard length > 0, !overflow else { throw .EINVAL }
@@ -19,7 +19,7 @@ extension AddressSpace {
         mmapLock.lockForWrite()
         defer { mmapLock.unlockWrite() }
         guard !hasExited else { throw .EINVAL }
-        if replaces { remove(range) }
+        if replacing { remove(range) }
         let index = firstIndex(endingAfter: address)
         if index < vmas.count, vmas[index].range.lowerBound < range.upperBound { throw .EEXIST }
         let vma = makeVMA(range, protection, backing)

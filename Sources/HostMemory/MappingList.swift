@@ -44,6 +44,12 @@ final class MappingList: @unchecked Sendable {
     /// Removes every entry for `pages`, in every address space, each between its notifier's start and end. The list's
     /// lock keeps the address spaces alive. Kernel: `unmap_mapping_range`.
     func unmap(_ pages: Range<Int>, keepAnonymous: Bool) {
+        forEach(pages) { space, range in space.zapNotified(range, keepAnonymous: keepAnonymous) }
+    }
+
+    /// Calls `body` with each stretch of an address space that shows `pages`, the list's lock held.
+    /// Kernel: `vma_interval_tree_foreach`.
+    func forEach(_ pages: Range<Int>, _ body: (AddressSpace, Range<UserAddress>) -> Void) {
         lock.lock()
         defer { lock.unlock() }
         for vma in areas {
@@ -51,8 +57,18 @@ final class MappingList: @unchecked Sendable {
             let shown = pages.clamped(to: vma.firstPage..<(vma.firstPage + count))
             guard !shown.isEmpty else { continue }
             let low = vma.range.lowerBound + UInt64(shown.lowerBound - vma.firstPage) * pageSize
-            let high = low + UInt64(shown.count) * pageSize
-            vma.space.takeUnretainedValue().zapNotified(low..<high, keepAnonymous: keepAnonymous)
+            body(vma.space.takeUnretainedValue(), low..<(low + UInt64(shown.count) * pageSize))
         }
+    }
+
+    func unmapAll() { unmap(0..<Int.max, keepAnonymous: false) }
+
+    /// The first of `frames` that a special entry maps anywhere.
+    func firstMapped(of frames: Range<HostFrame>) -> HostFrame? {
+        var found: HostFrame?
+        forEach(0..<Int.max) { space, range in
+            if found == nil { found = space.firstSpecial(of: frames, in: range) }
+        }
+        return found
     }
 }

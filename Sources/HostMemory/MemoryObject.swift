@@ -14,6 +14,8 @@ public final class MemoryObject: @unchecked Sendable {
     /// An absent page must be read from a slow device first: a fault on it has to wait.
     public let slow: Bool
     let mappings = MappingList()
+    /// What nobody may do to it any more: see `seal`.
+    let seals = Atomic<UInt32>(0)
     /// One task at a time makes pages or takes them away.
     let pagesLock = SleepingLock(.objectPages)
     let indexLock = SpinLock(.objectIndex)

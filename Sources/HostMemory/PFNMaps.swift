@@ -77,7 +77,7 @@ extension AddressSpace {
 
     // MARK: For drivers
 
-    /// Makes a special entry for `frame`; no count of any page changes. An entry that stands already stays, but that
+    /// Makes a special entry for `frame`, one that the driver has claimed; no count of any page changes. An entry that stands already stays, but that
     /// `makeWritable` widens the one for this very frame. Called with `mmapLock` held, from `DriverMapping.fault` or
     /// `mapped`. Kernel: `vmf_insert_pfn`, `vmf_insert_pfn_pmd`, `vmf_insert_mixed_mkwrite`.
     /// - Parameter level: `.page2M` only from `hugeFault`; address and frame must fit, and the mapping be shared.
@@ -85,15 +85,22 @@ extension AddressSpace {
         _ frame: HostFrame, at address: UserAddress, in vma: VMAInfo, level: PageLevel = .page4K,
         makeWritable: Bool = false
     ) -> DriverFault {
-        precondition(isHeld(.mmap) && vma.contains(address) && memory.exists(frame))
-        guard let area = find(address), vma.flags.pfnMap || vma.flags.mixedMap else { return .busError }
+        precondition(isHeld(.mmap), "vmf_insert_pfn without mmap_lock")
+        guard let area = find(vma.range.lowerBound), case .driver(let driver, _, _) = area.backing else {
+            return .busError
+        }
+        guard area.flags.pfnMap || area.flags.mixedMap else {
+            driver.breach("makes a special entry in a mapping of counted pages", frame, memory)
+            return .busError
+        }
+        let frames = frame..<frame.advanced(by: Int(level.frames))
+        guard driver.mayMap(frames, at: address, in: area, level, memory) else { return .busError }
         var entry = HostEntry.leaf(frame, area.flags, writable: area.entriesAreWritable, special: true)
         if makeWritable, area.flags.write, area.flags.shared { entry = entry.setting(Self.written) }
         let large = level == .page2M
         if large { entry = entry.setting(HostEntry.large) }
         guard let middle = makeMiddleEntry(address) else { return .outOfMemory }
         if large {
-            precondition(area.flags.shared && frame.isAligned(to: level) && address.aligned(to: level) == address)
             place(entry, middle.word, address, level)
             return .inserted
         }
@@ -113,18 +120,31 @@ extension AddressSpace {
         if widens, !old.isWritable { setLeaf(word, old.setting(Self.written), address, level) }
     }
 
-    /// Maps a counted page of the driver's in a mixed map; the entry owns a reference of its own.
-    /// Kernel: `vm_insert_page`.
-    public func insertPage(_ frame: HostFrame, at address: UserAddress, in vma: VMAInfo) -> DriverFault {
-        precondition(isHeld(.mmap) && vma.contains(address) && memory.hasPageFrame(frame))
-        guard let area = find(address), area.flags.mixedMap else { return .busError }
+    /// Maps a counted page of the driver's, in a mixed map or one of counted pages alone; the entry owns a reference of
+    /// its own. An entry that stands already stays. Locks as for `insertFrame`.
+    /// - Parameter makeWritable: though the driver wants write notifications: it has heard of this one.
+    /// Kernel: `vm_insert_page`, `vmf_insert_page_mkwrite`.
+    public func insertPage(
+        _ frame: HostFrame, at address: UserAddress, in vma: VMAInfo, makeWritable: Bool = false
+    ) -> DriverFault {
+        precondition(isHeld(.mmap), "vm_insert_page without mmap_lock")
+        guard let area = find(vma.range.lowerBound), case .driver(let driver, _, _) = area.backing else {
+            return .busError
+        }
+        guard !area.flags.pfnMap, memory.hasPageFrame(frame) else {
+            driver.breach("maps a page by reference where none is counted", frame, memory)
+            return .busError
+        }
+        let frames = frame..<frame.advanced(by: 1)
+        guard driver.mayMap(frames, at: address, in: area, .page4K, memory) else { return .busError }
         let page = memory.page(frame)
         guard !memory.isAnonymous(page), memory.tryGet(page) else { return .busError }
         guard let middle = makeMiddleEntry(address), let word = makeLastEntry(address, in: middle.word).word else {
             memory.put(page)
             return .outOfMemory
         }
-        let entry = HostEntry.leaf(frame, area.flags, writable: area.entriesAreWritable)
+        var entry = HostEntry.leaf(frame, area.flags, writable: area.entriesAreWritable)
+        if makeWritable, area.flags.write, area.flags.shared { entry = entry.setting(Self.written) }
         pageTableLock.lock()
         let won = word.load() == 0
         if won {

@@ -76,7 +76,7 @@ public struct SystemCalls {
             }
         try space.map(
             at: UserAddress(address), length: size, protection: Self.protection(protection), backing: backing,
-            replaces: replaces)
+            replacing: replaces)
     }
 
     /// Kernel: `LEGACY_MAP_MASK`, as far as this model knows the flags.

@@ -35,6 +35,9 @@ extension RegionKind {
         case .countedPFNMap: "counted pages, pf"
         case .mixedMap: "mixed map, mm"
         case .writeNotifyPFNMap: "write-notify, pf io"
+        case .daxFile: "DAX file"
+        case .udmabuf: "udmabuf, pf"
+        case .blobWindow: "blob window"
         }
     }
 }
@@ -68,6 +71,14 @@ struct ActionText {
             return "driver stores \(place(region, offset)) = \(address(value))"
         case .driverLoad(let region, let offset): return "driver loads \(place(region, offset))"
         case .disableDevice(let region): return "disable \(name(region))"
+        case .resetDevice(let region): return "reset \(name(region))"
+        case .mapBlob(let window, let offset, let resource):
+            return "map_blob \(place(window, offset)) shows \(name(resource))"
+        case .unmapBlob(let window, let offset): return "unmap_blob \(place(window, offset))"
+        case .truncate(let region, let size): return "truncate \(name(region)) to \(address(size))"
+        case .punchHole(let region, let offset, let length):
+            return "punch_hole \(stretch(region, offset, length))"
+        case .writeBack(let region): return "fsync \(name(region))"
         default: return ioctl(action)
         }
     }

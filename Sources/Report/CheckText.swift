@@ -124,7 +124,7 @@ public struct CheckText {
             lines.append("  \(terminal.bad("livelock"))  the run does not end, though every task gets its turn")
         }
         for finding in story.findings.prefix(3) {
-            var text = "  \(terminal.bad(finding.invariant.code))  \(finding.reason.text.description)"
+            var text = "  \(terminal.bad(finding.invariant.code))  \(finding.sentence)"
             if finding.frame != Event.none { text += ", pfn \(hex(finding.frame))" }
             if finding.guest != Event.none { text += ", gfn \(hex(finding.guest))" }
             lines.append(text)
@@ -213,7 +213,7 @@ public struct CheckText {
 
     private func found(_ run: Explorer.Run, _ report: CheckReport, _ story: Story) -> JSONReport.Found {
         JSONReport.Found(
-            rules: story.findings.map(\.invariant.code), reasons: story.findings.map { $0.reason.text.description },
+            rules: story.findings.map(\.invariant.code), reasons: story.findings.map(\.sentence),
             unexpected: story.unexpected.map(\.outcome.text), ending: "\(run.ending)", preemptions: run.preemptions,
             fewest: report.isFewest, schedule: "\(run.asked ?? run.schedule)", tasks: story.tasks,
             page: story.page.map { hex($0.number) },

@@ -19,6 +19,8 @@ public struct RunJSON: Codable, Sendable, Equatable {
         public var rule: String
         public var statement: String
         public var reason: String
+        /// The driver that is to blame, if one is.
+        public var driver: String?
         public var pfn: String?
         public var gfn: String?
     }
@@ -67,7 +69,7 @@ public struct RunJSON: Codable, Sendable, Equatable {
         findings = outcome.findings.map { finding in
             FindingEntry(
                 rule: finding.invariant.code, statement: finding.invariant.statement.description,
-                reason: finding.reason.text.description,
+                reason: finding.reason.text.description, driver: finding.driver?.text.description,
                 pfn: finding.frame == Event.none ? nil : address(finding.frame),
                 gfn: finding.guest == Event.none ? nil : address(finding.guest))
         }

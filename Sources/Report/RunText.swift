@@ -210,6 +210,7 @@ struct FindingGroup {
         for finding in findings {
             if let i = groups.firstIndex(where: {
                 $0.finding.invariant == finding.invariant && $0.finding.reason == finding.reason
+                    && $0.finding.driver == finding.driver
             }) {
                 groups[i].count += 1
             } else {
@@ -217,7 +218,7 @@ struct FindingGroup {
             }
         }
         return groups.map { group in
-            var text = group.finding.reason.text.description
+            var text = group.finding.sentence
             if group.finding.frame != Event.none { text += ", pfn \(hex(group.finding.frame))" }
             if group.finding.guest != Event.none { text += ", gfn \(hex(group.finding.guest))" }
             if group.count > 1 { text += ", and \(group.count - 1) more" }
@@ -226,7 +227,15 @@ struct FindingGroup {
     }
 }
 
+extension Finding {
+    /// What is wrong, and whose fault it is if a driver is to blame.
+    var sentence: String {
+        guard let driver else { return reason.text.description }
+        return "driver \(driver.text.description): \(reason.text.description)"
+    }
+}
+
 extension Invariant {
-    /// `I-6`, `X19`, `RV-2`.
+    /// `I-6`, `X19`, `RV-2`, `D-1`.
     public var code: String { "\(family)\(number)" }
 }

@@ -18,6 +18,8 @@ struct HostBuilder {
         checkMemory(memory, deviceMemory, host)
         plan.ramFrames = Int(clamping: memory / pageSize)
         plan.deviceFrames = Int(clamping: deviceMemory / pageSize)
+        plan.videoMemoryPages = graphicsLimit("vram", host)
+        plan.graphicsSystemPages = graphicsLimit("graphics_system_memory", host)
         plan.transparentHugePages = host.flag("transparent_huge_pages")
         let regions = host.list("regions")
         guard regions.count <= HostBuilder.mostRegions else {
@@ -29,6 +31,17 @@ struct HostBuilder {
         assignAddresses(regions, &plan.regions)
         checkOverlaps(regions, plan.regions)
         checkBudget(host, regions, plan, memory: memory, deviceMemory: deviceMemory)
+    }
+
+    /// In pages; 0: none given.
+    private func graphicsLimit(_ key: String, _ host: Fields) -> Int {
+        guard let bytes = host.number(key) else { return 0 }
+        if bytes == 0 || bytes % pageSize != 0 {
+            complaints.add(
+                host.position(of: key), "graphics buffers can't have \(Quantity.shown(bytes)) there",
+                "whole pages, and not zero; leave it out for no limit")
+        }
+        return Int(clamping: bytes / pageSize)
     }
 
     private func checkMemory(_ memory: UInt64, _ deviceMemory: UInt64, _ host: Fields) {
@@ -60,9 +73,39 @@ struct HostBuilder {
         (region.read, region.write) = Vocabulary.rights(fields.words("protection").first)
         region.order = Int(fields.number("order") ?? 0)
         region.hugePages = fields.flag("huge_pages")
+        region.source = source(of: region, fields, plan)
         checkSize(region, fields)
         checkKind(region, fields, plan)
         return region
+    }
+
+    /// The memfd of a udmabuf: no other kind has a source.
+    private func source(of region: RegionPlan, _ fields: Fields, _ plan: Plan) -> Int? {
+        let place = fields["source"]?.keyPosition ?? fields.position
+        guard let given = fields.regionPlace("source") else {
+            if region.kind == .udmabuf {
+                complaints.add(place, "a udmabuf without a memfd", "add `source:` and the name of a memfd before it")
+            }
+            return nil
+        }
+        guard region.kind == .udmabuf else {
+            complaints.add(
+                place, "`source` on `\(Vocabulary.word(region.kind))`", "only a `udmabuf` has one; leave it out")
+            return nil
+        }
+        guard let index = plan.regions.firstIndex(where: { $0.name == Array(given.region.utf8) }),
+            [.sharedMemory, .privateObject].contains(plan.regions[index].kind)
+        else {
+            complaints.add(
+                place, "`\(given.region)` is no memfd", "the name of a `memfd` that stands before the udmabuf")
+            return nil
+        }
+        if region.size > plan.regions[index].size {
+            complaints.add(
+                fields.position(of: "size"), "a udmabuf of \(Quantity.shown(region.size))",
+                "`\(given.region)` has \(Quantity.shown(plan.regions[index].size))")
+        }
+        return index
     }
 
     private func checkSize(_ region: RegionPlan, _ fields: Fields) {
@@ -181,6 +224,9 @@ extension RegionPlan {
         switch kind {
         case .deviceBAR: return (0, pages)
         case .mixedMap: return (pages - pages / 2, pages - pages / 2)
+        // Its pages are the memfd's; with holes punched, twice as many at most.
+        case .udmabuf: return (pages, 0)
+        case .blobWindow: return (0, 0)
         default: return (pages, 0)
         }
     }

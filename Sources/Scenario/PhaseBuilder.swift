@@ -123,6 +123,9 @@ struct PhaseBuilder {
         case "evict": return .evictBuffer(region: region)
         case "free": return .freeBuffer(region: region)
         case "disable": return .disableDevice(region: region)
+        case "reset": return .resetDevice(region: region)
+        case "fsync": return .writeBack(region: region)
+        case "truncate": return truncate(field, region, fields)
         default: break
         }
         guard place.offset < regions[region].size else {
@@ -131,10 +134,37 @@ struct PhaseBuilder {
                 "`\(place.region)` has \(Quantity.shown(regions[region].size))")
             return nil
         }
-        if ["munmap", "mprotect", "madvise", "age"].contains(name) {
+        if ["munmap", "mprotect", "madvise", "age", "punch_hole"].contains(name) {
             return rangeAction(field, region, place.offset, fields)
         }
+        if name == "map_blob" || name == "unmap_blob" { return windowAction(field, region, place.offset, fields) }
         return wordAction(field, region, place.offset, fields)
+    }
+
+    private func truncate(_ field: Field, _ region: Int, _ fields: Fields) -> Action? {
+        let size = fields.number("size") ?? 0
+        guard size % pageSize == 0, size <= regions[region].size else {
+            complaints.add(
+                fields.position(of: "size"), "`truncate` can't make it \(Quantity.shown(size))",
+                "a multiple of 4 KiB, at most \(Quantity.shown(regions[region].size)), the size of the mapping")
+            return nil
+        }
+        return .truncate(region: region, size: size)
+    }
+
+    /// Offsets that virtio-gpu refuses are a step's to try: KVM's user sees EINVAL.
+    private func windowAction(_ field: Field, _ window: Int, _ offset: UInt64, _ fields: Fields) -> Action? {
+        guard field.key.name == "map_blob" else { return .unmapBlob(window: window, offset: offset) }
+        guard let place = fields.regionPlace("resource"),
+            let resource = layout.regionIndex(place.region, at: fields.position(of: "resource"), regions)
+        else { return nil }
+        guard [.graphicsBuffer, .sharedMemory, .privateObject].contains(regions[resource].kind) else {
+            complaints.add(
+                fields.position(of: "resource"), "`\(place.region)` can't be mapped into a blob window",
+                "a `graphics_buffer` or a `memfd` can")
+            return nil
+        }
+        return .mapBlob(window: window, offset: offset, resource: resource)
     }
 
     private func suits(_ field: Field, _ region: RegionPlan, _ answer: AnswerReading) -> Bool {
@@ -181,6 +211,7 @@ struct PhaseBuilder {
         switch field.key.name {
         case "munmap": return .munmap(region: region, offset: offset, length: length)
         case "madvise": return .madviseDontNeed(region: region, offset: offset, length: length)
+        case "punch_hole": return .punchHole(region: region, offset: offset, length: length)
         case "age": return .age(region: region, offset: offset, length: length)
         default:
             let (read, write) = Vocabulary.rights(fields.words("protection").first)

@@ -26,6 +26,15 @@ extension Vocabulary {
             "write_notify_pfnmap",
             "a perf ring: PFN-mapped, page 0 present read-only until the driver's pfn_mkwrite, the data pages read-only"
         ),
+        Choice(
+            "dax_file",
+            "a file on persistent memory: counted pages without a page cache; the first write to each page is heard of"),
+        Choice(
+            "udmabuf", "the pinned pages of the memfd `source`, PFN-mapped, from its start; seals it against shrinking"),
+        Choice(
+            "blob_window",
+            "the host-visible BAR of a virtual GPU: reserved address space, which allows what `protection` says, into which `map_blob` maps buffers"
+        ),
     ]
 
     static let protections: [Choice] = [
@@ -76,6 +85,14 @@ extension Vocabulary {
             "device_memory", .host, .size, .optional("0"), "device memory, which has no struct pages",
             example: "2 MiB"),
         Key(
+            "vram", .host, .size, .optional("no limit but `device_memory`"),
+            "device memory that graphics buffers may take together; the least recently used goes back to system memory",
+            example: "64 KiB"),
+        Key(
+            "graphics_system_memory", .host, .size, .optional("no limit but `memory`"),
+            "system memory that graphics buffers may take together; the least recently used goes to swap",
+            example: "256 KiB"),
+        Key(
             "transparent_huge_pages", .host, .flag, .optional("false"),
             "a fault may take a 2 MiB folio for anonymous memory", example: "true"),
         Key(
@@ -97,6 +114,9 @@ extension Vocabulary {
         Key(
             "huge_pages", .region, .flag, .optional("false"), "madvise(MADV_HUGEPAGE) on anonymous memory",
             example: "true"),
+        Key(
+            "source", .region, .region, .optional("for a `udmabuf`, which must have one"),
+            "the memfd whose pages a udmabuf has, a region before it", example: "ram"),
     ]
 
     private static let vm: [Key] = [

@@ -16,7 +16,10 @@ extension Vocabulary {
     static let steps: [Key] = guestSteps + hostSteps + parameters(.guestStep) + parameters(.hostStep)
 
     /// Regions with something behind the mapping that has bytes of its own to show.
-    private static let driverKinds: [RegionKind] = [.graphicsBuffer, .deviceBAR, .sharedMemory, .privateObject]
+    private static let driverKinds: [RegionKind] = [
+        .graphicsBuffer, .deviceBAR, .sharedMemory, .privateObject, .daxFile, .udmabuf,
+    ]
+    private static let memfds: [RegionKind] = [.sharedMemory, .privateObject]
 
     private static func action(
         _ name: String, _ place: Place, _ type: ValueType, _ meaning: String, example: String,
@@ -50,7 +53,7 @@ extension Vocabulary {
             example: "{map_guest_page: ram, access: read}", ["access"])
     }
 
-    private static let hostSteps: [Key] = userSteps + driverSteps + kvmSteps
+    private static let hostSteps: [Key] = userSteps + fileSteps + driverSteps + windowSteps + kvmSteps
 
     private static let userSteps: [Key] = [
         action(
@@ -81,6 +84,32 @@ extension Vocabulary {
             example: "{age: ram}", ["length"]),
     ]
 
+    private static let fileSteps: [Key] = [
+        action(
+            "truncate", .hostStep, .region,
+            "ftruncate(2) of what is behind the mapping: accesses beyond the end are SIGBUS",
+            example: "{truncate: ram, size: 8 KiB}", ["size"], kinds: memfds + [.daxFile]),
+        action(
+            "punch_hole", .hostStep, .regionPlace,
+            "fallocate(2) with FALLOC_FL_PUNCH_HOLE: the pages go, and read as zeros again",
+            example: "{punch_hole: ram+4 KiB, length: 4 KiB}", ["length"], kinds: memfds + [.daxFile]),
+        action(
+            "fsync", .hostStep, .region, "dirty pages become clean, and their entries read-only until the next write",
+            example: "{fsync: dax}", kinds: [.daxFile]),
+    ]
+
+    /// The VMM's half of virtio-gpu.
+    private static let windowSteps: [Key] = [
+        action(
+            "map_blob", .hostStep, .regionPlace,
+            "the VMM maps what is behind another region into the window (RESOURCE_MAP_BLOB): EBUSY where something is",
+            example: "{map_blob: window+64 KiB, resource: blob}", ["resource"], kinds: [.blobWindow]),
+        action(
+            "unmap_blob", .hostStep, .regionPlace,
+            "the VMM takes it out again (RESOURCE_UNMAP_BLOB): ENOENT where nothing begins",
+            example: "{unmap_blob: window+64 KiB, expect: ENOENT}", kinds: [.blobWindow]),
+    ]
+
     private static let driverSteps: [Key] = [
         action(
             "move", .hostStep, .region, "the driver moves its buffer", example: "{move: blob, to: device_memory}",
@@ -101,6 +130,9 @@ extension Vocabulary {
         action(
             "disable", .hostStep, .region, "memory decoding of the BAR is turned off: zapped, and faults fail",
             example: "{disable: bar}", kinds: [.deviceBAR]),
+        action(
+            "reset", .hostStep, .region, "the device is reset: zapped, its memory zeros; faults map it again",
+            example: "{reset: bar}", kinds: [.deviceBAR]),
     ]
 
     private static let kvmSteps: [Key] = [
@@ -138,6 +170,9 @@ extension Vocabulary {
             Key("protection", place, .choice(protections), .required, "the new protection", example: "read"),
             Key("advice", place, .choice(advices), .required, "what to do", example: "dontneed"),
             Key("to", place, .choice(destinations), .required, "where the buffer goes", example: "device_memory"),
+            Key("size", place, .size, .required, "the new size in bytes, whole pages", example: "8 KiB"),
+            Key(
+                "resource", place, .region, .required, "a graphics buffer or a memfd to map", example: "blob"),
             Key(
                 "first_page", place, .number(word), .optional("0"), "first page of the slot to clear, a multiple of 64",
                 example: "64"),

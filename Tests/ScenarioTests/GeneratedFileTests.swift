@@ -44,6 +44,8 @@ import Testing
                         - {name: ram, kind: memfd, size: 1 MiB}
                         - {name: blob, kind: graphics_buffer, size: 64 KiB}
                         - {name: bar, kind: device_bar, size: 64 KiB}
+                        - {name: dax, kind: dax_file, size: 64 KiB}
+                        - {name: window, kind: blob_window, size: 1 MiB}
                     vm:
                       slots:
                         - {slot: 0, guest_phys_addr: 0x10000000, userspace_addr: ram, flags: [log_dirty_pages]}

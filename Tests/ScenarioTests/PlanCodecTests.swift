@@ -64,10 +64,10 @@ import Testing
         expect(.trailingBytes, at: bytes.count, bytes + [0])
     }
     @Test func `a list longer than the bytes allocates nothing`() {
-        expect(.truncated, at: 14, Array("FLPN".utf8) + [1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f])
+        expect(.truncated, at: 14, Array("FLPN".utf8) + [2, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f])
     }
     @Test func `a number of more than 64 bits`() {
-        expect(.badValue, at: 15, Array("FLPN".utf8) + [1] + [UInt8](repeating: 0xff, count: 10))
+        expect(.badValue, at: 15, Array("FLPN".utf8) + [2] + [UInt8](repeating: 0xff, count: 10))
     }
     @Test func `a slot of a region that there isn't`() {
         var plan = Plan()
@@ -75,6 +75,16 @@ import Testing
         plan.slots = [SlotPlan()]
         plan.slots[0].region = 1
         #expect(throws: PlanDecodingError.self) { _ = try Plan(decoding: plan.encoded()) }
+    }
+    @Test func `a udmabuf's memfd comes before it`() throws {
+        var plan = Plan()
+        plan.regions = [RegionPlan(), RegionPlan()]
+        plan.regions[1].source = 0
+        #expect(try Plan(decoding: plan.encoded()) == plan)
+        for source in [1, 2] {
+            plan.regions[1].source = source
+            #expect(throws: PlanDecodingError.self) { _ = try Plan(decoding: plan.encoded()) }
+        }
     }
     @Test func `a program of a vCPU that there isn't`() {
         var plan = Plan()
@@ -99,10 +109,12 @@ extension RandomSource {
         plan.architecture = pick(Architecture.allCases)
         plan.ramFrames = below(1 << 30)
         plan.deviceFrames = below(1 << 30)
+        plan.videoMemoryPages = below(1 << 20)
+        plan.graphicsSystemPages = below(1 << 20)
         plan.transparentHugePages = flip()
         plan.allowUnsafeMappings = flip()
         plan.virtualCPUs = 1 + below(16)
-        plan.regions = (0..<(1 + below(5))).map { _ in region() }
+        plan.regions = (0..<(1 + below(5))).map { region($0) }
         let regions = plan.regions.count
         plan.slots = many(4) { $0.slot(regions) }
         let cpus = plan.virtualCPUs
@@ -120,7 +132,7 @@ extension RandomSource {
         return plan
     }
 
-    private mutating func region() -> RegionPlan {
+    private mutating func region(_ earlier: Int) -> RegionPlan {
         var region = RegionPlan()
         region.name = text()
         region.kind = pick(RegionKind.allCases)
@@ -130,6 +142,7 @@ extension RandomSource {
         region.write = flip()
         region.order = below(11)
         region.hugePages = flip()
+        region.source = earlier > 0 && flip() ? below(earlier) : nil
         return region
     }
 
@@ -178,7 +191,7 @@ extension RandomSource {
 
     private mutating func action(_ regions: Int) -> Action {
         let region = below(regions)
-        switch below(24) {
+        switch below(30) {
         case 0:
             return .guest(
                 pick(AccessKind.allCases), at: GuestAddress(number()), count: below(1 << 20), stride: number(),
@@ -204,6 +217,12 @@ extension RandomSource {
         case 19: return .clearDirtyLog(id: UInt16(truncatingIfNeeded: next()), firstPage: number(), pages: number())
         case 20: return .enableManualProtect(initiallySet: flip())
         case 21: return .mapGuestPage(at: GuestAddress(number()), write: flip())
+        case 23: return .resetDevice(region: region)
+        case 24: return .mapBlob(window: region, offset: number(), resource: below(regions))
+        case 25: return .unmapBlob(window: region, offset: number())
+        case 26: return .truncate(region: region, size: number())
+        case 27: return .punchHole(region: region, offset: number(), length: number())
+        case 28: return .writeBack(region: region)
         case 22: return .getGuestPage(at: GuestAddress(number()), write: flip())
         default: return .age(region: region, offset: number(), length: number())
         }

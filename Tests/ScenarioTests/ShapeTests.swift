@@ -8,7 +8,8 @@ import Testing
     @Test func `an unknown key, with what was probably meant`() {
         expectOne(
             Sketch(host: "  memry: 16 MiB"), at: "memry", "`memry` is not a key of `host`",
-            hint: "did you mean `memory`? `host` has: memory, device_memory, transparent_huge_pages, regions")
+            hint: "did you mean `memory`? `host` has: memory, device_memory, vram, graphics_system_memory, "
+                + "transparent_huge_pages, regions")
     }
     @Test func `an unknown key that resembles none`() {
         expectOne(
@@ -101,7 +102,8 @@ import Testing
                 test.yaml:3:3: error: `memry` is not a key of `host`
                       memry: 16 MiB
                       ^
-                  did you mean `memory`? `host` has: memory, device_memory, transparent_huge_pages, regions
+                  did you mean `memory`? `host` has: memory, device_memory, vram, graphics_system_memory, \
+                transparent_huge_pages, regions
                 """)
     }
 }

@@ -100,6 +100,9 @@ import Testing
                 - {name: ram, kind: memfd, size: 512 KiB}
                 - {name: blob, kind: graphics_buffer, size: 64 KiB, order: 1, protection: read}
                 - {name: bar, kind: device_bar, size: 8 KiB, protection: none}
+                - {name: dax, kind: dax_file, size: 8 KiB}
+                - {name: buf, kind: udmabuf, size: 8 KiB, source: ram}
+                - {name: window, kind: blob_window, size: 1 MiB}
             vm:
               vcpus: 2
               allow_unsafe_mappings: true
@@ -122,6 +125,12 @@ import Testing
                   - {driver_store: bar+8, value: 3}
                   - {driver_load: bar+8, expect: 3}
                   - disable: bar
+                  - reset: bar
+                  - {truncate: ram, size: 4 KiB, expect: EPERM}
+                  - {punch_hole: ram+4 KiB, length: 8 KiB}
+                  - fsync: dax
+                  - {map_blob: window+64 KiB, resource: ram}
+                  - unmap_blob: window+64 KiB
                   - {set_memory_region: {slot: 4, guest_phys_addr: 1048576, userspace_addr: blob+4 KiB, memory_size: 8 KiB}}
                   - delete_memory_region: 4
                   - {get_dirty_log: 3, expect: {pages: []}}
@@ -147,14 +156,18 @@ import Testing
                 .age(region: 0, offset: 0, length: 8192), .moveBuffer(region: 1, toDeviceMemory: true),
                 .moveBuffer(region: 1, toDeviceMemory: false), .evictBuffer(region: 1), .freeBuffer(region: 1),
                 .driverStore(region: 2, offset: 8, value: 3), .driverLoad(region: 2, offset: 8),
-                .disableDevice(region: 2), .setMemoryRegion(slot), .deleteMemoryRegion(id: 4),
+                .disableDevice(region: 2), .resetDevice(region: 2), .truncate(region: 0, size: 4096),
+                .punchHole(region: 0, offset: 4096, length: 8192), .writeBack(region: 3),
+                .mapBlob(window: 5, offset: 65536, resource: 0), .unmapBlob(window: 5, offset: 65536),
+                .setMemoryRegion(slot), .deleteMemoryRegion(id: 4),
                 .getDirtyLog(id: 3), .clearDirtyLog(id: 3, firstPage: 64, pages: 64),
                 .enableManualProtect(initiallySet: false), .enableManualProtect(initiallySet: true),
                 .mapGuestPage(at: GuestAddress(0), write: false), .getGuestPage(at: GuestAddress(4096), write: true),
             ])
         #expect(plan.slots[0].logDirtyPages && plan.slots[0].readOnly)
-        #expect(plan.regions.map(\.write) == [true, false, false])
-        #expect(plan.regions.map(\.read) == [true, true, false])
+        #expect(plan.regions.map(\.write) == [true, false, false, true, true, true])
+        #expect(plan.regions.map(\.read) == [true, true, false, true, true, true])
+        #expect(plan.regions.map(\.source) == [nil, nil, nil, nil, 0, nil])
         #expect(plan.virtualCPUs == 2 && plan.allowUnsafeMappings)
     }
 }

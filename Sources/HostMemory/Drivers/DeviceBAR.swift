@@ -2,8 +2,13 @@ import Frames
 import Synchrony
 
 /// A device's registers or memory, mapped by frame number: no page frame stands behind it. Kernel: a VFIO or sysfs BAR.
+///
+/// Mappings come by fault (but with `atMap`) and go when the device stops answering: `disable`, `reset`. Both hold
+/// `memoryLock` for write over the zap, and a fault holds it for read over its check and its insertion, so none slips an
+/// entry in between. A fault that comes during a reset sleeps until the reset is over and then finds the device's memory
+/// as before it, enabled or not: SIGBUS where it is disabled. Kernel: `vfio_pci_zap_and_down_write_memory_lock`.
 public final class DeviceBAR: DriverMapping, @unchecked Sendable {
-    // Unchecked: `enabled` is touched only under `lock`.
+    // Unchecked: `enabled` is touched only under `memoryLock`.
     /// When entries are made.
     public enum Filling: Sendable {
         /// All of them at mmap. Kernel: `remap_pfn_range`.
@@ -18,7 +23,7 @@ public final class DeviceBAR: DriverMapping, @unchecked Sendable {
     public let frames: Range<HostFrame>
     public let filling: Filling
     /// Kernel: VFIO's `memory_lock`.
-    private let lock = SleepingLock(.buffer)
+    private let memoryLock = ReadWriteLock(.buffer, spinning: false)
     private var enabled = true
 
     /// Nil: not enough device frames.
@@ -28,7 +33,8 @@ public final class DeviceBAR: DriverMapping, @unchecked Sendable {
         memory = host.memory
         self.frames = frames
         self.filling = filling
-        super.init(flags: .framesOfDevice)
+        super.init(name: "device BAR", flags: .framesOfDevice)
+        claim(frames)
     }
 
     public var pages: Int { frames.lowerBound.distance(to: frames.upperBound) }
@@ -49,8 +55,8 @@ public final class DeviceBAR: DriverMapping, @unchecked Sendable {
     public override func fault(
         _ space: AddressSpace, _ vma: VMAInfo, _ address: UserAddress, write: Bool
     ) -> DriverFault {
-        lock.lock()
-        defer { lock.unlock() }
+        memoryLock.lockForRead()
+        defer { memoryLock.unlockRead() }
         guard enabled, filling != .atMap else { return .busError }
         let page = vma.backingPage(of: address)
         guard page < pages else { return .busError }
@@ -61,8 +67,8 @@ public final class DeviceBAR: DriverMapping, @unchecked Sendable {
     public override func hugeFault(
         _ space: AddressSpace, _ vma: VMAInfo, _ address: UserAddress, write: Bool
     ) -> DriverFault? {
-        lock.lock()
-        defer { lock.unlock() }
+        memoryLock.lockForRead()
+        defer { memoryLock.unlockRead() }
         guard enabled, filling == .byHugeFault, vma.flags.shared else { return nil }
         let frame = frames.lowerBound.advanced(by: vma.backingPage(of: address))
         let first = frame.aligned(to: .page2M)
@@ -75,17 +81,30 @@ public final class DeviceBAR: DriverMapping, @unchecked Sendable {
     /// The device stops answering: every mapping goes, every fault is a SIGBUS. Kernel: `vfio_pci_zap_bars` after the
     /// memory-enable bit was cleared.
     public func disable() {
-        lock.lock()
+        memoryLock.lockForWrite()
         enabled = false
         unmapMappings(pages: 0..<pages)
-        lock.unlock()
+        memoryLock.unlockWrite()
+    }
+
+    /// The device starts anew: every mapping goes, the memory reads as zeros, and the next faults make the mappings anew.
+    /// With `atMap` nothing brings them back: a process has to map the BAR again. Whether the device answers stays as it
+    /// was: the driver restores the memory-enable bit. Kernel: `vfio_pci_ioctl_reset`.
+    public func reset() {
+        memoryLock.lockForWrite()
+        unmapMappings(pages: 0..<pages)
+        memory.noteGivenBack(frames.lowerBound, count: pages)
+        for frame in frames {
+            memory.bytes(of: frame).initializeMemory(as: UInt64.self, repeating: 0, count: Int(pageSize / 8))
+        }
+        memoryLock.unlockWrite()
     }
 
     /// Faults are served again.
     public func enable() {
-        lock.lock()
+        memoryLock.lockForWrite()
         enabled = true
-        lock.unlock()
+        memoryLock.unlockWrite()
     }
 
     /// The device's own view of its memory: 8 bytes at an aligned offset.

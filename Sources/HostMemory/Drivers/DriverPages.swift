@@ -1,13 +1,17 @@
 import Frames
 import Synchronization
 
-/// Single pages that a driver allocated for itself, each with count 1.
-final class DriverPages: @unchecked Sendable {
-    // Unchecked: immutable after init.
+/// Single pages that a driver allocated for itself, each with count 1. Kernel: `alloc_page` in a driver.
+public final class DriverPages: @unchecked Sendable {
+    // Unchecked: immutable after init, but for the atomic flag.
+    let host: Host
     let memory: PhysicalMemory
-    let frames: [HostFrame]
+    public let frames: [HostFrame]
+    private let given = Atomic<Bool>(false)
 
-    init?(_ host: Host, count: Int) {
+    /// Pages of zeros. Nil: no memory.
+    public init?(_ host: Host, count: Int) {
+        self.host = host
         memory = host.memory
         var frames: [HostFrame] = []
         for _ in 0..<count {
@@ -22,7 +26,26 @@ final class DriverPages: @unchecked Sendable {
         self.frames = frames
     }
 
-    deinit { for frame in frames { memory.put(memory.page(frame)) } }
+    /// Gives the pages back before the driver goes: it has unmapped them. Kernel: `__free_page`.
+    /// - Parameter driver: who claimed them.
+    public func free(from driver: DriverMapping) {
+        for frame in frames where !driver.relinquish(frame..<frame.advanced(by: 1), of: host) { return }
+        giveAll()
+    }
+
+    private func giveAll() {
+        guard !given.exchange(true, ordering: .acquiringAndReleasing) else { return }
+        for frame in frames { memory.put(memory.page(frame)) }
+    }
+
+    deinit { giveAll() }
+}
+
+extension DriverMapping {
+    /// The driver maps these pages.
+    public final func claim(_ pages: DriverPages) {
+        for frame in pages.frames { claim(frame..<frame.advanced(by: 1)) }
+    }
 }
 
 /// Ordinary counted pages mapped by frame number: the owner holds the only references, the entries none.
@@ -30,23 +53,24 @@ final class DriverPages: @unchecked Sendable {
 /// transient references on such pages; under `precise` their counts never move (Spec: generic 10.3).
 public final class CountedPagesByFrame: DriverMapping, @unchecked Sendable {
     // Unchecked: immutable.
-    private let owned: DriverPages
+    private let pageFrames: DriverPages
 
     /// Nil: no memory.
     public init?(_ host: Host, pages: Int) {
         guard let owned = DriverPages(host, count: pages) else { return nil }
-        self.owned = owned
-        super.init(flags: .frames)
+        pageFrames = owned
+        super.init(name: "counted pages", flags: .frames)
+        claim(owned)
     }
 
-    public var frames: [HostFrame] { owned.frames }
+    public var frames: [HostFrame] { pageFrames.frames }
 
     public override func fault(
         _ space: AddressSpace, _ vma: VMAInfo, _ address: UserAddress, write: Bool
     ) -> DriverFault {
         let page = vma.backingPage(of: address)
-        guard page < owned.frames.count else { return .busError }
-        return space.insertFrame(owned.frames[page], at: address, in: vma)
+        guard page < pageFrames.frames.count else { return .busError }
+        return space.insertFrame(pageFrames.frames[page], at: address, in: vma)
     }
 }
 
@@ -55,23 +79,24 @@ public final class CountedPagesByFrame: DriverMapping, @unchecked Sendable {
 /// never gets a writable entry (`spec/real-kvm.md`, the live finding).
 public final class EventRing: DriverMapping, @unchecked Sendable {
     // Unchecked: immutable.
-    private let owned: DriverPages
+    private let pageFrames: DriverPages
 
     /// One control page and `dataPages` of data. Nil: no memory.
     public init?(_ host: Host, dataPages: Int) {
         guard let owned = DriverPages(host, count: 1 + dataPages) else { return nil }
-        self.owned = owned
-        super.init(flags: .framesOfDevice, wantsWriteNotification: true)
+        pageFrames = owned
+        super.init(name: "event ring", flags: .framesOfDevice, wantsWriteNotification: true)
+        claim(owned)
     }
 
-    public var frames: [HostFrame] { owned.frames }
+    public var frames: [HostFrame] { pageFrames.frames }
 
     public override func fault(
         _ space: AddressSpace, _ vma: VMAInfo, _ address: UserAddress, write: Bool
     ) -> DriverFault {
         let page = vma.backingPage(of: address)
-        guard page < owned.frames.count, page == 0 || !write else { return .busError }
-        return space.insertFrame(owned.frames[page], at: address, in: vma)
+        guard page < pageFrames.frames.count, page == 0 || !write else { return .busError }
+        return space.insertFrame(pageFrames.frames[page], at: address, in: vma)
     }
 
     public override func makeWritable(
@@ -85,7 +110,7 @@ public final class EventRing: DriverMapping, @unchecked Sendable {
 /// which it can't (-EEXIST). Kernel: a VM_MIXEDMAP driver.
 public final class MixedBuffer: DriverMapping, @unchecked Sendable {
     // Unchecked: immutable.
-    private let owned: DriverPages
+    private let pageFrames: DriverPages
     private let device: Range<HostFrame>
     public let pages: Int
 
@@ -94,17 +119,19 @@ public final class MixedBuffer: DriverMapping, @unchecked Sendable {
         guard let device = host.memory.allocateDeviceFrames((pages + 1) / 2),
             let owned = DriverPages(host, count: (pages + 1) / 2)
         else { return nil }
-        self.owned = owned
+        pageFrames = owned
         self.device = device
         self.pages = pages
-        super.init(flags: .mixed)
+        super.init(name: "mixed buffer", flags: .mixed)
+        claim(owned)
+        claim(device)
     }
 
     /// Frames of RAM that the driver allocated.
-    public var ownedFrames: Int { owned.frames.count }
+    public var ownedFrames: Int { pageFrames.frames.count }
 
     public func frame(of page: Int) -> HostFrame {
-        page % 2 == 0 ? owned.frames[page / 2] : device.lowerBound.advanced(by: page / 2)
+        page % 2 == 0 ? pageFrames.frames[page / 2] : device.lowerBound.advanced(by: page / 2)
     }
 
     public override func fault(

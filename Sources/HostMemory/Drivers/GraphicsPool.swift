@@ -7,36 +7,59 @@ import Synchrony
 /// A block of order n is *not* a compound page: its first frame has count 1, every other has count 0. Nobody outside
 /// can hold one of those by reference; that is what made KVM refuse such buffers (`seeds/`, Spec: I-5).
 public final class GraphicsPool: @unchecked Sendable {
-    // Unchecked: `idle` is touched only under `lock`.
+    // Unchecked: `idle` and `inUse` are touched only under `lock`.
     public let host: Host
     private let lock = SpinLock(.objectIndex)
     /// Blocks waiting for reuse, by order.
     private var idle: [[HostFrame]]
+    /// Frames in buffers.
+    private var inUse = 0
+    /// Frames that buffers may have together. Kernel: TTM's `ttm_pages_limit`.
+    public let limit: Int
 
-    public init(host: Host) {
+    public init(host: Host, limit: Int = .max) {
         self.host = host
+        self.limit = limit
         idle = Array(repeating: [], count: PhysicalMemory.largestOrder + 1)
     }
 
     deinit { shrink() }
 
-    /// A block of 2^order frames of zeros. Nil: no memory. Kernel: `ttm_pool_alloc_page`.
-    public func takeBlock(order: Int) -> HostFrame? {
+    /// A block of 2^order frames of zeros, which `driver` may map. Nil: no memory, or the limit is reached.
+    /// Kernel: `ttm_pool_alloc_page`.
+    public func takeBlock(order: Int, for driver: DriverMapping) -> HostFrame? {
         lock.lock()
+        guard limit - inUse >= 1 << order else {
+            lock.unlock()
+            return nil
+        }
+        inUse += 1 << order
         let reused = idle[order].popLast()
         lock.unlock()
         let memory = host.memory
-        guard let block = reused ?? memory.allocatePages(order: order, shape: .plain) else { return nil }
+        guard let block = reused ?? memory.allocatePages(order: order, shape: .plain) else {
+            noteUnused(order)
+            return nil
+        }
         for i in 0..<(1 << order) {
             memory.page(block.advanced(by: i)).pointee.flags.bitwiseOr(PageFlags.driver, ordering: .relaxed)
         }
         memory.clear(block, count: 1 << order)
+        driver.claim(block..<block.advanced(by: 1 << order))
         return block
     }
 
-    /// Takes a block back for reuse; nothing maps it any more. Kernel: `ttm_pool_type_give`.
-    public func giveBlock(_ block: HostFrame, order: Int) {
+    private func noteUnused(_ order: Int) {
         lock.lock()
+        inUse -= 1 << order
+        lock.unlock()
+    }
+
+    /// Takes a block back for reuse; `driver` has unmapped it. Kernel: `ttm_pool_type_give`.
+    public func giveBlock(_ block: HostFrame, order: Int, from driver: DriverMapping) {
+        guard driver.relinquish(block..<block.advanced(by: 1 << order), of: host) else { return }
+        lock.lock()
+        inUse -= 1 << order
         idle[order].append(block)
         lock.unlock()
     }

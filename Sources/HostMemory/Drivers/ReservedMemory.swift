@@ -10,7 +10,8 @@ public final class ReservedMemory: DriverMapping, @unchecked Sendable {
     public init?(_ host: Host, pages: Int) {
         guard let frames = host.reserveFrames(pages) else { return nil }
         self.frames = frames
-        super.init(flags: .frames)
+        super.init(name: "reserved memory", flags: .frames)
+        claim(frames)
     }
 
     public override func mapped(_ space: AddressSpace, _ vma: VMAInfo) -> Errno? {

@@ -8,6 +8,7 @@ private enum ActionCode: UInt8 {
     case moveBuffer, evictBuffer, freeBuffer, driverStore, driverLoad, disableDevice
     case setMemoryRegion, deleteMemoryRegion, getDirtyLog, clearDirtyLog, enableManualProtect
     case mapGuestPage, getGuestPage, age
+    case resetDevice, mapBlob, unmapBlob, truncate, punchHole, writeBack
 }
 
 extension PlanWriter {
@@ -34,6 +35,7 @@ extension PlanWriter {
         case .guest, .mapGuestPage, .getGuestPage: guestAction(action)
         case .setMemoryRegion, .deleteMemoryRegion, .getDirtyLog, .clearDirtyLog, .enableManualProtect:
             ioctl(action)
+        case .resetDevice, .mapBlob, .unmapBlob, .truncate, .punchHole, .writeBack: backingAction(action)
         default: hostAction(action)
         }
     }
@@ -79,6 +81,20 @@ extension PlanWriter {
             code(.enableManualProtect)
             flag(initiallySet)
         default: preconditionFailure("not an ioctl")
+        }
+    }
+
+    private mutating func backingAction(_ action: Action) {
+        switch action {
+        case .resetDevice(let region): regionOnly(.resetDevice, region)
+        case .mapBlob(let window, let offset, let resource):
+            place(.mapBlob, window, offset)
+            count(resource)
+        case .unmapBlob(let window, let offset): place(.unmapBlob, window, offset)
+        case .truncate(let region, let size): place(.truncate, region, size)
+        case .punchHole(let region, let offset, let length): range(.punchHole, region, offset, length)
+        case .writeBack(let region): regionOnly(.writeBack, region)
+        default: preconditionFailure("not an action on what is behind a mapping")
         }
     }
 
@@ -140,6 +156,8 @@ extension PlanReader {
         case .evictBuffer: return .evictBuffer(region: region)
         case .freeBuffer: return .freeBuffer(region: region)
         case .disableDevice: return .disableDevice(region: region)
+        case .resetDevice: return .resetDevice(region: region)
+        case .writeBack: return .writeBack(region: region)
         default: return try placeAction(code, region, offset: try number())
         }
     }
@@ -160,6 +178,10 @@ extension PlanReader {
         case .childLoad: return .childLoad(region: region, offset: offset)
         case .driverStore: return .driverStore(region: region, offset: offset, value: try number())
         case .driverLoad: return .driverLoad(region: region, offset: offset)
+        case .mapBlob: return .mapBlob(window: region, offset: offset, resource: try regionIndex())
+        case .unmapBlob: return .unmapBlob(window: region, offset: offset)
+        case .truncate: return .truncate(region: region, size: offset)
+        case .punchHole: return .punchHole(region: region, offset: offset, length: try number())
         case .age: return .age(region: region, offset: offset, length: try number())
         default: throw bad(.badValue)
         }

@@ -10,6 +10,10 @@ public struct Plan: Sendable, Equatable {
     /// Frames of RAM and of device memory that the host has.
     public var ramFrames = 4096
     public var deviceFrames = 0
+    /// Pages of device memory, and of system memory, that graphics buffers may have together; 0: no limit.
+    /// Kernel: the size of VRAM, TTM's `pages_limit`.
+    public var videoMemoryPages = 0
+    public var graphicsSystemPages = 0
     public var transparentHugePages = false
     /// Kernel: the module parameter `allow_unsafe_mappings`. Spec: generic 2.13.
     public var allowUnsafeMappings = false
@@ -47,6 +51,8 @@ public struct RegionPlan: Sendable, Equatable {
     public var order = 0
     /// Advice for anonymous memory: madvise(MADV_HUGEPAGE).
     public var hugePages = false
+    /// Of a udmabuf: index in `Plan.regions` of the memfd whose pages it has.
+    public var source: Int?
     public init() {}
 }
 
@@ -68,6 +74,12 @@ public enum RegionKind: UInt8, Sendable, CaseIterable {
     case mixedMap
     /// PFN-mapped, present read-only until the driver's pfn_mkwrite.
     case writeNotifyPFNMap
+    /// A file on persistent memory: counted pages without a page cache, write notification. Kernel: fsdax.
+    case daxFile
+    /// The pinned pages of a memfd, PFN-mapped. Kernel: udmabuf.
+    case udmabuf
+    /// The window of a virtual GPU, into which buffers are mapped. Kernel: virtio-gpu's host-visible region, in the VMM.
+    case blobWindow
 }
 
 /// A memory slot. Kernel: `kvm_userspace_memory_region`.
@@ -163,6 +175,17 @@ public enum Action: Sendable, Equatable {
     case driverStore(region: Int, offset: UInt64, value: UInt64)
     case driverLoad(region: Int, offset: UInt64)
     case disableDevice(region: Int)
+    /// Every mapping of the BAR goes; faults bring them back. Kernel: `VFIO_DEVICE_RESET`.
+    case resetDevice(region: Int)
+    /// The VMM maps what is behind region `resource` into a blob window. Kernel: virtio-gpu's RESOURCE_MAP_BLOB.
+    case mapBlob(window: Int, offset: UInt64, resource: Int)
+    case unmapBlob(window: Int, offset: UInt64)
+    /// Kernel: `ftruncate` of what is behind the region, to `size` bytes.
+    case truncate(region: Int, size: UInt64)
+    /// Kernel: `fallocate(FALLOC_FL_PUNCH_HOLE)`.
+    case punchHole(region: Int, offset: UInt64, length: UInt64)
+    /// Kernel: `fsync`.
+    case writeBack(region: Int)
 
     // KVM's ioctls.
     case setMemoryRegion(SlotPlan)

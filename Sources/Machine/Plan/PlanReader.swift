@@ -78,12 +78,17 @@ struct PlanReader {
         plan.architecture = try enumeration()
         plan.ramFrames = try count()
         plan.deviceFrames = try count()
+        plan.videoMemoryPages = try count()
+        plan.graphicsSystemPages = try count()
         plan.transparentHugePages = try flag()
         plan.allowUnsafeMappings = try flag()
         plan.virtualCPUs = try count()
         virtualCPUs = plan.virtualCPUs
-        plan.regions = try list { (reader: inout PlanReader) throws(PlanDecodingError) in try reader.region() }
-        regions = plan.regions.count
+        plan.regions = try list { (reader: inout PlanReader) throws(PlanDecodingError) in
+            let region = try reader.region()
+            reader.regions += 1
+            return region
+        }
         plan.slots = try list { (reader: inout PlanReader) throws(PlanDecodingError) in try reader.slot() }
         plan.phases = try list { (reader: inout PlanReader) throws(PlanDecodingError) in try reader.phase() }
         plan.expectations = try list { (reader: inout PlanReader) throws(PlanDecodingError) in try reader.statistic() }
@@ -100,6 +105,10 @@ struct PlanReader {
         region.write = try flag()
         region.order = try count()
         region.hugePages = try flag()
+        // A region before this one.
+        let source = try count()
+        guard source <= regions else { throw bad(.badReference) }
+        region.source = source == 0 ? nil : source - 1
         return region
     }
 

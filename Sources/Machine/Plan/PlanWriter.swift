@@ -31,6 +31,8 @@ struct PlanWriter {
         bytes.append(plan.architecture.rawValue)
         count(plan.ramFrames)
         count(plan.deviceFrames)
+        count(plan.videoMemoryPages)
+        count(plan.graphicsSystemPages)
         flag(plan.transparentHugePages)
         flag(plan.allowUnsafeMappings)
         count(plan.virtualCPUs)
@@ -53,6 +55,7 @@ struct PlanWriter {
         flag(region.write)
         count(region.order)
         flag(region.hugePages)
+        count(region.source.map { $0 + 1 } ?? 0)
     }
 
     mutating func slot(_ slot: SlotPlan) {

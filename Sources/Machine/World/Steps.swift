@@ -54,7 +54,8 @@ extension World {
         case .childStore(let region, let offset, let value): try child().store(address(region, offset), value)
         case .childLoad(let region, let offset): return .value(try child().load(address(region, offset)))
         case .childExit: try exitChild()
-        case .moveBuffer, .evictBuffer, .freeBuffer, .driverStore, .driverLoad, .disableDevice:
+        case .moveBuffer, .evictBuffer, .freeBuffer, .driverStore, .driverLoad, .disableDevice, .resetDevice, .mapBlob,
+            .unmapBlob, .truncate, .punchHole, .writeBack:
             return try performOnDriver(action)
         default: return try performOnMachine(action)
         }
@@ -69,6 +70,13 @@ extension World {
         case .driverStore(let region, let offset, let value): try regions[region].driverStore(offset, value)
         case .driverLoad(let region, let offset): return .value(try regions[region].driverLoad(offset))
         case .disableDevice(let region): try regions[region].disable()
+        case .resetDevice(let region): try regions[region].reset()
+        case .mapBlob(let window, let offset, let resource):
+            try regions[window].mapBlob(regions[resource], at: offset)
+        case .unmapBlob(let window, let offset): try regions[window].unmapBlob(at: offset)
+        case .truncate(let region, let size): try regions[region].truncate(to: size)
+        case .punchHole(let region, let offset, let length): try regions[region].punchHole(offset, length)
+        case .writeBack(let region): try regions[region].writeBack()
         default: throw .EINVAL
         }
         return .done

@@ -99,9 +99,15 @@ public final class World {
     }
 
     private func setUp() throws(PlanError) {
+        var graphics: GraphicsDevice?
+        if plan.videoMemoryPages > 0 || plan.graphicsSystemPages > 0 {
+            graphics = GraphicsDevice(
+                host, deviceMemoryPages: plan.videoMemoryPages == 0 ? .max : plan.videoMemoryPages,
+                systemPages: plan.graphicsSystemPages == 0 ? .max : plan.graphicsSystemPages)
+        }
         for (index, region) in plan.regions.enumerated() {
             do throws(Errno) {
-                regions.append(try Region(region, host: host, addressSpace: addressSpace))
+                regions.append(try Region(region, host, graphics, earlier: regions, addressSpace: addressSpace))
             } catch {
                 throw .region(index, error)
             }

@@ -173,7 +173,8 @@ private final class ActingDriver: DriverMapping, @unchecked Sendable {
     init(_ other: DriverMapping, _ action: @escaping () -> Void) {
         self.other = other
         self.action = action
-        super.init(flags: other.flags)
+        super.init(name: "acting", flags: other.flags)
+        for frames in other.claimedFrames { claim(frames) }
     }
     override func fault(
         _ space: AddressSpace, _ vma: VMAInfo, _ address: UserAddress, write: Bool

@@ -277,7 +277,7 @@ private final class KillingDriver: DriverMapping, @unchecked Sendable {
     unowned let space: AddressSpace
     init(_ space: AddressSpace) {
         self.space = space
-        super.init(flags: .mixed)
+        super.init(name: "killing", flags: .mixed)
     }
     override func fault(
         _ space: AddressSpace, _ vma: VMAInfo, _ address: UserAddress, write: Bool

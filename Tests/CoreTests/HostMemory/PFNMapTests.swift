@@ -182,7 +182,8 @@ private final class PatientDriver: DriverMapping, @unchecked Sendable {
     var waits = 0
     init(_ host: Host) {
         pages = CountedPagesByFrame(host, pages: 1)!
-        super.init(flags: .frames)
+        super.init(name: "patient", flags: .frames)
+        claim(pages.frames[0]..<pages.frames[0].advanced(by: 1))
     }
     override func fault(
         _ space: AddressSpace, _ vma: VMAInfo, _ address: UserAddress, write: Bool

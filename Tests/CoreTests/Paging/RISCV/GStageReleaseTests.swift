@@ -14,7 +14,8 @@ private final class RestlessDevice: DriverMapping, @unchecked Sendable {
     var restless = true
     init(_ frame: HostFrame) {
         self.frame = frame
-        super.init(flags: .framesOfDevice)
+        super.init(name: "restless device", flags: .framesOfDevice)
+        claim(frame..<frame.advanced(by: 1))
     }
     override func fault(_ space: AddressSpace, _ vma: VMAInfo, _ address: UserAddress, write: Bool) -> DriverFault {
         let result = space.insertFrame(frame, at: address, in: vma)

@@ -14,7 +14,8 @@ private final class WindowDriver: DriverMapping, @unchecked Sendable {
     var inWindow: () -> Void = {}
     init(_ host: Host) {
         frames = host.memory.allocateDeviceFrames(16)!
-        super.init(flags: .framesOfDevice)
+        super.init(name: "window", flags: .framesOfDevice)
+        claim(frames)
     }
     override func fault(
         _ space: AddressSpace, _ vma: VMAInfo, _ address: UserAddress, write: Bool

@@ -12,7 +12,8 @@ private final class HugeWindow: DriverMapping, @unchecked Sendable {
     let frames: Range<HostFrame>
     init(_ host: Host) {
         frames = host.memory.allocateDeviceFrames(1024, alignment: .page2M)!
-        super.init(flags: .framesOfDevice)
+        super.init(name: "huge window", flags: .framesOfDevice)
+        claim(frames)
     }
     override func mapped(_ space: AddressSpace, _ vma: VMAInfo) -> Errno? {
         for block in [0, 512] {
