@@ -11,19 +11,25 @@ extension Host {
     ///
     /// No lock held. The address spaces are searched entry by entry, which finds merged pages too; the kernel goes by its
     /// reverse maps.
-    public func poison(_ frame: HostFrame) {
-        guard memory.hasPageFrame(frame) else { return }
+    ///
+    /// False: it was left alone, or was broken before.
+    @discardableResult
+    public func poison(_ frame: HostFrame) -> Bool {
+        guard memory.hasPageFrame(frame) else { return false }
         let page = memory.page(frame)
         let flags = page.pointee.flags.load(ordering: .relaxed)
-        guard flags & (PageFlags.reserved | PageFlags.table | PageFlags.free) == 0 else { return }
+        guard flags & (PageFlags.reserved | PageFlags.table | PageFlags.free | PageFlags.poisoned) == 0 else {
+            return false
+        }
         // The reference is never put: that is what keeps the frame out of the allocator.
-        guard memory.tryGet(page) else { return }
+        guard memory.tryGet(page) else { return false }
         page.pointee.flags.bitwiseOr(PageFlags.poisoned, ordering: .relaxed)
         memory.lists?.remove(memory.head(of: page))
         forEachSpace { space in
             space.replaceByPoison(frame)
             return true
         }
+        return true
     }
 }
 

@@ -107,6 +107,7 @@ public final class WorldSubject: Subject {
         switch tasks[task].actor {
         case .virtualCPU(let number): return "vcpu\(number)"
         case .host: return "host"
+        case .background(let task): return "\(task.name)"
         }
     }
 }

@@ -38,6 +38,30 @@ extension RegionKind {
         case .daxFile: "DAX file"
         case .udmabuf: "udmabuf, pf"
         case .blobWindow: "blob window"
+        case .file: "file"
+        case .privateFile: "private file"
+        case .secretMemory: "secret memory"
+        }
+    }
+}
+
+extension AdviceName {
+    /// Without `MADV_`.
+    var kernelName: String {
+        switch self {
+        case .free: "FREE"
+        case .cold: "COLD"
+        case .pageOut: "PAGEOUT"
+        case .collapse: "COLLAPSE"
+        case .mergeable: "MERGEABLE"
+        case .unmergeable: "UNMERGEABLE"
+        case .hugePage: "HUGEPAGE"
+        case .noHugePage: "NOHUGEPAGE"
+        case .populateRead: "POPULATE_READ"
+        case .populateWrite: "POPULATE_WRITE"
+        case .remove: "REMOVE"
+        case .guardInstall: "GUARD_INSTALL"
+        case .guardRemove: "GUARD_REMOVE"
         }
     }
 }
@@ -58,6 +82,24 @@ struct ActionText {
             return "mprotect \(stretch(region, offset, length)) \(rights)"
         case .madviseDontNeed(let region, let offset, let length):
             return "madvise(DONTNEED) \(stretch(region, offset, length))"
+        case .advise(let region, let offset, let length, let advice):
+            return "madvise(\(advice.kernelName)) \(stretch(region, offset, length))"
+        case .moveMapping(let region, let offset, let length, let target, let targetOffset):
+            return "mremap \(stretch(region, offset, length)) to \(place(target, targetOffset))"
+        case .pin(let region, let offset, let write):
+            return "pin \(place(region, offset)) for \(write ? "writing" : "reading")"
+        case .unpin(let region, let offset): return "unpin \(place(region, offset))"
+        case .reclaim(let pages): return "reclaim \(pages) pages"
+        case .migrate(let region, let offset, let length): return "migrate \(stretch(region, offset, length))"
+        case .compact(let order): return "compact for order \(order)"
+        case .mergePages: return "merge equal pages"
+        case .collapsePages: return "collapse into huge pages"
+        case .reap: return "take the dying process's memory"
+        case .hintNUMA(let region, let offset, let length): return "numa_hint \(stretch(region, offset, length))"
+        case .breakMemory(let region, let offset): return "the memory behind \(place(region, offset)) breaks"
+        case .failAllocation(let count): return "allocation \(count) from now on fails"
+        case .failTransfer(let region, let write):
+            return "the next \(write ? "write to" : "read from") \(region.map(name) ?? "the swap device") fails"
         case .fork: return "fork"
         case .childStore(let region, let offset, let value):
             return "child stores \(place(region, offset)) = \(address(value))"

@@ -57,6 +57,7 @@ public struct RunJSON: Codable, Sendable, Equatable {
                 switch task.actor {
                 case .virtualCPU(let number): "vcpu\(number)"
                 case .host: "host"
+                case .background(let task): "\(task.name)"
                 }
             return Step(
                 phase: String(name: phase.name), actor: actor, action: text.describe(task.steps[result.step].action),

@@ -54,6 +54,7 @@ public struct RunText {
                 switch task.actor {
                 case .virtualCPU(let number): "vcpu\(number)"
                 case .host: "host"
+                case .background(let task): "\(task.name)"
                 }
             var line = "  \(terminal.name(actor.padded(5)))  \(text.describe(step.action).padded(52))  "
             line += result.expected ? result.outcome.text : terminal.bad(result.outcome.text)

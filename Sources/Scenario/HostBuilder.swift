@@ -21,6 +21,7 @@ struct HostBuilder {
         plan.videoMemoryPages = graphicsLimit("vram", host)
         plan.graphicsSystemPages = graphicsLimit("graphics_system_memory", host)
         plan.transparentHugePages = host.flag("transparent_huge_pages")
+        setSwap(host, &plan)
         let regions = host.list("regions")
         guard regions.count <= HostBuilder.mostRegions else {
             complaints.add(
@@ -31,6 +32,21 @@ struct HostBuilder {
         assignAddresses(regions, &plan.regions)
         checkOverlaps(regions, plan.regions)
         checkBudget(host, regions, plan, memory: memory, deviceMemory: deviceMemory)
+    }
+
+    private func setSwap(_ host: Fields, _ plan: inout Plan) {
+        let bytes = host.number("swap") ?? 0
+        if bytes % pageSize != 0 || bytes > HostBuilder.memory.upperBound {
+            complaints.add(
+                host.position(of: "swap"), "a swap device can't have \(Quantity.shown(bytes))",
+                "whole pages, at most \(Quantity.shown(HostBuilder.memory.upperBound)); leave it out for none")
+        }
+        plan.swapPages = Int(clamping: bytes / pageSize)
+        plan.swapIsSlow = host.words("swap_speed").first == "slow"
+        plan.reclaims = host.flag("reclaim") || bytes > 0
+        if host["swap_speed"] != nil, bytes == 0 {
+            complaints.add(host.position(of: "swap_speed"), "`swap_speed` without `swap`", "add `swap: 4 MiB`")
+        }
     }
 
     /// In pages; 0: none given.
@@ -73,6 +89,7 @@ struct HostBuilder {
         (region.read, region.write) = Vocabulary.rights(fields.words("protection").first)
         region.order = Int(fields.number("order") ?? 0)
         region.hugePages = fields.flag("huge_pages")
+        region.slow = fields.words("speed").first == "slow"
         region.source = source(of: region, fields, plan)
         checkSize(region, fields)
         checkKind(region, fields, plan)
@@ -139,6 +156,11 @@ struct HostBuilder {
                 fields["order"]?.keyPosition ?? fields.position, "`order` on `\(Vocabulary.word(region.kind))`",
                 "only a `graphics_buffer` is made of blocks; leave it out")
         }
+        if fields["speed"] != nil, ![.sharedMemory, .privateObject, .file, .privateFile].contains(region.kind) {
+            complaints.add(
+                fields["speed"]?.keyPosition ?? fields.position, "`speed` on `\(Vocabulary.word(region.kind))`",
+                "only a `memfd` or a `file` has pages elsewhere; leave it out")
+        }
         guard region.hugePages else { return }
         let place = fields["huge_pages"]?.keyPosition ?? fields.position
         if region.kind != .anonymous {
@@ -193,12 +215,12 @@ struct HostBuilder {
         }
     }
 
-    /// What the regions need when every page of them is there. The model has no swap to fall back on.
+    /// What the regions need when every page of them is there, in memory or on the swap device.
     private func checkBudget(
         _ host: Fields, _ regions: [Fields], _ plan: Plan, memory: UInt64, deviceMemory: UInt64
     ) {
         guard complaints.isEmpty else { return }
-        var left = (ram: memory, device: deviceMemory)
+        var left = (ram: memory + UInt64(plan.swapPages) * pageSize, device: deviceMemory)
         for (index, region) in plan.regions.enumerated() {
             let need = region.frames
             let fitsDevice = need.device <= left.device / pageSize

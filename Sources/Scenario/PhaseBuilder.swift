@@ -5,6 +5,9 @@ import Machine
 struct PhaseBuilder {
     let complaints: Complaints
     let regions: [RegionPlan]
+    /// Whether the host knows its pages' age; whether it has a swap device.
+    let reclaims: Bool
+    let swaps: Bool
     let virtualCPUs: Int
     var layout: GuestLayout
     /// Children that live.
@@ -15,6 +18,8 @@ struct PhaseBuilder {
     init(_ complaints: Complaints, _ plan: Plan, _ layout: GuestLayout) {
         self.complaints = complaints
         regions = plan.regions
+        reclaims = plan.reclaims
+        swaps = plan.swapPages > 0
         virtualCPUs = plan.virtualCPUs
         deviceFramesLeft = UInt64(plan.deviceFrames) - plan.regions.reduce(0) { $0 + $1.frames.device }
         self.layout = layout
@@ -27,7 +32,11 @@ struct PhaseBuilder {
         for field in fields.fields {
             guard case .list(let steps) = field.reading else { continue }
             var task = TaskPlan()
-            if field.key.numbered { task.actor = virtualCPU(field) }
+            if field.key.numbered {
+                task.actor = virtualCPU(field)
+            } else if let background = BackgroundTask.allCases.first(where: { "\($0.name)" == field.key.name }) {
+                task.actor = .background(background)
+            }
             task.steps = steps.compactMap { step($0) }
             phase.tasks.append(task)
         }
@@ -61,6 +70,7 @@ struct PhaseBuilder {
     }
 
     private mutating func action(_ field: Field, _ fields: Fields, _ answer: AnswerReading) -> Action? {
+        if Self.backgroundWords.contains(field.key.name) { return backgroundAction(field) }
         switch field.reading {
         case .guestPlace(let place): return guestAction(field, place, fields, answer)
         case .regionPlace(let place): return regionAction(field, place, fields, answer)
@@ -126,6 +136,7 @@ struct PhaseBuilder {
         case "reset": return .resetDevice(region: region)
         case "fsync": return .writeBack(region: region)
         case "truncate": return truncate(field, region, fields)
+        case "fail_disk": return .failTransfer(region: region, write: fields.words("transfer").first == "write")
         default: break
         }
         guard place.offset < regions[region].size else {
@@ -134,7 +145,7 @@ struct PhaseBuilder {
                 "`\(place.region)` has \(Quantity.shown(regions[region].size))")
             return nil
         }
-        if ["munmap", "mprotect", "madvise", "age", "punch_hole"].contains(name) {
+        if ["munmap", "mprotect", "madvise", "mremap", "age", "punch_hole", "migrate", "numa_hint"].contains(name) {
             return rangeAction(field, region, place.offset, fields)
         }
         if name == "map_blob" || name == "unmap_blob" { return windowAction(field, region, place.offset, fields) }
@@ -210,7 +221,11 @@ struct PhaseBuilder {
         }
         switch field.key.name {
         case "munmap": return .munmap(region: region, offset: offset, length: length)
-        case "madvise": return .madviseDontNeed(region: region, offset: offset, length: length)
+        case "madvise": return advise(region, offset, length, fields)
+        case "mremap": return moveMapping(region, offset, length, fields)
+        case "migrate":
+            return checkReclaims(field) ? .migrate(region: region, offset: offset, length: length) : nil
+        case "numa_hint": return .hintNUMA(region: region, offset: offset, length: length)
         case "punch_hole": return .punchHole(region: region, offset: offset, length: length)
         case "age": return .age(region: region, offset: offset, length: length)
         default:
@@ -221,6 +236,12 @@ struct PhaseBuilder {
 
     private func wordAction(_ field: Field, _ region: Int, _ offset: UInt64, _ fields: Fields) -> Action? {
         guard isAligned(offset, at: field.position) else { return nil }
+        switch field.key.name {
+        case "pin": return .pin(region: region, offset: offset, write: fields.words("access").first != "read")
+        case "unpin": return .unpin(region: region, offset: offset)
+        case "memory_failure": return .breakMemory(region: region, offset: offset)
+        default: break
+        }
         let value = fields.number("value") ?? 1
         if field.key.name.hasPrefix("child_") && !hasChild(field) { return nil }
         switch field.key.name {

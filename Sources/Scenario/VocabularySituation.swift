@@ -35,6 +35,14 @@ extension Vocabulary {
             "blob_window",
             "the host-visible BAR of a virtual GPU: reserved address space, which allows what `protection` says, into which `map_blob` maps buffers"
         ),
+        Choice("file", "a file, mapped MAP_SHARED: a page cache over a disk; writes wait for `fsync`"),
+        Choice("file_private", "a file, mapped MAP_PRIVATE: a write copies the page"),
+        Choice("memfd_secret", "memfd_secret: nobody but its process can reach it, KVM can't either"),
+    ]
+
+    static let speeds: [Choice] = [
+        Choice("fast", "a fault reads it at once"),
+        Choice("slow", "a fault gives up the mmap lock and waits; a caller who may not is told"),
     ]
 
     static let protections: [Choice] = [
@@ -93,6 +101,14 @@ extension Vocabulary {
             "system memory that graphics buffers may take together; the least recently used goes to swap",
             example: "256 KiB"),
         Key(
+            "swap", .host, .size, .optional("0: there is none"), "the swap device; with it the host reclaims",
+            example: "4 MiB"),
+        Key("swap_speed", .host, .choice(speeds), .optional("fast"), "of reading from it", example: "slow"),
+        Key(
+            "reclaim", .host, .flag, .optional("false, without `swap`"),
+            "the host knows its pages' age and where they are mapped: it can take them back, and move them",
+            example: "true"),
+        Key(
             "transparent_huge_pages", .host, .flag, .optional("false"),
             "a fault may take a 2 MiB folio for anonymous memory", example: "true"),
         Key(
@@ -111,6 +127,9 @@ extension Vocabulary {
         Key(
             "order", .region, .number(orders), .optional("0"),
             "a graphics buffer is made of blocks of 2^order pages", example: "4"),
+        Key(
+            "speed", .region, .choice(speeds), .optional("fast"),
+            "of reading pages of a memfd or a file that are not in memory", example: "slow"),
         Key(
             "huge_pages", .region, .flag, .optional("false"), "madvise(MADV_HUGEPAGE) on anonymous memory",
             example: "true"),
@@ -141,16 +160,48 @@ extension Vocabulary {
         Key("flags", .slot, .choices(slotFlags), .optional("none"), "the slot's flags", example: "[readonly]"),
     ]
 
-    private static let phase: [Key] = [
-        Key("name", .phase, .text, .optional("numbered"), "what happens in it", example: "the guest draws"),
+    private static let phase: [Key] =
+        [
+            Key("name", .phase, .text, .optional("numbered"), "what happens in it", example: "the guest draws"),
+            Key(
+                "vcpu", .phase, .list(.guestStep), .optional("the vCPU rests"),
+                "the guest program of a vCPU: `vcpu0`, `vcpu1`, ...", example: "[{write: 0x10000000, value: 7}]",
+                numbered: true),
+            Key(
+                "host", .phase, .list(.hostStep), .optional("the host rests"),
+                "what the VMM, its children, drivers and KVM's ioctls do", example: "[{munmap: ram}]"),
+        ] + backgroundTasks
+
+    /// Tasks of the host's own, by the kernel's names.
+    private static let backgroundTasks: [Key] = BackgroundTask.allCases.map { task in
         Key(
-            "vcpu", .phase, .list(.guestStep), .optional("the vCPU rests"),
-            "the guest program of a vCPU: `vcpu0`, `vcpu1`, ...", example: "[{write: 0x10000000, value: 7}]",
-            numbered: true),
-        Key(
-            "host", .phase, .list(.hostStep), .optional("the host rests"),
-            "what the VMM, its children, drivers and KVM's ioctls do", example: "[{munmap: ram}]"),
-    ]
+            "\(task.name)", .phase, .list(.hostStep), .optional("it rests"), meaning(of: task),
+            example: example(of: task))
+    }
+
+    private static func meaning(of task: BackgroundTask) -> String {
+        switch task {
+        case .kswapd: "the task that reclaims pages; like each of the host's own it runs beside the others"
+        case .kcompactd: "the task that moves pages"
+        case .khugepaged: "the task that makes huge pages of small ones"
+        case .ksmd: "the task that merges equal pages"
+        case .flusher: "the task that writes files back"
+        case .oomReaper: "the task that takes a dying process's memory"
+        case .memoryFailure: "the task that deals with broken memory"
+        }
+    }
+
+    private static func example(of task: BackgroundTask) -> String {
+        switch task {
+        case .kswapd: "[{reclaim: 16}]"
+        case .kcompactd: "[{migrate: ram}]"
+        case .khugepaged: "[collapse_pages]"
+        case .ksmd: "[merge_pages]"
+        case .flusher: "[{fsync: data}]"
+        case .oomReaper: "[reap]"
+        case .memoryFailure: "[{memory_failure: ram}]"
+        }
+    }
 
     private static let outcome: [Key] = [
         Key(

@@ -3,7 +3,26 @@ import Machine
 // The keys of steps and of their answers.
 
 extension Vocabulary {
-    static let advices: [Choice] = [Choice("dontneed", "MADV_DONTNEED")]
+    /// In the order of `AdviceName`, behind `dontneed`.
+    static let advices: [Choice] = [
+        Choice("dontneed", "MADV_DONTNEED"),
+        Choice("free", "MADV_FREE: reclaim may drop what nobody writes again"),
+        Choice("cold", "MADV_COLD"),
+        Choice("pageout", "MADV_PAGEOUT"),
+        Choice("collapse", "MADV_COLLAPSE"),
+        Choice("mergeable", "MADV_MERGEABLE"),
+        Choice("unmergeable", "MADV_UNMERGEABLE"),
+        Choice("hugepage", "MADV_HUGEPAGE"),
+        Choice("nohugepage", "MADV_NOHUGEPAGE"),
+        Choice("populate_read", "MADV_POPULATE_READ"),
+        Choice("populate_write", "MADV_POPULATE_WRITE"),
+        Choice("remove", "MADV_REMOVE: a hole in what is behind the mapping"),
+        Choice("guard_install", "MADV_GUARD_INSTALL: every access is SIGSEGV"),
+        Choice("guard_remove", "MADV_GUARD_REMOVE"),
+    ]
+    static let transfers: [Choice] = [
+        Choice("read", "the next read gives an I/O error"), Choice("write", "the next write does"),
+    ]
     static let destinations: [Choice] = [
         Choice("device_memory", "device memory, no struct pages"),
         Choice("system", "system memory, in blocks of `order`"),
@@ -17,9 +36,10 @@ extension Vocabulary {
 
     /// Regions with something behind the mapping that has bytes of its own to show.
     private static let driverKinds: [RegionKind] = [
-        .graphicsBuffer, .deviceBAR, .sharedMemory, .privateObject, .daxFile, .udmabuf,
+        .graphicsBuffer, .deviceBAR, .sharedMemory, .privateObject, .daxFile, .udmabuf, .file, .privateFile,
     ]
     private static let memfds: [RegionKind] = [.sharedMemory, .privateObject]
+    private static let files: [RegionKind] = [.file, .privateFile]
 
     private static func action(
         _ name: String, _ place: Place, _ type: ValueType, _ meaning: String, example: String,
@@ -53,7 +73,8 @@ extension Vocabulary {
             example: "{map_guest_page: ram, access: read}", ["access"])
     }
 
-    private static let hostSteps: [Key] = userSteps + fileSteps + driverSteps + windowSteps + kvmSteps
+    private static let hostSteps: [Key] =
+        userSteps + fileSteps + backgroundSteps + driverSteps + windowSteps + kvmSteps
 
     private static let userSteps: [Key] = [
         action(
@@ -69,8 +90,16 @@ extension Vocabulary {
             ["length", "protection"]),
         action(
             "madvise", .hostStep, .regionPlace, "madvise(2)", example: "{madvise: ram, advice: dontneed}",
-            ["length", "advice"], kinds: [.anonymous, .sharedMemory, .privateObject, .mixedMap],
+            ["length", "advice"], kinds: [.anonymous, .mixedMap] + memfds + files + [.secretMemory],
             triesOtherKinds: true),
+        action(
+            "mremap", .hostStep, .regionPlace,
+            "mremap(2) with MREMAP_FIXED: the pages appear at another place, what is there goes",
+            example: "{mremap: ram, length: 4 KiB, onto: window}", ["length", "onto"]),
+        action(
+            "pin", .hostStep, .regionPlace, "the VMM pins a page for DMA, for long (io_uring, VFIO), until `unpin`",
+            example: "{pin: ram, access: write}", ["access"]),
+        action("unpin", .hostStep, .regionPlace, "the DMA is over", example: "{unpin: ram}"),
         action("fork", .hostStep, .nothing, "the VMM forks; the child's steps follow", example: "fork"),
         action(
             "child_store", .hostStep, .regionPlace, "the youngest child stores 8 bytes",
@@ -88,14 +117,51 @@ extension Vocabulary {
         action(
             "truncate", .hostStep, .region,
             "ftruncate(2) of what is behind the mapping: accesses beyond the end are SIGBUS",
-            example: "{truncate: ram, size: 8 KiB}", ["size"], kinds: memfds + [.daxFile]),
+            example: "{truncate: ram, size: 8 KiB}", ["size"], kinds: memfds + files + [.daxFile]),
         action(
             "punch_hole", .hostStep, .regionPlace,
             "fallocate(2) with FALLOC_FL_PUNCH_HOLE: the pages go, and read as zeros again",
-            example: "{punch_hole: ram+4 KiB, length: 4 KiB}", ["length"], kinds: memfds + [.daxFile]),
+            example: "{punch_hole: ram+4 KiB, length: 4 KiB}", ["length"], kinds: memfds + files + [.daxFile]),
         action(
             "fsync", .hostStep, .region, "dirty pages become clean, and their entries read-only until the next write",
-            example: "{fsync: dax}", kinds: [.daxFile]),
+            example: "{fsync: dax}", kinds: files + [.daxFile]),
+    ]
+
+    /// What the host does on its own, whichever task it is written under.
+    private static let backgroundSteps: [Key] = [
+        action(
+            "reclaim", .hostStep, .number(counts),
+            "pages are aged and taken back, the oldest first, until so many are free", example: "{reclaim: 16}"),
+        action(
+            "migrate", .hostStep, .regionPlace, "the pages move to other frames", example: "{migrate: ram}",
+            ["length"]),
+        action(
+            "compact", .hostStep, .number(orders),
+            "pages are moved until a block of 2^order is free: else ENOMEM", example: "{compact: 9}"),
+        action(
+            "merge_pages", .hostStep, .nothing, "equal pages that were advised `mergeable` become one (KSM)",
+            example: "merge_pages"),
+        action(
+            "collapse_pages", .hostStep, .nothing, "small pages that were advised `hugepage` become huge ones",
+            example: "collapse_pages"),
+        action(
+            "reap", .hostStep, .nothing,
+            "the VMM is killed, and its private memory goes at once, by non-blocking notifiers", example: "reap"),
+        action(
+            "numa_hint", .hostStep, .regionPlace,
+            "NUMA balancing makes the entries inaccessible until the next access", example: "{numa_hint: ram}",
+            ["length"]),
+        action(
+            "memory_failure", .hostStep, .regionPlace, "the frame behind the page breaks",
+            example: "{memory_failure: ram+4 KiB}"),
+        action(
+            "fail_allocation", .hostStep, .number(counts), "the page allocation that comes so many from now on fails",
+            example: "{fail_allocation: 1}"),
+        action(
+            "fail_swap", .hostStep, .choice(transfers), "an I/O error of the swap device", example: "{fail_swap: read}"),
+        action(
+            "fail_disk", .hostStep, .region, "an I/O error of a file's disk",
+            example: "{fail_disk: data, transfer: write}", ["transfer"], kinds: files),
     ]
 
     /// The VMM's half of virtio-gpu.
@@ -170,6 +236,8 @@ extension Vocabulary {
             Key("protection", place, .choice(protections), .required, "the new protection", example: "read"),
             Key("advice", place, .choice(advices), .required, "what to do", example: "dontneed"),
             Key("to", place, .choice(destinations), .required, "where the buffer goes", example: "device_memory"),
+            Key("onto", place, .regionPlace, .required, "where the pages go", example: "ram+1 MiB"),
+            Key("transfer", place, .choice(transfers), .required, "which transfer fails", example: "read"),
             Key("size", place, .size, .required, "the new size in bytes, whole pages", example: "8 KiB"),
             Key(
                 "resource", place, .region, .required, "a graphics buffer or a memfd to map", example: "blob"),

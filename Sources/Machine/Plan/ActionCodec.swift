@@ -9,6 +9,8 @@ private enum ActionCode: UInt8 {
     case setMemoryRegion, deleteMemoryRegion, getDirtyLog, clearDirtyLog, enableManualProtect
     case mapGuestPage, getGuestPage, age
     case resetDevice, mapBlob, unmapBlob, truncate, punchHole, writeBack
+    case advise, moveMapping, pin, unpin
+    case reclaim, migrate, compact, mergePages, collapsePages, reap, hintNUMA, breakMemory, failAllocation, failTransfer
 }
 
 extension PlanWriter {
@@ -36,6 +38,9 @@ extension PlanWriter {
         case .setMemoryRegion, .deleteMemoryRegion, .getDirtyLog, .clearDirtyLog, .enableManualProtect:
             ioctl(action)
         case .resetDevice, .mapBlob, .unmapBlob, .truncate, .punchHole, .writeBack: backingAction(action)
+        case .reclaim, .migrate, .compact, .mergePages, .collapsePages, .reap, .hintNUMA, .breakMemory,
+            .failAllocation, .failTransfer:
+            backgroundAction(action)
         default: hostAction(action)
         }
     }
@@ -98,6 +103,31 @@ extension PlanWriter {
         }
     }
 
+    private mutating func backgroundAction(_ action: Action) {
+        switch action {
+        case .reclaim(let pages):
+            code(.reclaim)
+            count(pages)
+        case .migrate(let region, let offset, let length): range(.migrate, region, offset, length)
+        case .compact(let order):
+            code(.compact)
+            count(order)
+        case .mergePages: code(.mergePages)
+        case .collapsePages: code(.collapsePages)
+        case .reap: code(.reap)
+        case .hintNUMA(let region, let offset, let length): range(.hintNUMA, region, offset, length)
+        case .breakMemory(let region, let offset): place(.breakMemory, region, offset)
+        case .failAllocation(let number):
+            code(.failAllocation)
+            count(number)
+        case .failTransfer(let region, let write):
+            code(.failTransfer)
+            count(region.map { $0 + 1 } ?? 0)
+            flag(write)
+        default: preconditionFailure("not an action of the host's own")
+        }
+    }
+
     private mutating func hostAction(_ action: Action) {
         switch action {
         case .load(let region, let offset): place(.load, region, offset)
@@ -108,6 +138,17 @@ extension PlanWriter {
             flag(read)
             flag(write)
         case .madviseDontNeed(let region, let offset, let length): range(.madviseDontNeed, region, offset, length)
+        case .advise(let region, let offset, let length, let advice):
+            range(.advise, region, offset, length)
+            bytes.append(advice.rawValue)
+        case .moveMapping(let region, let offset, let length, let target, let targetOffset):
+            range(.moveMapping, region, offset, length)
+            count(target)
+            number(targetOffset)
+        case .pin(let region, let offset, let write):
+            place(.pin, region, offset)
+            flag(write)
+        case .unpin(let region, let offset): place(.unpin, region, offset)
         case .fork: code(.fork)
         case .childStore(let region, let offset, let value): range(.childStore, region, offset, value)
         case .childLoad(let region, let offset): place(.childLoad, region, offset)
@@ -144,6 +185,16 @@ extension PlanReader {
         case .enableManualProtect: return .enableManualProtect(initiallySet: try flag())
         case .fork: return .fork
         case .childExit: return .childExit
+        case .reclaim: return .reclaim(pages: try count())
+        case .compact: return .compact(order: try count())
+        case .mergePages: return .mergePages
+        case .collapsePages: return .collapsePages
+        case .reap: return .reap
+        case .failAllocation: return .failAllocation(count: try count())
+        case .failTransfer:
+            let region = try count()
+            guard region <= regions else { throw bad(.badReference) }
+            return .failTransfer(region: region == 0 ? nil : region - 1, write: try flag())
         default: return try regionAction(code)
         }
     }
@@ -182,6 +233,19 @@ extension PlanReader {
         case .unmapBlob: return .unmapBlob(window: region, offset: offset)
         case .truncate: return .truncate(region: region, size: offset)
         case .punchHole: return .punchHole(region: region, offset: offset, length: try number())
+        case .advise:
+            let length = try number()
+            return .advise(region: region, offset: offset, length: length, try enumeration())
+        case .moveMapping:
+            let length = try number()
+            let target = try regionIndex()
+            return .moveMapping(
+                region: region, offset: offset, length: length, target: target, targetOffset: try number())
+        case .pin: return .pin(region: region, offset: offset, write: try flag())
+        case .unpin: return .unpin(region: region, offset: offset)
+        case .migrate: return .migrate(region: region, offset: offset, length: try number())
+        case .hintNUMA: return .hintNUMA(region: region, offset: offset, length: try number())
+        case .breakMemory: return .breakMemory(region: region, offset: offset)
         case .age: return .age(region: region, offset: offset, length: try number())
         default: throw bad(.badValue)
         }

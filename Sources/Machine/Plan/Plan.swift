@@ -15,6 +15,12 @@ public struct Plan: Sendable, Equatable {
     public var videoMemoryPages = 0
     public var graphicsSystemPages = 0
     public var transparentHugePages = false
+    /// Pages of the swap device; 0: none.
+    public var swapPages = 0
+    /// Reading from it must be waited for.
+    public var swapIsSlow = false
+    /// Whether the host knows its pages' age, without a swap device too.
+    public var reclaims = false
     /// Kernel: the module parameter `allow_unsafe_mappings`. Spec: generic 2.13.
     public var allowUnsafeMappings = false
     public var virtualCPUs = 1
@@ -53,6 +59,8 @@ public struct RegionPlan: Sendable, Equatable {
     public var hugePages = false
     /// Of a udmabuf: index in `Plan.regions` of the memfd whose pages it has.
     public var source: Int?
+    /// Of a memfd or a file: pages that are not in memory must be waited for.
+    public var slow = false
     public init() {}
 }
 
@@ -80,6 +88,37 @@ public enum RegionKind: UInt8, Sendable, CaseIterable {
     case udmabuf
     /// The window of a virtual GPU, into which buffers are mapped. Kernel: virtio-gpu's host-visible region, in the VMM.
     case blobWindow
+    /// A file with a page cache and a disk, MAP_SHARED.
+    case file
+    /// The same, MAP_PRIVATE.
+    case privateFile
+    /// Kernel: `memfd_secret`.
+    case secretMemory
+}
+
+/// A task of the host's own. Kernel: a kernel thread, or work that one does.
+public enum BackgroundTask: UInt8, Sendable, CaseIterable {
+    case kswapd, kcompactd, khugepaged, ksmd, flusher, oomReaper, memoryFailure
+
+    /// The name in scenarios and reports.
+    public var name: StaticString {
+        switch self {
+        case .kswapd: "kswapd"
+        case .kcompactd: "kcompactd"
+        case .khugepaged: "khugepaged"
+        case .ksmd: "ksmd"
+        case .flusher: "flusher"
+        case .oomReaper: "oom_reaper"
+        case .memoryFailure: "memory_failure"
+        }
+    }
+}
+
+/// madvise's advices but DONTNEED, which has an action of its own.
+public enum AdviceName: UInt8, Sendable, CaseIterable {
+    case free, cold, pageOut, collapse, mergeable, unmergeable, hugePage, noHugePage, populateRead, populateWrite,
+        remove
+    case guardInstall, guardRemove
 }
 
 /// A memory slot. Kernel: `kvm_userspace_memory_region`.
@@ -107,6 +146,7 @@ public struct TaskPlan: Sendable, Equatable {
     public enum Actor: Sendable, Equatable {
         case virtualCPU(Int)
         case host
+        case background(BackgroundTask)
     }
     public var actor: Actor = .host
     public var steps: [StepPlan] = []
@@ -161,11 +201,34 @@ public enum Action: Sendable, Equatable {
     case munmap(region: Int, offset: UInt64, length: UInt64)
     case mprotect(region: Int, offset: UInt64, length: UInt64, read: Bool, write: Bool)
     case madviseDontNeed(region: Int, offset: UInt64, length: UInt64)
+    case advise(region: Int, offset: UInt64, length: UInt64, AdviceName)
+    /// mremap to a place in region `target`'s part of the address space, what is there goes. Kernel: `MREMAP_FIXED`.
+    case moveMapping(region: Int, offset: UInt64, length: UInt64, target: Int, targetOffset: UInt64)
+    /// The VMM pins a page for DMA, for long, until `unpin`. Kernel: `FOLL_PIN|FOLL_LONGTERM`.
+    case pin(region: Int, offset: UInt64, write: Bool)
+    case unpin(region: Int, offset: UInt64)
     /// fork(); later `child…` steps act in the youngest child.
     case fork
     case childStore(region: Int, offset: UInt64, value: UInt64)
     case childLoad(region: Int, offset: UInt64)
     case childExit
+
+    // The host on its own.
+    case reclaim(pages: Int)
+    case migrate(region: Int, offset: UInt64, length: UInt64)
+    /// Kernel: `compact_zone` for a block of 2^order pages. ENOMEM: none could be made.
+    case compact(order: Int)
+    case mergePages
+    case collapsePages
+    /// The VMM is killed for its memory, which goes at once. EAGAIN: somebody changes its address space.
+    case reap
+    case hintNUMA(region: Int, offset: UInt64, length: UInt64)
+    /// The frame behind the page breaks. Kernel: `memory_failure`. EFAULT: there is none.
+    case breakMemory(region: Int, offset: UInt64)
+    /// The `count`-th allocation from now on fails.
+    case failAllocation(count: Int)
+    /// The next transfer of the swap device, or of the region's disk, fails.
+    case failTransfer(region: Int?, write: Bool)
 
     // Drivers.
     case moveBuffer(region: Int, toDeviceMemory: Bool)

@@ -81,6 +81,9 @@ struct PlanReader {
         plan.videoMemoryPages = try count()
         plan.graphicsSystemPages = try count()
         plan.transparentHugePages = try flag()
+        plan.swapPages = try count()
+        plan.swapIsSlow = try flag()
+        plan.reclaims = try flag()
         plan.allowUnsafeMappings = try flag()
         plan.virtualCPUs = try count()
         virtualCPUs = plan.virtualCPUs
@@ -109,6 +112,7 @@ struct PlanReader {
         let source = try count()
         guard source <= regions else { throw bad(.badReference) }
         region.source = source == 0 ? nil : source - 1
+        region.slow = try flag()
         return region
     }
 
@@ -145,11 +149,23 @@ struct PlanReader {
 
     mutating func task() throws(PlanDecodingError) -> TaskPlan {
         var task = TaskPlan()
-        let actor = try count()
-        guard actor <= virtualCPUs else { throw bad(.badReference) }
-        task.actor = actor == 0 ? .host : .virtualCPU(actor - 1)
+        task.actor = try actor()
         task.steps = try list { (reader: inout PlanReader) throws(PlanDecodingError) in try reader.step() }
         return task
+    }
+
+    /// 0: the host; odd: a vCPU; else one of the host's own tasks.
+    private mutating func actor() throws(PlanDecodingError) -> TaskPlan.Actor {
+        let value = try count()
+        if value == 0 { return .host }
+        if value % 2 == 1 {
+            guard value / 2 < virtualCPUs else { throw bad(.badReference) }
+            return .virtualCPU(value / 2)
+        }
+        guard let number = UInt8(exactly: value / 2 - 1), let task = BackgroundTask(rawValue: number) else {
+            throw bad(.badReference)
+        }
+        return .background(task)
     }
 
     mutating func step() throws(PlanDecodingError) -> StepPlan {

@@ -34,6 +34,9 @@ struct PlanWriter {
         count(plan.videoMemoryPages)
         count(plan.graphicsSystemPages)
         flag(plan.transparentHugePages)
+        count(plan.swapPages)
+        flag(plan.swapIsSlow)
+        flag(plan.reclaims)
         flag(plan.allowUnsafeMappings)
         count(plan.virtualCPUs)
         count(plan.regions.count)
@@ -56,6 +59,7 @@ struct PlanWriter {
         count(region.order)
         flag(region.hugePages)
         count(region.source.map { $0 + 1 } ?? 0)
+        flag(region.slow)
     }
 
     mutating func slot(_ slot: SlotPlan) {
@@ -77,7 +81,8 @@ struct PlanWriter {
     mutating func task(_ task: TaskPlan) {
         switch task.actor {
         case .host: count(0)
-        case .virtualCPU(let index): count(index + 1)
+        case .virtualCPU(let index): count(2 * index + 1)
+        case .background(let task): count(2 * Int(task.rawValue) + 2)
         }
         count(task.steps.count)
         for each in task.steps { step(each) }

@@ -59,7 +59,10 @@ struct Region {
         let pages = Int(plan.size >> pageShift)
         switch plan.kind {
         case .anonymous: return .nothing
-        case .sharedMemory, .privateObject: return .object(MemoryObject(host: host, pages: pages))
+        case .sharedMemory, .privateObject: return .object(MemoryObject(host: host, pages: pages, slow: plan.slow))
+        case .secretMemory: return .object(MemoryObject(host: host, pages: pages, secret: true))
+        case .file, .privateFile:
+            return .object(MemoryObject(host: host, file: Disk(pages: pages, slow: plan.slow), bytes: Int(plan.size)))
         case .graphicsBuffer:
             let buffer =
                 graphics.map { GraphicsBuffer(device: $0, pages: pages, order: plan.order) }
@@ -78,7 +81,8 @@ struct Region {
     private static func backing(_ plan: RegionPlan, _ behind: Behind) -> Backing {
         switch behind {
         case .nothing, .window: .anonymous
-        case .object(let object): .object(object, firstPage: 0, shared: plan.kind == .sharedMemory)
+        case .object(let object):
+            .object(object, firstPage: 0, shared: plan.kind != .privateObject && plan.kind != .privateFile)
         case .graphics(let driver): .driver(driver)
         case .device(let driver): .driver(driver)
         case .reserved(let driver): .driver(driver)
@@ -150,6 +154,7 @@ struct Region {
     }
 
     func writeBack() throws(Errno) {
+        if case .object(let object) = behind { return try object.writeBack() }
         guard case .file(let file) = behind else { throw .EINVAL }
         file.writeBack()
     }

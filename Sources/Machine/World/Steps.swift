@@ -50,6 +50,12 @@ extension World {
             try addressSpace.protect(range(region, offset, length), Protection(read: read, write: write))
         case .madviseDontNeed(let region, let offset, let length):
             try addressSpace.advise(range(region, offset, length), .dontNeed)
+        case .advise(let region, let offset, let length, let advice):
+            try addressSpace.advise(range(region, offset, length), advice.advice)
+        case .moveMapping(let region, let offset, let length, let target, let targetOffset):
+            try addressSpace.remap(range(region, offset, length), length: length, to: address(target, targetOffset))
+        case .pin(let region, let offset, let write): try pin(address(region, offset), write: write)
+        case .unpin(let region, let offset): try unpin(address(region, offset))
         case .fork: children.append(try addressSpace.fork())
         case .childStore(let region, let offset, let value): try child().store(address(region, offset), value)
         case .childLoad(let region, let offset): return .value(try child().load(address(region, offset)))
@@ -57,6 +63,9 @@ extension World {
         case .moveBuffer, .evictBuffer, .freeBuffer, .driverStore, .driverLoad, .disableDevice, .resetDevice, .mapBlob,
             .unmapBlob, .truncate, .punchHole, .writeBack:
             return try performOnDriver(action)
+        case .reclaim, .migrate, .compact, .mergePages, .collapsePages, .reap, .hintNUMA, .breakMemory,
+            .failAllocation, .failTransfer:
+            try performInBackground(action)
         default: return try performOnMachine(action)
         }
         return .done
@@ -141,9 +150,9 @@ extension World {
         return pages
     }
 
-    private func address(_ region: Int, _ offset: UInt64) -> UserAddress { plan.regions[region].address + offset }
+    func address(_ region: Int, _ offset: UInt64) -> UserAddress { plan.regions[region].address + offset }
 
-    private func range(_ region: Int, _ offset: UInt64, _ length: UInt64) -> Range<UserAddress> {
+    func range(_ region: Int, _ offset: UInt64, _ length: UInt64) -> Range<UserAddress> {
         address(region, offset)..<address(region, offset + length)
     }
 

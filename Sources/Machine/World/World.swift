@@ -36,6 +36,10 @@ public final class World {
     let cpus: [GuestCPU]
     var regions: [Region] = []
     var children: [AddressSpace] = []
+    /// Pages that a step has pinned and none unpinned yet.
+    var pins: [HeldPin] = []
+    /// Broken frames: they never come back.
+    var brokenFrames = 0
     var results: [StepResult] = []
     /// Results of the running phase, by task.
     private var taskResults: [[StepResult]] = []
@@ -78,7 +82,10 @@ public final class World {
         self.architecture = chosen
         LockViolations.clear()
         self.journal = journal
-        host = Host(memory: memory, transparentHugePages: plan.transparentHugePages)
+        host = Host(
+            memory: memory, transparentHugePages: plan.transparentHugePages,
+            swap: plan.swapPages > 0 ? SwapDevice(slots: plan.swapPages, slow: plan.swapIsSlow) : nil,
+            reclaims: plan.reclaims)
         framesAtStart = memory.freeFrames
         addressSpace = AddressSpace(host: host)
         tables = chosen.makeTables()
@@ -222,9 +229,10 @@ public final class World {
     private func takeDown() {
         vm.destroy()
         journal.checkQuiescent()
+        for pin in pins { pin.release() }
         for child in children { child.exit() }
         addressSpace.exit()
-        var owned = 0
+        var owned = brokenFrames
         for region in regions { owned += region.release() }
         if host.memory.freeFrames + owned != framesAtStart {
             journal.add(Finding(.i28, "memory is still in use after the VM and its process have ended"))
@@ -239,5 +247,20 @@ extension PolicyName {
         case .tracked: .tracked
         case .guess: .guess
         }
+    }
+}
+
+/// A pin that a step took, until another step or the world's end gives it back.
+final class HeldPin {
+    let address: UserAddress
+    private var pin: PagePin?
+
+    init(_ address: UserAddress, _ pin: consuming PagePin) {
+        self.address = address
+        self.pin = consume pin
+    }
+
+    func release() {
+        if let pin = pin.take() { pin.unpin(dirty: true) }
     }
 }

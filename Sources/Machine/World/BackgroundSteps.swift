@@ -1,0 +1,78 @@
+import Audit
+import Frames
+import HostMemory
+import Synchrony
+
+/// What the host does on its own, and pins.
+extension World {
+    func performInBackground(_ action: Action) throws(Errno) {
+        switch action {
+        case .reclaim(let pages): host.reclaim(pages: pages)
+        case .migrate(let region, let offset, let length): host.migrate(addressSpace, range(region, offset, length))
+        case .compact(let order): if !host.compact(order: order) { throw .ENOMEM }
+        case .mergePages: host.mergeSamePages()
+        case .collapsePages: host.collapseHugePages()
+        case .reap: if !addressSpace.reap() { throw .EAGAIN }
+        case .hintNUMA(let region, let offset, let length): addressSpace.hintNUMA(range(region, offset, length))
+        case .breakMemory(let region, let offset): try breakMemory(address(region, offset))
+        case .failAllocation(let count): host.memory.failAllocation(count)
+        case .failTransfer(let region, let write): try failTransfer(region, write: write)
+        default: throw .EINVAL
+        }
+    }
+
+    private func breakMemory(_ address: UserAddress) throws(Errno) {
+        guard let frame = addressSpace.translate(address)?.frame, host.memory.hasPageFrame(frame) else { throw .EFAULT }
+        if host.poison(frame) { brokenFrames += 1 }
+    }
+
+    private func failTransfer(_ region: Int?, write: Bool) throws(Errno) {
+        guard let region else {
+            guard let swap = host.swap else { throw .ENXIO }
+            return swap.failNext(reads: write ? 0 : 1, writes: write ? 1 : 0)
+        }
+        guard case .object(let object) = regions[region].behind, let disk = object.disk else { throw .EINVAL }
+        disk.failNext(reads: write ? 0 : 1, writes: write ? 1 : 0)
+    }
+
+    /// Errors: what get-user-pages answers, as the errno of the call that asked.
+    func pin(_ address: UserAddress, write: Bool) throws(Errno) {
+        do throws(GetUserPagesError) {
+            let flags = LookupFlags(write: write, longTerm: true)
+            pins.append(HeldPin(address, try addressSpace.pinUserPageUnlocked(address, flags, holder: .driver)))
+        } catch {
+            switch error {
+            case .noMemory: throw .ENOMEM
+            case .interrupted, .again: throw .EINTR
+            case .hardwarePoison: throw .EHWPOISON
+            case .wouldBlock, .fault, .exists, .remoteIO: throw .EFAULT
+            }
+        }
+    }
+
+    /// Error: EINVAL, if nothing is pinned there.
+    func unpin(_ address: UserAddress) throws(Errno) {
+        guard let index = pins.firstIndex(where: { $0.address == address }) else { throw .EINVAL }
+        pins.remove(at: index).release()
+    }
+}
+
+extension AdviceName {
+    var advice: Advice {
+        switch self {
+        case .free: .free
+        case .cold: .cold
+        case .pageOut: .pageOut
+        case .collapse: .collapse
+        case .mergeable: .mergeable
+        case .unmergeable: .unmergeable
+        case .hugePage: .hugePage
+        case .noHugePage: .noHugePage
+        case .populateRead: .populateRead
+        case .populateWrite: .populateWrite
+        case .remove: .remove
+        case .guardInstall: .guardInstall
+        case .guardRemove: .guardRemove
+        }
+    }
+}

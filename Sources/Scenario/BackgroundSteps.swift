@@ -1,0 +1,60 @@
+import Frames
+import Machine
+
+/// The steps of the host's own tasks, and advices.
+extension PhaseBuilder {
+    /// Steps without a place in a region.
+    static let backgroundWords = [
+        "reclaim", "compact", "fail_allocation", "fail_swap", "merge_pages", "collapse_pages", "reap",
+    ]
+
+    /// Nil: it was complained about.
+    func backgroundAction(_ field: Field) -> Action? {
+        switch (field.key.name, field.reading) {
+        case ("reclaim", .number(let pages)): checkReclaims(field) ? .reclaim(pages: Int(pages)) : nil
+        case ("compact", .number(let order)): checkReclaims(field) ? .compact(order: Int(order)) : nil
+        case ("fail_allocation", .number(let count)): .failAllocation(count: Int(count))
+        case ("fail_swap", .words(let words)): failSwap(field, write: words.first == "write")
+        case ("merge_pages", _): .mergePages
+        case ("collapse_pages", _): .collapsePages
+        case ("reap", _): .reap
+        default: nil
+        }
+    }
+
+    func checkReclaims(_ field: Field) -> Bool {
+        if reclaims { return true }
+        complaints.add(
+            field.keyPosition, "`\(field.key.name)` on a host that doesn't keep track of its pages",
+            "add `reclaim: true` or `swap: 4 MiB` to `host`")
+        return false
+    }
+
+    private func failSwap(_ field: Field, write: Bool) -> Action? {
+        if swaps { return .failTransfer(region: nil, write: write) }
+        complaints.add(field.keyPosition, "`fail_swap` on a host without a swap device", "add `swap: 4 MiB` to `host`")
+        return nil
+    }
+
+    func advise(_ region: Int, _ offset: UInt64, _ length: UInt64, _ fields: Fields) -> Action {
+        let index = Vocabulary.advices.firstIndex { $0.word == fields.words("advice").first } ?? 0
+        guard index > 0 else { return .madviseDontNeed(region: region, offset: offset, length: length) }
+        return .advise(region: region, offset: offset, length: length, AdviceName.allCases[index - 1])
+    }
+
+    /// The target must hold what is moved, and be page-aligned; Linux judges the rest.
+    func moveMapping(_ region: Int, _ offset: UInt64, _ length: UInt64, _ fields: Fields) -> Action? {
+        guard let place = fields.regionPlace("onto"),
+            let target = layout.regionIndex(place.region, at: fields.position(of: "onto"), regions)
+        else { return nil }
+        let size = regions[target].size
+        guard place.offset % pageSize == 0, place.offset <= size, length <= size - place.offset else {
+            complaints.add(
+                fields.position(of: "onto"), "\(Quantity.shown(length)) don't fit there",
+                "a multiple of 4 KiB, with as much left to the end of `\(place.region)`")
+            return nil
+        }
+        return .moveMapping(
+            region: region, offset: offset, length: length, target: target, targetOffset: place.offset)
+    }
+}
