@@ -12,6 +12,8 @@ public enum HostOperation: String, Sendable, CaseIterable, Codable {
     case getUserPagesFault = "first get of a page, to be cleared"
     case fork = "fork"
     case exit = "exit of the child"
+    case reclaim = "reclaim, all to swap"
+    case swapIn = "first load of a page that is swapped"
 
     /// What the limit row does for each page.
     public var limit: String {
@@ -21,11 +23,12 @@ public enum HostOperation: String, Sendable, CaseIterable, Codable {
         case .faultCleared, .getUserPagesFault: "4 KiB cleared (rep stosq)"
         case .fork: "load, lock add on the page frame, lock and, store"
         case .exit: "xchg, lock sub on the page frame"
+        case .reclaim, .swapIn: "4 KiB copied (rep movsb)"
         }
     }
 
     /// Whether the table shows the time for the whole address space, in milliseconds; else for one page.
-    public var isWhole: Bool { self == .fork || self == .exit }
+    public var isWhole: Bool { self == .fork || self == .exit || self == .reclaim }
 }
 
 /// One line of the table: medians over the rounds, in nanoseconds for each page.
@@ -102,6 +105,8 @@ public struct HostBenchmark: Sendable {
         try measureUsedFaults(&samples)
         progress("lookups and forks")
         let footprint = try measureSharing(&samples)
+        progress("reclaim")
+        try measureReclaim(&samples)
         progress("the limits")
         try measureLimits(&samples)
         var rows: [HostRow] = []
@@ -186,6 +191,19 @@ public struct HostBenchmark: Sendable {
             samples.keep(.exit, round > 0, pages, times.exit)
         }
         return footprint
+    }
+}
+
+extension HostBenchmark {
+    /// Each round: every page is stored to, aged and written out, and read back in. The device's memory is there from the
+    /// round that warms up on.
+    private func measureReclaim(_ samples: inout HostSamples) throws(HostBenchmarkError) {
+        let machine = try HostBenchmarkMachine(pages: pages, swaps: true)
+        for round in 0..<rounds + 1 {
+            _ = try machine.storeAll()
+            samples.keep(.reclaim, round > 0, pages, try machine.reclaimAll())
+            samples.keep(.swapIn, round > 0, pages, try machine.loadAll())
+        }
     }
 }
 

@@ -8,7 +8,7 @@ extension HostBenchmark {
         let memory = try HostBenchmarkMachine.mappings(pages << 12, hugePages: true)
         let wordBytes = pages * 8
         guard let parent = MappedArena(size: wordBytes, hugePages: true),
-            let child = MappedArena(size: wordBytes, hugePages: true),
+            let child = MappedArena(size: wordBytes, hugePages: true), let device = MappedArena(size: pages << 12),
             let tables = MappedArena(size: limit_tables_size(pages), hugePages: true)
         else { throw .noMemory(bytes: wordBytes) }
         var random = SplitMix(state: seed)
@@ -28,6 +28,8 @@ extension HostBenchmark {
             for i in 0..<pages { entries[i] = UInt64(order[i]) << 12 | 0x67 }
             keep(.fork) { limit_fork(entries, copies, memory.pageFrames.base, pages) }
             keep(.exit) { limit_exit(copies, memory.pageFrames.base, pages) }
+            keep(.reclaim) { limit_copy(device.base, memory.arena.base, pages) }
+            keep(.swapIn) { limit_copy(memory.arena.base, device.base, pages) }
             var found = 0
             keep(.getSamePage) { found += limit_get_pages(tables.base, memory.pageFrames.base, same, pages) }
             keep(.getRandomPage) { found += limit_get_pages(tables.base, memory.pageFrames.base, any, pages) }

@@ -32,7 +32,7 @@ final class HostBenchmarkMachine {
     ///   - ram: bytes; nil: enough for the pages, twice their tables, and some room.
     ///   - commits: whether this machine's memory is to be there before anything is timed.
     init(
-        ram: Int? = nil, pages: Int, arenaIsZero: Bool = true, commits: Bool = true
+        ram: Int? = nil, pages: Int, arenaIsZero: Bool = true, commits: Bool = true, swaps: Bool = false
     ) throws(HostBenchmarkError) {
         let ram = ram ?? (pages + pages / 64 + 4096) << 12
         (arena, pageFrames) = try Self.mappings(ram, hugePages: commits)
@@ -48,7 +48,7 @@ final class HostBenchmarkMachine {
         self.pages = pages
         memory = PhysicalMemory(
             arena: arena.base, ramFrames: ram >> 12, arenaIsZero: arenaIsZero, pageFrameStorage: pageFrames.base)
-        host = Host(memory: memory, transparentHugePages: false)
+        host = Host(memory: memory, transparentHugePages: false, swap: swaps ? SwapDevice(slots: pages) : nil)
         process = AddressSpace(host: host)
         framesAtStart = memory.freeFrames
         do throws(Errno) { try Self.map(process, pages) } catch { throw .wrongResult("mmap: \(error)") }
@@ -120,6 +120,34 @@ final class HostBenchmarkMachine {
         }.nanoseconds
         guard missed == 0 else { throw .wrongResult("get_user_page_fast_only: \(missed) of \(pages.count) missed") }
         return elapsed
+    }
+
+    /// Takes every page to the swap device. Nanoseconds.
+    func reclaimAll() throws(HostBenchmarkError) -> Double {
+        var freed = 0
+        let elapsed = time {
+            var last = 1
+            while freed < pages, last > 0 {
+                last = host.reclaim(pages: pages - freed)
+                freed += last
+            }
+        }.nanoseconds
+        guard freed == pages, host.swap?.usedSlots == pages else {
+            throw .wrongResult("reclaim: \(freed) of \(pages) pages")
+        }
+        return elapsed
+    }
+
+    /// One load of each page, whose value is what was stored. Nanoseconds.
+    func loadAll() throws(HostBenchmarkError) -> Double {
+        var wrong = 0
+        do throws(Errno) {
+            let elapsed = try time { () throws(Errno) in
+                for page in 0..<UInt32(pages) where try process.load(address(page)) != UInt64(page) { wrong += 1 }
+            }.nanoseconds
+            guard wrong == 0 else { throw .EIO }
+            return elapsed
+        } catch { throw .wrongResult("loads after reclaim: \(wrong) pages differ, \(error)") }
     }
 
     /// A fork, and the end of the child. Afterwards every page is the parent's own again, so that the next fork has as

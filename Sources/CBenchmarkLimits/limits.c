@@ -16,3 +16,12 @@ void limit_compare_exchange(uint64_t *words, const uint32_t *order, size_t count
             &words[order[i]], &seen, desired, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
     }
 }
+
+void limit_copy(void *to, const void *from, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        void *target = (char *)to + i * 4096;
+        const void *source = (const char *)from + i * 4096;
+        size_t bytes = 4096;
+        __asm__ volatile("rep movsb" : "+D"(target), "+S"(source), "+c"(bytes) : : "memory");
+    }
+}

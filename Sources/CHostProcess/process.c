@@ -139,6 +139,13 @@ static void fork_process(shared *all, int child, const int *files, fl_host_answe
     }
 }
 
+/// The kernel keeps pages whose age changes in batches, one for each processor, with a reference on each until it empties
+/// them; meanwhile a write copies such a page that it would keep otherwise. Every advice about age empties them first.
+static void empty_batches(void) {
+    static char page[4096] __attribute__((aligned(4096)));
+    madvise(page, sizeof page, MADV_COLD);
+}
+
 static void perform(shared *all, const int *files, const fl_host_call *call, fl_host_answer *answer) {
     void *address = (void *)call->address;
     memset(answer, 0, sizeof *answer);
@@ -158,6 +165,7 @@ static void perform(shared *all, const int *files, const fl_host_call *call, fl_
         return;
     case fl_host_advise:
         if (madvise(address, call->length, (int)call->argument)) answer->error = errno;
+        empty_batches();
         return;
     case fl_host_remap:
         if (syscall(SYS_mremap, call->address, call->length, call->value, call->flags, call->offset) == -1)

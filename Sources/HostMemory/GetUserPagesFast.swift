@@ -1,5 +1,6 @@
 import Audit
 import Frames
+import Synchronization
 import Synchrony
 
 /// Get-user-pages without locks: look, take, look again. Spec: generic 1.9.

@@ -20,6 +20,8 @@ void limit_clear(void *pages, size_t count);
 void limit_fault(uint64_t *entries, void *frames, void *pages, size_t count);
 /// For each entry: read, `lock and` of the parent's, `lock add` on the page frame, write of the child's.
 void limit_fork(uint64_t *parent, uint64_t *child, void *frames, size_t count);
+/// Copies `count` pages, one by one.
+void limit_copy(void *to, const void *from, size_t count);
 /// For each entry: xchg, `lock sub` on the page frame.
 void limit_exit(uint64_t *child, void *frames, size_t count);
 /// Bytes of the tables that `limit_get_pages` walks, for `count` pages, at most 2^18: three of them, and the last level.

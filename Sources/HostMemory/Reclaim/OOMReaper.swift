@@ -1,4 +1,5 @@
 import Frames
+import Synchronization
 import Synchrony
 
 /// Taking a dying process's memory before it has exited. Kernel: `__oom_reap_task_mm`.
