@@ -15,9 +15,9 @@ import Testing
         #expect(!result.output.contains("\u{1b}"))
     }
 
-    @Test(arguments: [["--steps", "0"], ["--steps", "many"], ["--seed", "-1"], ["here"]])
-    func `bad input is refused before anything runs`(arguments: [String]) throws {
-        let result = try Command.run(["conform", "host"] + arguments)
+    @Test(arguments: ["--steps=0", "--steps=many", "--seed=-1", "here"])
+    func `bad input is refused before anything runs`(argument: String) throws {
+        let result = try Command.run("conform", "host", argument)
         #expect(result.status == 2 && result.output.isEmpty && !result.errors.isEmpty)
     }
 }
