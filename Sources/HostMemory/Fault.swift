@@ -38,6 +38,8 @@ enum FaultOutcome: Sendable {
     case waitForPage(MemoryObject, Int)
     /// The page must be read from the swap device first. Kernel: `VM_FAULT_RETRY`.
     case waitForSwap(Host, Int, place: Int)
+    /// Another task of the process serves it. Kernel: `handle_userfault`.
+    case waitForUser(UserFaults, UserFaults.Message)
     /// The driver wants the lock dropped. Kernel: `VM_FAULT_RETRY`.
     case waitForDriver(DriverMapping)
     case failed(FaultError)
@@ -47,6 +49,7 @@ enum FaultOutcome: Sendable {
         switch self {
         case .waitForPage(let object, let page): object.waitForPage(page)
         case .waitForSwap(let host, let slot, let place): host.waitForSwap(slot, place: place)
+        case .waitForUser(let server, let message): server.wait(message)
         case .waitForDriver(let driver): driver.waitForRetry()
         case .done, .failed: break
         }
@@ -95,6 +98,7 @@ extension AddressSpace {
             restoreHinted(vma, address, word, seen, .page4K)
             return .done
         }
+        if access == .write, let outcome = userFault(vma, address, protected: seen) { return outcome }
         if access != .read, !seen.isWritable { return breakSharing(vma, address, word, seen, access) }
         return .done
     }
@@ -116,6 +120,7 @@ extension AddressSpace {
     private func fill(
         _ vma: VMA, _ address: UserAddress, _ word: AtomicWord, _ access: FaultAccess
     ) -> FaultOutcome {
+        if let outcome = userFault(vma, address, access) { return outcome }
         switch vma.backing {
         case .anonymous, .anonymousShared:
             return access == .write ? fillAnonymous(vma, address, word) : fillZero(vma, address, word)
@@ -183,7 +188,7 @@ extension AddressSpace {
         let index = vma.backingPage(of: address)
         // Also where it comes to nothing.
         if access == .write, !vma.flags.shared { prepareAnonymous(vma) }
-        if access == .read, mapAround(vma, object, address, word) { return .done }
+        if access == .read, vma.userFaults == nil, mapAround(vma, object, address, word) { return .done }
         let page: UnsafeMutablePointer<PageFrame>
         switch object.take(index) {
         case .page(let found): page = found
@@ -271,7 +276,7 @@ extension AddressSpace {
             HostEntry.present | HostEntry.protectNone | HostEntry.writable | HostEntry.noExecute)
         result.bits |= vma.flags.isAccessible ? HostEntry.present : HostEntry.protectNone
         if !vma.flags.execute { result.bits |= HostEntry.noExecute }
-        guard vma.flags.write else { return result }
+        guard vma.flags.write, !entry.isUserProtected else { return result }
         let writable: Bool
         if vma.flags.shared {
             writable = vma.entriesAreWritable

@@ -147,7 +147,8 @@ extension AddressSpace {
         memory.get(page)
         page.pointee.mapCount.add(1, ordering: .relaxed)
         let kept = protects ? writeProtect(word, address, .page4K) : seen
-        return kept.clearing(HostEntry.accessed)
+        // Nobody serves the child.
+        return kept.clearing(HostEntry.accessed | HostEntry.userProtected)
     }
 
     /// Kernel: `copy_nonpresent_pte`.
@@ -155,7 +156,7 @@ extension AddressSpace {
         if seen.isSwapped { host.swap?.use(seen.slot) }
         let shared = seen.clearing(HostEntry.wasExclusive | HostEntry.wasWritable)
         if (seen.isSwapped || seen.isMigrating) && shared != seen { word.store(shared.bits) }
-        return shared
+        return shared.clearing(HostEntry.userProtected)
     }
 
     /// A page that may be under DMA stays the parent's, writable; the child gets a copy at once.

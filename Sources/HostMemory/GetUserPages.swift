@@ -78,6 +78,7 @@ extension AddressSpace {
             case .waitForPage(let object, let page): return .wait(.waitForPage(object, page))
             case .waitForSwap(let host, let slot, let place):
                 return .wait(.waitForSwap(host, slot, place: place))
+            case .waitForUser(let server, let message): return .wait(.waitForUser(server, message))
             case .waitForDriver(let driver): return .wait(.waitForDriver(driver))
             }
         }

@@ -35,6 +35,8 @@ struct HostEntry: Equatable {
     static let wasExclusive: UInt64 = 1 << 54
     /// Of a migrating page: the entry was writable. Kernel: `SWP_MIGRATION_WRITE`.
     static let wasWritable: UInt64 = 1 << 55
+    /// Writes go to whoever serves them. Kernel: `_PAGE_UFFD_WP`.
+    static let userProtected: UInt64 = 1 << 56
     static let noExecute: UInt64 = 1 << 63
     static let frameMask: UInt64 = 0x000f_ffff_ffff_f000
 
@@ -63,12 +65,13 @@ struct HostEntry: Equatable {
     var isGuard: Bool { !mapsFrame && bits & Self.guarding != 0 }
     var wasExclusive: Bool { bits & Self.wasExclusive != 0 }
     var wasWritable: Bool { bits & Self.wasWritable != 0 }
+    var isUserProtected: Bool { bits & Self.userProtected != 0 }
     /// Of a swapped entry.
     var slot: Int { Int(frame.number) }
 
     /// What stands for `old` while its page is on its way to another frame.
     static func migrating(_ old: HostEntry, exclusive: Bool) -> HostEntry {
-        var bits = old.bits & frameMask | migrating
+        var bits = old.bits & (frameMask | userProtected) | migrating
         if exclusive { bits |= wasExclusive }
         if old.isWritable { bits |= wasWritable }
         return HostEntry(bits)

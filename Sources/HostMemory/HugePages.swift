@@ -17,7 +17,9 @@ extension AddressSpace {
         guard vma.range.lowerBound <= low, low + PageLevel.page2M.bytes <= vma.range.upperBound else { return nil }
         switch vma.backing {
         case .anonymous:
-            guard !vma.flags.noHugePage, host.transparentHugePages || vma.flags.hugePage else { return nil }
+            guard vma.userFaults == nil, !vma.flags.noHugePage, host.transparentHugePages || vma.flags.hugePage else {
+                return nil
+            }
             return fillHugeAnonymous(vma, low, word, table)
         case .driver(let driver, _, _):
             let answer = driver.hugeFault(self, vma.info, address, write: access == .write)

@@ -115,6 +115,7 @@ extension AddressSpace {
             self, identity: newIdentity(), range: address..<vma.range.upperBound,
             firstPage: vma.backingPage(of: address), flags: vma.flags, backing: vma.backing)
         upper.inheritAnonymous(from: vma)
+        upper.userFaults = vma.userFaults
         let list = vma.mappings
         list?.lock.lock()
         vma.range = vma.range.lowerBound..<address

@@ -210,14 +210,17 @@ public final class MemoryObject: @unchecked Sendable {
         discard(gone)
     }
 
-    /// Makes zero what lies between byte `end` and the end of its page, if the page is there.
+    /// Makes zero what lies between byte `end` and the end of its page, for which a page that is elsewhere is brought into
+    /// memory. Kernel: `shmem_get_partial_folio`.
     private func clearTail(of end: Int) {
         let inside = end % Int(pageSize)
-        guard inside != 0, let page = takeIfPresent(end / Int(pageSize)) else { return }
+        let index = end / Int(pageSize)
+        guard inside != 0, disk != nil || !isHole(index), case .page(let page) = readIn(index) else { return }
         let frame = host.memory.frame(of: page)
         host.memory.willWrite(frame)
         let bytes = host.memory.bytes(of: frame)
         (bytes + inside).initializeMemory(as: UInt8.self, repeating: 0, count: Int(pageSize) - inside)
+        if disk != nil { host.memory.mark(page, PageFlags.dirty(.driver)) }
         host.memory.put(page)
     }
 
@@ -256,7 +259,7 @@ public final class MemoryObject: @unchecked Sendable {
         return gone
     }
 
-    private func isHole(_ page: Int) -> Bool {
+    func isHole(_ page: Int) -> Bool {
         indexLock.lock()
         defer { indexLock.unlock() }
         return frames.indices.contains(page) && frames[page] == .absent

@@ -42,7 +42,9 @@ extension AddressSpace {
     /// Joins the VMAs at `index` and behind it, if they are one.
     private func join(_ index: Int) {
         let (lower, upper) = (vmas[index], vmas[index + 1])
-        guard lower.continues(in: upper), lower.flags == upper.flags, anonymousFits(lower, upper) else { return }
+        guard lower.continues(in: upper), lower.flags == upper.flags,
+            UserFaultRegistration.isSame(lower.userFaults, upper.userFaults), anonymousFits(lower, upper)
+        else { return }
         let guarded = lower.mayHoldGuards.load(ordering: .relaxed) || upper.mayHoldGuards.load(ordering: .relaxed)
         if !lower.mayHoldAnonymous { lower.inheritAnonymous(from: upper) }
         lower.mayHoldGuards.store(guarded, ordering: .relaxed)

@@ -108,6 +108,7 @@ extension AddressSpace {
         if case .anonymous = old.backing, !old.mayHoldAnonymous { firstPage = Int(place.lowerBound.page) }
         let new = VMA(
             self, identity: newIdentity(), range: place, firstPage: firstPage, flags: old.flags, backing: old.backing)
+        // Who serves the old place does not know the new one. Kernel: `mremap_userfaultfd_prep` without its event.
         new.inheritAnonymous(from: old)
         let list = old.mappings
         notifyStart(source)

@@ -50,7 +50,7 @@ extension AddressSpace {
                 if hasRoom { continue }
                 return FixupResult(error: .ENOMEM, unlocked: unlocked)
             case .failed: return FixupResult(error: .EFAULT, unlocked: unlocked)
-            case .waitForPage, .waitForSwap, .waitForDriver:
+            case .waitForPage, .waitForSwap, .waitForUser, .waitForDriver:
                 mmapLock.unlockRead()
                 unlocked = true
                 outcome.wait()

@@ -141,6 +141,8 @@ final class VMA: @unchecked Sendable {
     /// Whether a guard was ever put in: fork copies its entries. It does not keep areas from becoming one, and stays.
     /// Kernel: `VM_MAYBE_GUARD`.
     let mayHoldGuards = Atomic<Bool>(false)
+    /// Changed with `mmapLock` held for write. Kernel: `vm_userfaultfd_ctx`.
+    var userFaults: UserFaultRegistration?
 
     init(
         _ space: AddressSpace, identity: UInt64, range: Range<UserAddress>, firstPage: Int, flags: VMAFlags,

@@ -89,6 +89,13 @@ struct ActionText {
         case .pin(let region, let offset, let write):
             return "pin \(place(region, offset)) for \(write ? "writing" : "reading")"
         case .unpin(let region, let offset): return "unpin \(place(region, offset))"
+        case .userFaultWait: return "wait for a fault to serve"
+        case .userFaultCopy(let region, let offset, let value):
+            return "uffd_copy \(place(region, offset)) = \(address(value))"
+        case .userFaultZero(let region, let offset): return "uffd_zeropage \(place(region, offset))"
+        case .userFaultContinue(let region, let offset): return "uffd_continue \(place(region, offset))"
+        case .userFaultProtect(let region, let offset, let length, let on):
+            return "\(on ? "uffd_protect" : "uffd_unprotect") \(stretch(region, offset, length))"
         case .reclaim(let pages): return "reclaim \(pages) pages"
         case .migrate(let region, let offset, let length): return "migrate \(stretch(region, offset, length))"
         case .compact(let order): return "compact for order \(order)"

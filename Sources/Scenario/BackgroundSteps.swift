@@ -5,7 +5,7 @@ import Machine
 extension PhaseBuilder {
     /// Steps without a place in a region.
     static let backgroundWords = [
-        "reclaim", "compact", "fail_allocation", "fail_swap", "merge_pages", "collapse_pages", "reap",
+        "reclaim", "compact", "fail_allocation", "fail_swap", "merge_pages", "collapse_pages", "reap", "uffd_wait",
     ]
 
     /// Nil: it was complained about.
@@ -18,6 +18,7 @@ extension PhaseBuilder {
         case ("merge_pages", _): .mergePages
         case ("collapse_pages", _): .collapsePages
         case ("reap", _): .reap
+        case ("uffd_wait", _): .userFaultWait
         default: nil
         }
     }

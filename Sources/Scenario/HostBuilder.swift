@@ -90,6 +90,10 @@ struct HostBuilder {
         region.order = Int(fields.number("order") ?? 0)
         region.hugePages = fields.flag("huge_pages")
         region.slow = fields.words("speed").first == "slow"
+        for word in fields.words("userfault") {
+            let index = Vocabulary.userFaultModes.firstIndex { $0.word == word } ?? 0
+            region.userFaults |= 1 << UInt8(index)
+        }
         region.source = source(of: region, fields, plan)
         checkSize(region, fields)
         checkKind(region, fields, plan)
@@ -160,6 +164,16 @@ struct HostBuilder {
             complaints.add(
                 fields["speed"]?.keyPosition ?? fields.position, "`speed` on `\(Vocabulary.word(region.kind))`",
                 "only a `memfd` or a `file` has pages elsewhere; leave it out")
+        }
+        if region.userFaults != 0 {
+            let isShared = region.kind == .sharedMemory
+            let isMinor = region.userFaults & 2 != 0
+            if ![.anonymous, .sharedMemory, .privateObject].contains(region.kind) || (isMinor && !isShared) {
+                complaints.add(
+                    fields["userfault"]?.keyPosition ?? fields.position,
+                    "`userfault` on `\(Vocabulary.word(region.kind))`",
+                    "it is for anonymous memory and memfds, `minor` for `memfd` alone")
+            }
         }
         guard region.hugePages else { return }
         let place = fields["huge_pages"]?.keyPosition ?? fields.position

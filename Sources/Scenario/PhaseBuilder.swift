@@ -145,12 +145,17 @@ struct PhaseBuilder {
                 "`\(place.region)` has \(Quantity.shown(regions[region].size))")
             return nil
         }
-        if ["munmap", "mprotect", "madvise", "mremap", "age", "punch_hole", "migrate", "numa_hint"].contains(name) {
+        if Self.rangeWords.contains(name) {
             return rangeAction(field, region, place.offset, fields)
         }
         if name == "map_blob" || name == "unmap_blob" { return windowAction(field, region, place.offset, fields) }
         return wordAction(field, region, place.offset, fields)
     }
+
+    private static let rangeWords = [
+        "munmap", "mprotect", "madvise", "mremap", "age", "punch_hole", "migrate", "numa_hint", "uffd_protect",
+        "uffd_unprotect",
+    ]
 
     private func truncate(_ field: Field, _ region: Int, _ fields: Fields) -> Action? {
         let size = fields.number("size") ?? 0
@@ -226,6 +231,9 @@ struct PhaseBuilder {
         case "migrate":
             return checkReclaims(field) ? .migrate(region: region, offset: offset, length: length) : nil
         case "numa_hint": return .hintNUMA(region: region, offset: offset, length: length)
+        case "uffd_protect", "uffd_unprotect":
+            return .userFaultProtect(
+                region: region, offset: offset, length: length, on: field.key.name == "uffd_protect")
         case "punch_hole": return .punchHole(region: region, offset: offset, length: length)
         case "age": return .age(region: region, offset: offset, length: length)
         default:
@@ -239,6 +247,10 @@ struct PhaseBuilder {
         switch field.key.name {
         case "pin": return .pin(region: region, offset: offset, write: fields.words("access").first != "read")
         case "unpin": return .unpin(region: region, offset: offset)
+        case "uffd_zeropage": return .userFaultZero(region: region, offset: offset)
+        case "uffd_continue": return .userFaultContinue(region: region, offset: offset)
+        case "uffd_copy":
+            return .userFaultCopy(region: region, offset: offset, value: fields.number("value") ?? 1)
         case "memory_failure": return .breakMemory(region: region, offset: offset)
         default: break
         }

@@ -40,6 +40,13 @@ extension Vocabulary {
         Choice("memfd_secret", "memfd_secret: nobody but its process can reach it, KVM can't either"),
     ]
 
+    /// In the order of `UserFaults.Modes`.
+    static let userFaultModes: [Choice] = [
+        Choice("missing", "UFFDIO_REGISTER_MODE_MISSING: where no page is"),
+        Choice("minor", "UFFDIO_REGISTER_MODE_MINOR: where a memfd has the page, and it is not mapped"),
+        Choice("write_protect", "UFFDIO_REGISTER_MODE_WP: writes to pages that were protected"),
+    ]
+
     static let speeds: [Choice] = [
         Choice("fast", "a fault reads it at once"),
         Choice("slow", "a fault gives up the mmap lock and waits; a caller who may not is told"),
@@ -131,6 +138,9 @@ extension Vocabulary {
             "speed", .region, .choice(speeds), .optional("fast"),
             "of reading pages of a memfd or a file that are not in memory", example: "slow"),
         Key(
+            "userfault", .region, .choices(userFaultModes), .optional("none"),
+            "faults that the VMM serves itself, by the steps of its task `uffd`", example: "[missing]"),
+        Key(
             "huge_pages", .region, .flag, .optional("false"), "madvise(MADV_HUGEPAGE) on anonymous memory",
             example: "true"),
         Key(
@@ -188,6 +198,8 @@ extension Vocabulary {
         case .flusher: "the task that writes files back"
         case .oomReaper: "the task that takes a dying process's memory"
         case .memoryFailure: "the task that deals with broken memory"
+        case .userFaultServer:
+            "the VMM's task that serves userfaults; `run` begins it when another task waits for one, if that stands first"
         }
     }
 
@@ -200,6 +212,7 @@ extension Vocabulary {
         case .flusher: "[{fsync: data}]"
         case .oomReaper: "[reap]"
         case .memoryFailure: "[{memory_failure: ram}]"
+        case .userFaultServer: "[uffd_wait, {uffd_copy: ram, value: 7}]"
         }
     }
 

@@ -74,7 +74,7 @@ extension Vocabulary {
     }
 
     private static let hostSteps: [Key] =
-        userSteps + fileSteps + backgroundSteps + driverSteps + windowSteps + kvmSteps
+        userSteps + fileSteps + backgroundSteps + userFaultSteps + driverSteps + windowSteps + kvmSteps
 
     private static let userSteps: [Key] = [
         action(
@@ -125,6 +125,30 @@ extension Vocabulary {
         action(
             "fsync", .hostStep, .region, "dirty pages become clean, and their entries read-only until the next write",
             example: "{fsync: dax}", kinds: files + [.daxFile]),
+    ]
+
+    /// Kinds whose faults the VMM can serve.
+    private static let servable: [RegionKind] = [.anonymous] + memfds
+
+    private static let userFaultSteps: [Key] = [
+        action(
+            "uffd_wait", .hostStep, .nothing, "read(2) of the userfaultfd: sleeps until there is a fault to serve",
+            example: "uffd_wait"),
+        action(
+            "uffd_copy", .hostStep, .regionPlace, "UFFDIO_COPY: a page that begins with `value`, zeros behind it",
+            example: "{uffd_copy: ram+4 KiB, value: 7}", ["value"], kinds: servable),
+        action(
+            "uffd_zeropage", .hostStep, .regionPlace, "UFFDIO_ZEROPAGE", example: "{uffd_zeropage: ram}",
+            kinds: servable),
+        action(
+            "uffd_continue", .hostStep, .regionPlace, "UFFDIO_CONTINUE: maps the page that the memfd has",
+            example: "{uffd_continue: shared}", kinds: servable),
+        action(
+            "uffd_protect", .hostStep, .regionPlace, "UFFDIO_WRITEPROTECT: writes wait from now on",
+            example: "{uffd_protect: ram}", ["length"], kinds: servable),
+        action(
+            "uffd_unprotect", .hostStep, .regionPlace, "UFFDIO_WRITEPROTECT without its mode: they go on",
+            example: "{uffd_unprotect: ram}", ["length"], kinds: servable),
     ]
 
     /// What the host does on its own, whichever task it is written under.

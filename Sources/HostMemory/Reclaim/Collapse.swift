@@ -26,7 +26,7 @@ extension AddressSpace {
         mmapLock.lockForWrite()
         defer { mmapLock.unlockWrite() }
         guard let vma = find(low), low + PageLevel.page2M.bytes <= vma.range.upperBound, case .anonymous = vma.backing,
-            !vma.flags.noHugePage
+            !vma.flags.noHugePage, vma.userFaults == nil
         else { throw .EINVAL }
         prepareAnonymous(vma)
         guard let (word, table) = makeMiddleEntry(low) else { throw .ENOMEM }

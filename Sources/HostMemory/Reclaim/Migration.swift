@@ -154,7 +154,8 @@ extension AddressSpace {
         }
         let writable = leaf.entry.wasWritable && vma.flags.write
         let entry = HostEntry.leaf(memory.frame(of: page), vma.flags, writable: writable)
-        setLeaf(leaf.word, entry.clearing(HostEntry.accessed), address)
+        let kept = leaf.entry.bits & HostEntry.userProtected
+        setLeaf(leaf.word, entry.clearing(HostEntry.accessed).setting(kept), address)
     }
 
     /// `mmapLock` held.

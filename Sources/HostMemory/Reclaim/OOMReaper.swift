@@ -12,6 +12,7 @@ extension AddressSpace {
         defer { mmapLock.unlockRead() }
         guard !hasExited else { return true }
         isUnstable.store(true, ordering: .releasing)
+        for vma in vmas { vma.userFaults?.server.wake() }
         for vma in vmas where !vma.flags.shared && !vma.flags.pfnMap {
             var gather = Gather()
             notifyStart(vma.range, blockable: false)

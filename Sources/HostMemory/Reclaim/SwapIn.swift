@@ -31,6 +31,9 @@ extension AddressSpace {
         if seen.wasExclusive || alone { page.pointee.flags.bitwiseOr(PageFlags.anonymousExclusive, ordering: .relaxed) }
         var entry = HostEntry.leaf(
             memory.frame(of: page), vma.flags, writable: vma.flags.write && (seen.wasExclusive || alone))
+        if seen.isUserProtected {
+            entry = entry.clearing(HostEntry.writable).setting(HostEntry.userProtected)
+        }
         if access == .write, entry.isWritable { entry = entry.setting(HostEntry.dirty) }
         page.pointee.mapCount.add(1, ordering: .relaxed)
         setLeaf(word, entry, address)

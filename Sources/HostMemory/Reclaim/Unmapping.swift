@@ -82,7 +82,8 @@ extension AddressSpace {
         case .swap(let device, let slot):
             if exclusive, !share(page) { return nil }
             device.use(slot)
-            return .swapped(slot: slot, exclusive: exclusive)
+            let entry = HostEntry.swapped(slot: slot, exclusive: exclusive)
+            return old.isUserProtected ? entry.setting(HostEntry.userProtected) : entry
         case .migration:
             if exclusive, !share(page) { return nil }
             return .migrating(old, exclusive: exclusive)

@@ -11,6 +11,7 @@ private enum ActionCode: UInt8 {
     case resetDevice, mapBlob, unmapBlob, truncate, punchHole, writeBack
     case advise, moveMapping, pin, unpin
     case reclaim, migrate, compact, mergePages, collapsePages, reap, hintNUMA, breakMemory, failAllocation, failTransfer
+    case userFaultWait, userFaultCopy, userFaultZero, userFaultContinue, userFaultProtect
 }
 
 extension PlanWriter {
@@ -41,6 +42,8 @@ extension PlanWriter {
         case .reclaim, .migrate, .compact, .mergePages, .collapsePages, .reap, .hintNUMA, .breakMemory,
             .failAllocation, .failTransfer:
             backgroundAction(action)
+        case .userFaultWait, .userFaultCopy, .userFaultZero, .userFaultContinue, .userFaultProtect:
+            userFaultAction(action)
         default: hostAction(action)
         }
     }
@@ -100,6 +103,19 @@ extension PlanWriter {
         case .punchHole(let region, let offset, let length): range(.punchHole, region, offset, length)
         case .writeBack(let region): regionOnly(.writeBack, region)
         default: preconditionFailure("not an action on what is behind a mapping")
+        }
+    }
+
+    private mutating func userFaultAction(_ action: Action) {
+        switch action {
+        case .userFaultWait: code(.userFaultWait)
+        case .userFaultCopy(let region, let offset, let value): range(.userFaultCopy, region, offset, value)
+        case .userFaultZero(let region, let offset): place(.userFaultZero, region, offset)
+        case .userFaultContinue(let region, let offset): place(.userFaultContinue, region, offset)
+        case .userFaultProtect(let region, let offset, let length, let on):
+            range(.userFaultProtect, region, offset, length)
+            flag(on)
+        default: preconditionFailure("not an action of whoever serves userfaults")
         }
     }
 
@@ -190,6 +206,7 @@ extension PlanReader {
         case .mergePages: return .mergePages
         case .collapsePages: return .collapsePages
         case .reap: return .reap
+        case .userFaultWait: return .userFaultWait
         case .failAllocation: return .failAllocation(count: try count())
         case .failTransfer:
             let region = try count()
@@ -241,6 +258,11 @@ extension PlanReader {
             let target = try regionIndex()
             return .moveMapping(
                 region: region, offset: offset, length: length, target: target, targetOffset: try number())
+        case .userFaultCopy: return .userFaultCopy(region: region, offset: offset, value: try number())
+        case .userFaultZero: return .userFaultZero(region: region, offset: offset)
+        case .userFaultContinue: return .userFaultContinue(region: region, offset: offset)
+        case .userFaultProtect:
+            return .userFaultProtect(region: region, offset: offset, length: try number(), on: try flag())
         case .pin: return .pin(region: region, offset: offset, write: try flag())
         case .unpin: return .unpin(region: region, offset: offset)
         case .migrate: return .migrate(region: region, offset: offset, length: try number())

@@ -61,6 +61,8 @@ public struct RegionPlan: Sendable, Equatable {
     public var source: Int?
     /// Of a memfd or a file: pages that are not in memory must be waited for.
     public var slow = false
+    /// Faults that the VMM serves itself: `UserFaults.Modes`.
+    public var userFaults: UInt8 = 0
     public init() {}
 }
 
@@ -99,6 +101,8 @@ public enum RegionKind: UInt8, Sendable, CaseIterable {
 /// A task of the host's own. Kernel: a kernel thread, or work that one does.
 public enum BackgroundTask: UInt8, Sendable, CaseIterable {
     case kswapd, kcompactd, khugepaged, ksmd, flusher, oomReaper, memoryFailure
+    /// The VMM's own task that serves userfaults.
+    case userFaultServer
 
     /// The name in scenarios and reports.
     public var name: StaticString {
@@ -110,6 +114,7 @@ public enum BackgroundTask: UInt8, Sendable, CaseIterable {
         case .flusher: "flusher"
         case .oomReaper: "oom_reaper"
         case .memoryFailure: "memory_failure"
+        case .userFaultServer: "uffd"
         }
     }
 }
@@ -229,6 +234,15 @@ public enum Action: Sendable, Equatable {
     case failAllocation(count: Int)
     /// The next transfer of the swap device, or of the region's disk, fails.
     case failTransfer(region: Int?, write: Bool)
+
+    // Whoever serves userfaults.
+    /// Sleeps until there is a fault to serve.
+    case userFaultWait
+    /// A page that begins with `value`, zeros behind it.
+    case userFaultCopy(region: Int, offset: UInt64, value: UInt64)
+    case userFaultZero(region: Int, offset: UInt64)
+    case userFaultContinue(region: Int, offset: UInt64)
+    case userFaultProtect(region: Int, offset: UInt64, length: UInt64, on: Bool)
 
     // Drivers.
     case moveBuffer(region: Int, toDeviceMemory: Bool)

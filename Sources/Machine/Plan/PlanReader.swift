@@ -113,6 +113,8 @@ struct PlanReader {
         guard source <= regions else { throw bad(.badReference) }
         region.source = source == 0 ? nil : source - 1
         region.slow = try flag()
+        region.userFaults = try byte()
+        guard region.userFaults < 8 else { throw bad(.badValue) }
         return region
     }
 

@@ -60,6 +60,7 @@ struct PlanWriter {
         flag(region.hugePages)
         count(region.source.map { $0 + 1 } ?? 0)
         flag(region.slow)
+        bytes.append(region.userFaults)
     }
 
     mutating func slot(_ slot: SlotPlan) {

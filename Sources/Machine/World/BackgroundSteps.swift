@@ -21,6 +21,28 @@ extension World {
         }
     }
 
+    /// Errors: ENOENT without a region that wants it; EAGAIN, where one task plays all parts, for a wait in vain; what the
+    /// calls give.
+    func serveUserFault(_ action: Action) throws(Errno) {
+        guard let userFaults else { throw .ENOENT }
+        switch action {
+        case .userFaultWait:
+            let message = isSequential ? userFaults.nextMessage() : userFaults.waitForMessage()
+            if message == nil { throw .EAGAIN }
+        case .userFaultCopy(let region, let offset, let value):
+            let page = UnsafeMutableRawPointer.allocate(byteCount: Int(pageSize), alignment: 8)
+            defer { page.deallocate() }
+            page.initializeMemory(as: UInt64.self, repeating: 0, count: Int(pageSize / 8))
+            page.storeBytes(of: value, as: UInt64.self)
+            try userFaults.copy(page, to: address(region, offset))
+        case .userFaultZero(let region, let offset): try userFaults.zero(address(region, offset))
+        case .userFaultContinue(let region, let offset): try userFaults.map(address(region, offset))
+        case .userFaultProtect(let region, let offset, let length, let on):
+            try userFaults.protect(range(region, offset, length), on)
+        default: throw .EINVAL
+        }
+    }
+
     private func breakMemory(_ address: UserAddress) throws(Errno) {
         guard let frame = addressSpace.translate(address)?.frame, host.memory.hasPageFrame(frame) else { throw .EFAULT }
         if host.poison(frame) { brokenFrames += 1 }

@@ -66,6 +66,8 @@ extension World {
         case .reclaim, .migrate, .compact, .mergePages, .collapsePages, .reap, .hintNUMA, .breakMemory,
             .failAllocation, .failTransfer:
             try performInBackground(action)
+        case .userFaultWait, .userFaultCopy, .userFaultZero, .userFaultContinue, .userFaultProtect:
+            try serveUserFault(action)
         default: return try performOnMachine(action)
         }
         return .done

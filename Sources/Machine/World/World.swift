@@ -38,6 +38,12 @@ public final class World {
     var children: [AddressSpace] = []
     /// Pages that a step has pinned and none unpinned yet.
     var pins: [HeldPin] = []
+    /// Who serves the VMM's faults, if a region wants it.
+    var userFaults: UserFaults?
+    /// Tasks of the running phase that `run` has begun, when one of them serves the faults of another.
+    private var begun: [Int] = []
+    /// One task plays all parts, in the order written.
+    private(set) var isSequential = false
     /// Broken frames: they never come back.
     var brokenFrames = 0
     var results: [StepResult] = []
@@ -119,11 +125,26 @@ public final class World {
                 throw .region(index, error)
             }
         }
+        try registerUserFaults()
         for (index, slot) in plan.slots.enumerated() {
             do throws(Errno) {
                 try vm.setMemoryRegion(memoryRegion(slot))
             } catch {
                 throw .slot(index, error)
+            }
+        }
+    }
+
+    private func registerUserFaults() throws(PlanError) {
+        for (index, region) in plan.regions.enumerated() where region.userFaults != 0 {
+            let server = userFaults ?? UserFaults(of: addressSpace)
+            userFaults = server
+            do throws(Errno) {
+                try addressSpace.register(
+                    region.address..<(region.address + region.size), UserFaults.Modes(rawValue: region.userFaults),
+                    server)
+            } catch {
+                throw .region(index, error)
             }
         }
     }
@@ -138,11 +159,28 @@ public final class World {
     /// Runs every phase, checks the rules after each, takes everything down, and checks that nothing is left.
     /// Call it once.
     public func run() -> RunOutcome {
+        isSequential = true
         for phase in plan.phases.indices {
-            for task in plan.phases[phase].tasks.indices { runTask(phase, task) }
+            begun = []
+            userFaults?.whenWaiting = { [unowned(unsafe) self] in self.serve(phase) }
+            for task in plan.phases[phase].tasks.indices where !begun.contains(task) {
+                begun.append(task)
+                runTask(phase, task)
+            }
             endPhase(phase)
         }
+        userFaults?.whenWaiting = nil
         return finish()
+    }
+
+    /// Runs whoever serves userfaults while the running task waits; if there is nobody left, it must do without.
+    private func serve(_ phase: Int) {
+        let tasks = plan.phases[phase].tasks
+        for task in tasks.indices where !begun.contains(task) && tasks[task].actor == .background(.userFaultServer) {
+            begun.append(task)
+            return runTask(phase, task)
+        }
+        userFaults?.abandon()
     }
 
     /// Every task of the phase has ended: checks the rules that hold at rest.
