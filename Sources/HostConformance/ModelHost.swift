@@ -29,6 +29,9 @@ final class ModelHost {
         begin()
     }
 
+    // Before the arena goes, in which everything lies.
+    deinit { end() }
+
     /// Ends everything. Returns the frames that are still in use, and should not be.
     @discardableResult func end() -> Int {
         for process in processes { process?.exit() }

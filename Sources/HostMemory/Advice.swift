@@ -39,6 +39,12 @@ extension AddressSpace {
         var hole = false
         while index < vmas.count, let part = Self.overlap(vmas[index].range, range) {
             if vmas[index].flags.pfnMap { throw .EINVAL }
+            if let file = vmas[index].hugeFile,
+                part.lowerBound.aligned(to: file.level) != part.lowerBound
+                    || part.upperBound.aligned(to: file.level) != part.upperBound
+            {
+                throw .EINVAL
+            }
             if part.lowerBound > reached { hole = true }
             reached = part.upperBound
             zapNotified(part)
@@ -51,11 +57,12 @@ extension AddressSpace {
     private func setMergeable(_ range: Range<UserAddress>) throws(Errno) {
         mmapLock.lockForWrite()
         defer { mmapLock.unlockWrite() }
+        guard maySplit(range) else { throw .EINVAL }
         let hole = hasHole(range)
         changeEach(range) { vma in
             var flags = vma.flags
             let isSpecial = flags.pfnMap || flags.mixedMap || flags.io
-            if !isSpecial, !flags.shared { flags.mergeable = true }
+            if !isSpecial, !flags.shared, vma.hugeFile == nil { flags.mergeable = true }
             return flags
         } then: { _ in
         }
@@ -66,6 +73,7 @@ extension AddressSpace {
     private func setUnmergeable(_ range: Range<UserAddress>) throws(Errno) {
         mmapLock.lockForWrite()
         defer { mmapLock.unlockWrite() }
+        guard maySplit(range) else { throw .EINVAL }
         let hole = hasHole(range)
         var failure: Errno?
         for vma in vmas[splitting(range)] where vma.flags.mergeable {
@@ -102,6 +110,7 @@ extension AddressSpace {
         mmapLock.lockForWrite()
         defer { mmapLock.unlockWrite() }
         let hole = hasHole(range)
+        guard maySplit(range) else { throw .EINVAL }
         changeEach(range) { vma in
             var flags = vma.flags
             flags.hugePage = wanted

@@ -19,7 +19,7 @@ extension AddressSpace {
             guard index < vmas.count, let part = Self.overlap(vmas[index].range, reached..<range.upperBound) else {
                 throw .ENOMEM
             }
-            if vmas[index].flags.pfnMap { throw .EINVAL }
+            if vmas[index].flags.pfnMap || vmas[index].hugeFile != nil { throw .EINVAL }
             if part.lowerBound > reached { hole = true }
             body(vmas[index], part)
             reached = part.upperBound

@@ -20,9 +20,9 @@ extension PhysicalMemory {
     /// Two blocks that are carved whole are never each other's buddies (the lower one's is the stretch with frame 0, or
     /// ends past RAM, or the order is the largest), so nothing merges here.
     private func carve(_ order: Int) -> Int? {
-        while virgin < ram.count {
+        while virgin < ceiling {
             var size = min(Self.largestOrder, virgin.trailingZeroBitCount)
-            while virgin + (1 << size) > ram.count { size -= 1 }
+            while virgin + (1 << size) > ceiling { size -= 1 }
             let first = virgin
             virgin += 1 << size
             if !arenaIsZero {
@@ -139,6 +139,11 @@ extension PhysicalMemory {
             if flags & PageFlags.free != 0 {
                 guard let journal else { preconditionFailure("a free page is freed again") }
                 return journal.add(Finding(.i2, "a free page is freed again", frame: frame))
+            }
+            if page.pointee.referenceCount.load(ordering: .relaxed) != 0 {
+                guard let journal else { preconditionFailure("a page is freed while it is referenced") }
+                journal.add(Finding(.i2, "a page is freed while it is referenced", frame: frame.advanced(by: i)))
+                page.pointee.referenceCount.store(0, ordering: .relaxed)
             }
             page.pointee.headDistance = 0
             page.pointee.flags.store(flags & PageFlags.written, ordering: .relaxed)

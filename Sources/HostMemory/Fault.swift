@@ -70,6 +70,7 @@ extension AddressSpace {
 
     private func handleStableFault(_ vma: VMA, _ address: UserAddress, _ access: FaultAccess) -> FaultOutcome {
         if isUnstable.load(ordering: .acquiring) { return .failed(.bus) }
+        if let file = vma.hugeFile { return hugeFileFault(vma, file, address, access) }
         while true {
             guard let middle = makeMiddleEntry(address) else { return .failed(.outOfMemory) }
             let seen = HostEntry(middle.word.load())
@@ -128,6 +129,7 @@ extension AddressSpace {
             return fillFromObject(vma, object, address, word, access)
         case .driver(let driver, _, _):
             return ask(driver, vma, address, write: access == .write)
+        case .huge(let file, _, _): return hugeFileFault(vma, file, address, access)
         }
     }
 

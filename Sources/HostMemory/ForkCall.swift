@@ -47,7 +47,7 @@ extension AddressSpace {
         twin.mayHoldGuards.store(hasGuards, ordering: .relaxed)
         if hasAnonymous || hasGuards || vma.flags.pfnMap || vma.flags.mixedMap {
             if writeProtects { writeProtectSequence.beginWrite() }
-            fits = copyEntries(vma, child)
+            fits = vma.hugeFile.map { copyHugeFile(vma, $0, child) } ?? copyEntries(vma, child)
             if writeProtects { writeProtectSequence.endWrite() }
         }
         list?.addLocked(twin)
@@ -203,6 +203,7 @@ extension AddressSpace {
         for vma in vmas {
             zap(vma.range, &gather, dropGuards: true)
             vma.mappings?.remove(vma)
+            vma.hugeFile?.pool.unreserve(vma.promises.exchange(0, ordering: .relaxed))
         }
         vmas.removeAll()
         gather.flush(memory)

@@ -61,7 +61,7 @@ extension AddressSpace {
                 throw .ENOMEM
             }
             let flags = vmas[index].flags
-            if flags.pfnMap || flags.mixedMap || flags.io { throw .EINVAL }
+            if flags.pfnMap || flags.mixedMap || flags.io || vmas[index].hugeFile != nil { throw .EINVAL }
             if part.lowerBound > reached { hole = true }
             try body(vmas[index], part)
             reached = part.upperBound

@@ -24,7 +24,7 @@ extension AddressSpace {
         case .driver(let driver, _, _):
             let answer = driver.hugeFault(self, vma.info, address, write: access == .write)
             return answer.map { settle($0, driver, address) }
-        case .anonymousShared, .object: return nil
+        case .anonymousShared, .object, .huge: return nil
         }
     }
 

@@ -1,4 +1,5 @@
 import Frames
+import Synchronization
 import Synchrony
 
 /// mmap and munmap. Each takes `mmapLock` for write itself.
@@ -19,10 +20,26 @@ extension AddressSpace {
         mmapLock.lockForWrite()
         defer { mmapLock.unlockWrite() }
         guard !hasExited else { throw .EINVAL }
-        if replacing { remove(range) }
+        if replacing {
+            guard maySplit(range) else { throw .EINVAL }
+            remove(range)
+        }
         let index = firstIndex(endingAfter: address)
         if index < vmas.count, vmas[index].range.lowerBound < range.upperBound { throw .EEXIST }
         let vma = makeVMA(range, protection, backing)
+        if case .huge(let file, _, let shared) = vma.backing {
+            guard address.aligned(to: file.level) == address, length & (file.level.bytes - 1) == 0 else {
+                throw .EINVAL
+            }
+            let count = Int(length / file.level.bytes)
+            if shared {
+                let first = vma.firstPage / Int(file.level.frames)
+                try file.reserve(first..<first + count)
+            } else {
+                guard file.pool.reserve(count) else { throw .ENOMEM }
+                vma.promises.store(count, ordering: .relaxed)
+            }
+        }
         vmas.insert(vma, at: index)
         vma.mappings?.add(vma)
         guard case .driver(let driver, _, _) = vma.backing else { return merge(at: index) }
@@ -49,6 +66,7 @@ extension AddressSpace {
         switch backing {
         case .anonymous, .anonymousShared: 0
         case .object(_, let first, _), .driver(_, let first, _): first
+        case .huge(let file, let first, _): first * Int(file.level.frames)
         }
     }
 
@@ -62,7 +80,7 @@ extension AddressSpace {
             let pages = Int(range.upperBound.page - range.lowerBound.page)
             backing = .object(MemoryObject(host: host, pages: pages), firstPage: 0, shared: true)
             flags.shared = true
-        case .object(_, _, let shared): flags.shared = shared
+        case .object(_, _, let shared), .huge(_, _, let shared): flags.shared = shared
         case .driver(let driver, _, let shared):
             flags = driver.flags
             flags.shared = shared
@@ -81,8 +99,9 @@ extension AddressSpace {
     public func unmap(_ range: Range<UserAddress>) throws(Errno) {
         guard Self.isUsable(range) else { throw .EINVAL }
         mmapLock.lockForWrite()
+        defer { mmapLock.unlockWrite() }
+        guard maySplit(range) else { throw .EINVAL }
         remove(range)
-        mmapLock.unlockWrite()
     }
 
     /// Removes the VMAs of `range` and their entries, in one pair of notifier calls for all of them. The VMAs leave
@@ -95,7 +114,10 @@ extension AddressSpace {
         notifyStart(whole)
         for vma in vmas[indices] { zap(vma.range, &gather, dropGuards: true) }
         notifyEnd(whole)
-        for vma in vmas[indices] { vma.mappings?.remove(vma) }
+        for vma in vmas[indices] {
+            vma.mappings?.remove(vma)
+            vma.hugeFile?.pool.unreserve(vma.promises.exchange(0, ordering: .relaxed))
+        }
         vmas.removeSubrange(indices)
         gather.flush(memory)
     }
@@ -111,6 +133,7 @@ extension AddressSpace {
         {
             splitHuge(address, word, table)
         }
+        // The promise stays with the lower part, whose faults are as likely.
         let upper = VMA(
             self, identity: newIdentity(), range: address..<vma.range.upperBound,
             firstPage: vma.backingPage(of: address), flags: vma.flags, backing: vma.backing)

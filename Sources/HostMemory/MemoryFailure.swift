@@ -39,6 +39,10 @@ extension AddressSpace {
         mmapLock.lockForRead()
         defer { mmapLock.unlockRead() }
         for vma in vmas {
+            if let file = vma.hugeFile {
+                replaceHugeByPoison(vma, file, frame)
+                continue
+            }
             forEachMiddle(in: vma.range) { part, word, table in
                 let seen = HostEntry(word.peek())
                 if seen.isLargeLeaf, !seen.isSpecial {
@@ -51,6 +55,29 @@ extension AddressSpace {
                     replaceByPoison(frame, memory.entry(Int(page & 511), of: now.frame), page)
                 }
             }
+        }
+    }
+
+    /// The whole huge page is lost: its part can't be taken out of an entry that is never split.
+    private func replaceHugeByPoison(_ vma: VMA, _ file: HugePageFile, _ frame: HostFrame) {
+        let head = frame.aligned(to: file.level)
+        var low = vma.range.lowerBound
+        while low < vma.range.upperBound {
+            if let leaf = leaf(low), leaf.level == file.level, leaf.entry.mapsFrame, leaf.entry.frame == head {
+                let range = low..<(low + file.level.bytes)
+                var gather = Gather()
+                notifyStart(range)
+                pageTableLock.lock()
+                if HostEntry(leaf.word.load()).isLargeLeaf {
+                    clearHuge(leaf.word, low, file.level, &gather)
+                    leaf.word.store(head.physicalAddress | HostEntry.poison)
+                }
+                pageTableLock.unlock()
+                notifyEnd(range)
+                memory.page(head).pointee.flags.bitwiseOr(PageFlags.poisoned, ordering: .relaxed)
+                gather.flush(memory)
+            }
+            low = low + file.level.bytes
         }
     }
 

@@ -23,6 +23,7 @@ extension AddressSpace {
 
     private func resize(_ range: Range<UserAddress>, _ length: UInt64) throws(Errno) {
         guard let vma = find(range.lowerBound) else { throw .EFAULT }
+        if vma.hugeFile != nil { throw .EINVAL }
         let old = range.upperBound.value - range.lowerBound.value
         if length == old { return }
         if length < old { return remove((range.lowerBound + length)..<range.upperBound) }
@@ -47,6 +48,7 @@ extension AddressSpace {
         let place = target..<UserAddress(end)
         guard Self.overlap(place, range) == nil else { throw .EINVAL }
         guard let first = find(range.lowerBound) else { throw .EFAULT }
+        guard first.hugeFile == nil, maySplit(place) else { throw .EINVAL }
         if length == range.upperBound.value - range.lowerBound.value { return try moveEach(range, target) }
         // Only what moves must be in one VMA.
         guard min(range.lowerBound + length, range.upperBound) <= first.range.upperBound else { throw .EFAULT }
@@ -71,6 +73,7 @@ extension AddressSpace {
                 return
             }
             if case .driver = vmas[index].backing { throw .EFAULT }
+            if vmas[index].hugeFile != nil { throw .EINVAL }
             let low = target + (part.lowerBound.value - range.lowerBound.value)
             let place = low..<(low + (part.upperBound.value - part.lowerBound.value))
             remove(place)

@@ -108,6 +108,9 @@ public struct PageFlags: Sendable, Equatable {
     /// Out of everybody's reach but its process's. Kernel: a page of `memfd_secret`.
     public static let secret: UInt64 = 1 << 34
 
+    /// The head of a huge page of a pool. Kernel: `folio_test_hugetlb`.
+    public static let hugeTLB: UInt64 = 1 << 35
+
     /// Accessed and dirty, by originator: bit `16 + Originator`, bit `24 + Originator`.
     public static func accessed(_ by: Originator) -> UInt64 { 1 << (16 + UInt64(by.rawValue)) }
     public static func dirty(_ by: Originator) -> UInt64 { 1 << (24 + UInt64(by.rawValue)) }

@@ -27,6 +27,10 @@ public final class PhysicalMemory: @unchecked Sendable {
     let zone = SpinLock(.zone)
     /// Reclaim's lists, on a host that has any. Set before the first page is handed out.
     var lists: PageLists?
+    /// Pools of huge pages. Changed while nothing is used yet.
+    var hugePools: [HugePagePool] = []
+    /// One past the last frame that the allocator may hand out; above it are pools' gigantic pages. Under the zone lock.
+    var ceiling: Int
     /// Heads of the free lists by order; 0 for none. Under the zone lock. No array: its checks cost as much as the rest
     /// of an allocation.
     let freeHeads: UnsafeMutablePointer<UInt32>
@@ -66,6 +70,7 @@ public final class PhysicalMemory: @unchecked Sendable {
             ?? PageFrame.allocateZeroed(ramFrames)
         freeHeads = Self.emptyLists()
         freeCount = ramFrames - 1
+        ceiling = ram.count
         reserveFirstFrame()
     }
 
@@ -83,6 +88,7 @@ public final class PhysicalMemory: @unchecked Sendable {
         deviceNext = storage.deviceNext
         freeHeads = Self.emptyLists()
         freeCount = storage.ramFrames - 1
+        ceiling = ram.count
         reserveFirstFrame()
     }
 
@@ -101,7 +107,7 @@ public final class PhysicalMemory: @unchecked Sendable {
     deinit {
         freeHeads.deallocate()
         if let storage {
-            storage.touched = max(storage.touched, virgin)
+            storage.touched = max(storage.touched, ceiling < ram.count ? ram.count : virgin)
             storage.deviceNext = max(storage.deviceNext, deviceNext)
         }
         // Page frames are plain words: there is nothing to undo in them, and most may never have been touched.
@@ -146,7 +152,9 @@ public final class PhysicalMemory: @unchecked Sendable {
         let head = page - Int(page.pointee.headDistance)
         // What the flags of memory that was never used would say.
         var implied: UInt64 = 0
-        if Int(frame.number) >= virgin { implied = PageFlags.free | (arenaIsZero ? 0 : PageFlags.written) }
+        if Int(frame.number) >= virgin, Int(frame.number) < ceiling {
+            implied = PageFlags.free | (arenaIsZero ? 0 : PageFlags.written)
+        }
         return PageState(
             flags: PageFlags(page.pointee.flags.load(ordering: .relaxed) | implied),
             headFlags: PageFlags(head.pointee.flags.load(ordering: .relaxed) | implied),

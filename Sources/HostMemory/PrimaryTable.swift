@@ -28,18 +28,37 @@ extension AddressSpace {
         let upper = HostEntry(memory.entry(Self.index(address, 4), of: HostFrame(top)).load())
         guard upper.isPresent else { return .missing(PageLevel(4)) }
         let middle = HostEntry(memory.entry(Self.index(address, 3), of: upper.frame).load())
-        guard middle.isPresent else { return .missing(.page1G) }
+        guard middle.isPresent, !middle.isLargeLeaf else { return .missing(.page1G) }
         return .present(memory.entry(Self.index(address, 2), of: middle.frame), table: middle.frame)
     }
 
     /// The leaf for `address`, present or not, if there is an entry for it. Lockless callers must check again.
     func leaf(_ address: UserAddress) -> HostLeaf? {
+        if !memory.hugePools.isEmpty, let word = upperEntry(address) {
+            let entry = HostEntry(word.load())
+            if entry.isLargeLeaf { return HostLeaf(word: word, entry: entry, level: .page1G) }
+        }
         guard case .present(let word, _) = middleEntry(address) else { return nil }
         let middle = HostEntry(word.load())
         if middle.isLargeLeaf { return HostLeaf(word: word, entry: middle, level: .page2M) }
         guard middle.isPresent else { return nil }
         let last = memory.entry(Self.index(address, 1), of: middle.frame)
         return HostLeaf(word: last, entry: HostEntry(last.load()), level: .page4K)
+    }
+
+    /// The level-3 entry of `address`, if there is one. No lock needed.
+    func upperEntry(_ address: UserAddress) -> AtomicWord? {
+        let top = root.load(ordering: .acquiring)
+        guard top != 0 else { return nil }
+        let upper = HostEntry(memory.entry(Self.index(address, 4), of: HostFrame(top)).load())
+        return upper.isPresent ? memory.entry(Self.index(address, 3), of: upper.frame) : nil
+    }
+
+    /// The same, its tables made. Nil: no memory.
+    func makeUpperEntry(_ address: UserAddress) -> AtomicWord? {
+        guard let top = makeRoot() else { return nil }
+        guard let upper = makeTable(memory.entry(Self.index(address, 4), of: top)) else { return nil }
+        return memory.entry(Self.index(address, 3), of: upper)
     }
 
     /// The level-2 entry, its tables made where they are missing. Nil: no memory. `pageTableLock` not held.
@@ -136,7 +155,7 @@ extension AddressSpace {
             let first = memory.entry(0, of: table)
             first.forEachIndex(below: 512, notHolding: 0) { i in
                 let entry = HostEntry(first.following(i).peek())
-                if entry.isPresent { freeTables(entry.frame, level: level - 1) }
+                if entry.isPresent, !entry.isLargeLeaf { freeTables(entry.frame, level: level - 1) }
             }
         }
         freeTable(table)

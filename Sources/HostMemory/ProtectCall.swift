@@ -11,6 +11,7 @@ extension AddressSpace {
         defer { mmapLock.unlockWrite() }
         let reached = endOfMapped(range)
         guard reached > range.lowerBound else { throw .ENOMEM }
+        guard maySplit(range) else { throw .EINVAL }
         protect(mapped: range.lowerBound..<reached, protection)
         if reached < range.upperBound { throw .ENOMEM }
     }
@@ -42,7 +43,8 @@ extension AddressSpace {
         while index < vmas.count, let part = Self.overlap(vmas[index].range, range) {
             let vma = vmas[index]
             index += 1
-            guard vma.flags.isAccessible, !vma.flags.pfnMap, !vma.flags.mixedMap, !vma.flags.shared else { continue }
+            guard vma.hugeFile == nil, vma.flags.isAccessible, !vma.flags.pfnMap, !vma.flags.mixedMap, !vma.flags.shared
+            else { continue }
             notifyStart(part)
             change(vma, part, hint: true)
             notifyEnd(part)
@@ -51,6 +53,7 @@ extension AddressSpace {
 
     /// Gives every entry of `range` the VMA's rights, or takes all away as a hint. Kernel: `change_protection`.
     private func change(_ vma: VMA, _ range: Range<UserAddress>, hint: Bool) {
+        forEachGigantic(in: range) { low, word in changeEntry(vma, low, word, .page1G, hint: hint) }
         forEachMiddle(in: range) { part, word, table in
             let seen = HostEntry(word.load())
             if seen.isLargeLeaf {

@@ -66,10 +66,17 @@ extension PhysicalMemory {
         return head.pointee.referenceCount.load(ordering: .acquiring) == 1
     }
 
+    /// A page of a pool goes back to it.
+    private func freeHuge(_ head: UnsafeMutablePointer<PageFrame>) {
+        for pool in hugePools where pool.level.frames == 1 << UInt64(head.pointee.order) { return pool.give(head) }
+        preconditionFailure("a huge page without its pool")
+    }
+
     @usableFromInline func freeFolio(_ head: UnsafeMutablePointer<PageFrame>) {
         // A plain higher-order block is freed by its owner, who knows the order; a lost first reference frees one frame.
         let flags = head.pointee.flags.load(ordering: .relaxed)
         let compound = flags & PageFlags.head != 0
+        if flags & PageFlags.hugeTLB != 0 { return freeHuge(head) }
         if flags & PageFlags.listed != 0, let lists { lists.remove(head) }
         freePages(frame(of: head), order: compound ? Int(head.pointee.order) : 0)
     }

@@ -112,7 +112,7 @@ extension AddressSpace {
             case .anonymous: if modes.contains(.minor) { throw .EINVAL }
             case .object(let object, _, let shared):
                 if object.disk != nil || (modes.contains(.minor) && !shared) { throw .EINVAL }
-            case .anonymousShared, .driver: throw .EINVAL
+            case .anonymousShared, .driver, .huge: throw .EINVAL
             }
         }
         for vma in vmas[splitting(range)] { vma.userFaults = UserFaultRegistration(server: faults, modes: modes) }

@@ -85,6 +85,8 @@ public enum Backing: Sendable {
     case object(MemoryObject, firstPage: Int = 0, shared: Bool = true)
     /// A device driver's memory, from `firstPage` on.
     case driver(DriverMapping, firstPage: Int = 0, shared: Bool = true)
+    /// Huge pages of a pool, from the huge page `firstPage` on. Kernel: hugetlbfs, `MAP_HUGETLB`.
+    case huge(HugePageFile, firstPage: Int = 0, shared: Bool = true)
 }
 
 /// Kernel: `madvise`.
@@ -141,6 +143,8 @@ final class VMA: @unchecked Sendable {
     /// Whether a guard was ever put in: fork copies its entries. It does not keep areas from becoming one, and stays.
     /// Kernel: `VM_MAYBE_GUARD`.
     let mayHoldGuards = Atomic<Bool>(false)
+    /// Huge pages that the pool has promised to this private mapping. Kernel: `resv_map`.
+    let promises = Atomic<Int>(0)
     /// Changed with `mmapLock` held for write. Kernel: `vm_userfaultfd_ctx`.
     var userFaults: UserFaultRegistration?
 
@@ -176,6 +180,7 @@ final class VMA: @unchecked Sendable {
         case .anonymous, .anonymousShared: nil
         case .object(let object, _, _): object.mappings
         case .driver(let driver, _, _): driver.mappings
+        case .huge(let file, _, _): file.mappings
         }
     }
 
@@ -185,7 +190,7 @@ final class VMA: @unchecked Sendable {
         switch backing {
         case .driver(let driver, _, _): driver.wantsWriteNotification
         case .object(let object, _, _): object.disk != nil
-        case .anonymous, .anonymousShared: false
+        case .anonymous, .anonymousShared, .huge: false
         }
     }
 

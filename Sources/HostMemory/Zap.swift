@@ -36,6 +36,7 @@ extension AddressSpace {
     func zap(
         _ range: Range<UserAddress>, _ gather: inout Gather, keepAnonymous: Bool = false, dropGuards: Bool = false
     ) {
+        zapGigantic(range, &gather, keepAnonymous)
         forEachMiddle(in: range) { part, word, table in
             let seen = HostEntry(word.load())
             if seen.isLargeLeaf {
@@ -76,6 +77,10 @@ extension AddressSpace {
         defer { pageTableLock.unlock() }
         let seen = HostEntry(word.peek())
         guard seen.isLargeLeaf else { return }
+        if memory.isHugeTLB(seen) {
+            if !keepAnonymous || !memory.isAnonymous(memory.page(seen.frame)) { clearHuge(word, low, .page2M, &gather) }
+            return
+        }
         if keepAnonymous, !seen.isSpecial { return }
         // The processor may set A or D until the entry is gone: what counts is what the exchange returns.
         let old = HostEntry(word.exchange(0))
@@ -83,6 +88,17 @@ extension AddressSpace {
         guard !old.isSpecial else { return }
         forget(old, &gather)
         freeTable(withdraw(from: table))
+    }
+
+    private func zapGigantic(_ range: Range<UserAddress>, _ gather: inout Gather, _ keepAnonymous: Bool) {
+        forEachGigantic(in: range) { low, word in
+            pageTableLock.lock()
+            let seen = HostEntry(word.peek())
+            if seen.isLargeLeaf, !keepAnonymous || !memory.isAnonymous(memory.page(seen.frame)) {
+                clearHuge(word, low, .page1G, &gather)
+            }
+            pageTableLock.unlock()
+        }
     }
 
     private func zapTable(

@@ -11,7 +11,7 @@ import Testing
         }
         #expect(result.status == 0, "\(result.output)")
         #expect(result.output.contains("ok: 600 calls in 10 sequences, seed 3, Linux "))
-        #expect(result.output.contains("madvise MADV_PAGEOUT") && result.output.contains("fork: 0"))
+        #expect(result.output.contains("madvise MADV_COLD") && result.output.contains("fork: 0"))
         #expect(!result.output.contains("\u{1b}"))
     }
 

@@ -40,8 +40,11 @@ import Testing
                     name: example
                     host:
                       device_memory: 1 MiB
+                      swap: 4 MiB
                       regions:
                         - {name: ram, kind: memfd, size: 1 MiB}
+                        - {name: data, kind: file, size: 64 KiB}
+                        - {name: shared, kind: memfd, size: 64 KiB}
                         - {name: blob, kind: graphics_buffer, size: 64 KiB}
                         - {name: bar, kind: device_bar, size: 64 KiB}
                         - {name: dax, kind: dax_file, size: 64 KiB}

@@ -9,7 +9,7 @@ import Testing
         expectOne(
             Sketch(host: "  memry: 16 MiB"), at: "memry", "`memry` is not a key of `host`",
             hint: "did you mean `memory`? `host` has: memory, device_memory, vram, graphics_system_memory, "
-                + "transparent_huge_pages, regions")
+                + "swap, swap_speed, reclaim, transparent_huge_pages, regions")
     }
     @Test func `an unknown key that resembles none`() {
         expectOne(
@@ -103,7 +103,7 @@ import Testing
                       memry: 16 MiB
                       ^
                   did you mean `memory`? `host` has: memory, device_memory, vram, graphics_system_memory, \
-                transparent_huge_pages, regions
+                swap, swap_speed, reclaim, transparent_huge_pages, regions
                 """)
     }
 }

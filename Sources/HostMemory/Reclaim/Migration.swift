@@ -208,7 +208,7 @@ extension PhysicalMemory {
         for larger in order...Self.largestOrder where freeHeads[larger] != 0 { return true }
         let size = 1 << order
         let first = (virgin + size - 1) & ~(size - 1)
-        return first + size <= ram.count
+        return first + size <= ceiling
     }
 
     /// Whether every frame is free, or holds a page that can be moved.
@@ -224,7 +224,7 @@ extension PhysicalMemory {
 
     /// Only the first frame of a free block says so, and memory that was never used says nothing.
     private func isPartOfFreeBlock(_ frame: HostFrame) -> Bool {
-        if Int(frame.number) >= virgin { return true }
+        if Int(frame.number) >= virgin { return Int(frame.number) < ceiling }
         for order in 0...Self.largestOrder {
             let first = HostFrame(frame.number & ~((1 << UInt64(order)) - 1))
             let head = page(first)
