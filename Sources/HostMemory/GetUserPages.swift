@@ -132,7 +132,7 @@ extension AddressSpace {
     private func isOwn(_ page: UnsafeMutablePointer<PageFrame>) -> Bool { memory.isAnonymous(page) }
 
     /// GUP's own marks: at a small entry on the folio, at a huge one in the entry. Kernel: `FOLL_TOUCH`, `touch_pmd`.
-    private func touch(_ page: UnsafeMutablePointer<PageFrame>, _ leaf: HostLeaf, write: Bool) {
+    func touch(_ page: UnsafeMutablePointer<PageFrame>, _ leaf: HostLeaf, write: Bool) {
         if leaf.level > .page4K {
             let bits = write ? HostEntry.accessed | HostEntry.dirty : HostEntry.accessed
             if leaf.entry.bits & bits != bits { _ = leaf.word.fetchOr(bits) }

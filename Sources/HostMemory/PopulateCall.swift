@@ -19,7 +19,7 @@ extension AddressSpace {
                 mmapLock.unlockRead()
                 throw .EINVAL
             }
-            if let leaf = leaf(address), leaf.entry.isPresent, !write || leaf.entry.isWritable {
+            if touchPresent(address, write: write) {
                 mmapLock.unlockRead()
                 address = address + pageSize
                 continue
@@ -32,6 +32,15 @@ extension AddressSpace {
             }
             outcome.wait()
         }
+    }
+
+    /// Whether the page is there with these rights: then it counts as used, as get-user-pages does it. `mmapLock` held.
+    private func touchPresent(_ address: UserAddress, write: Bool) -> Bool {
+        pageTableLock.lock()
+        defer { pageTableLock.unlock() }
+        guard let leaf = leaf(address), leaf.entry.isPresent, !write || leaf.entry.isWritable else { return false }
+        if !leaf.entry.isSpecial { touch(memory.page(leaf.frame(of: address)), leaf, write: write) }
+        return true
     }
 
     /// Takes the pages that `range` shows out of their objects, for everybody. Kernel: `madvise_remove`. Errors, at the first
