@@ -28,7 +28,7 @@
 
         /// Advices whose effect can't be foretold on this machine.
         private var impossible: [HostAdvice] {
-            (real.sharesSwap ? [.pageOut] : [])
+            (real.hasSwap ? [] : [.pageOut])
                 + (MachineSettings.showsGuards ? [] : [.guardInstall, .guardRemove])
         }
 

@@ -20,8 +20,6 @@
 
         /// Whether the processes have a swap device of their own.
         var hasSwap: Bool { fl_host_has_swap(host) == 1 }
-        /// Whether they share one with the rest of the machine: when a page is written to it is unknown then.
-        var sharesSwap: Bool { fl_host_has_swap(host) < 0 }
 
         func begin() throws(Broken) {
             let failed = fl_host_begin(host)
