@@ -22,7 +22,7 @@ import Testing
             try space.map(at: at(4096), length: 64 * pageSize, protection: .readWrite, backing: .object(object))
             for page in 0..<1024 { try space.store(at(page), UInt64(number << 32 | page)) }
         }
-        let rounds = 20
+        let rounds = 40
         let (one, other) = (spaces[0], spaces[1])
         let host = test.host
         @Sendable func use(_ space: AddressSpace, _ number: Int) throws {
