@@ -35,16 +35,18 @@ extension AddressSpace {
 
     /// Joins the VMA at `index` with the one before and the one after, where it can. `mmapLock` held for write.
     func merge(at index: Int) {
-        if index + 1 < vmas.count { join(index) }
-        if index > 0 { join(index - 1) }
+        // The one before goes first: with both it can be one only if they can be one with each other.
+        var place = index
+        if index > 0, join(index - 1) { place = index - 1 }
+        if place + 1 < vmas.count { join(place) }
     }
 
-    /// Joins the VMAs at `index` and behind it, if they are one.
-    private func join(_ index: Int) {
+    /// Joins the VMAs at `index` and behind it, if they are one. Whether they were.
+    @discardableResult private func join(_ index: Int) -> Bool {
         let (lower, upper) = (vmas[index], vmas[index + 1])
         guard lower.continues(in: upper), lower.flags == upper.flags,
             UserFaultRegistration.isSame(lower.userFaults, upper.userFaults), anonymousFits(lower, upper)
-        else { return }
+        else { return false }
         let guarded = lower.mayHoldGuards.load(ordering: .relaxed) || upper.mayHoldGuards.load(ordering: .relaxed)
         if !lower.mayHoldAnonymous { lower.inheritAnonymous(from: upper) }
         lower.mayHoldGuards.store(guarded, ordering: .relaxed)
@@ -55,6 +57,7 @@ extension AddressSpace {
         list?.removeLocked(upper)
         list?.lock.unlock()
         vmas.remove(at: index + 1)
+        return true
     }
 
     /// Kernel: `is_mergeable_anon_vma`.
