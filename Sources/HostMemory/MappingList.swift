@@ -31,25 +31,14 @@ final class MappingList: @unchecked Sendable {
         return areas.isEmpty
     }
 
-    /// Calls `body` with each area that shows page `index`, and where. The list's lock is held, and keeps the address spaces
-    /// alive. Kernel: `rmap_walk_file`.
-    func forEachArea(of index: Int, _ body: (AddressSpace, VMA, UserAddress) -> Void) {
-        lock.lock()
-        defer { lock.unlock() }
-        for vma in areas {
-            if let address = vma.address(of: index) { body(vma.space.takeUnretainedValue(), vma, address) }
-        }
-    }
-
-    /// Removes every entry for `pages`, in every address space, each between its notifier's start and end. The list's
-    /// lock keeps the address spaces alive. Kernel: `unmap_mapping_range`.
+    /// Removes every entry for `pages`, in every address space, each between its notifier's start and end. Kernel: `unmap_mapping_range`.
     func unmap(_ pages: Range<Int>, keepAnonymous: Bool) {
-        forEach(pages) { space, range in space.zapNotified(range, keepAnonymous: keepAnonymous) }
+        forEach(pages) { space, _, range in space.zapNotified(range, keepAnonymous: keepAnonymous) }
     }
 
-    /// Calls `body` with each stretch of an address space that shows `pages`, the list's lock held.
-    /// Kernel: `vma_interval_tree_foreach`.
-    func forEach(_ pages: Range<Int>, _ body: (AddressSpace, Range<UserAddress>) -> Void) {
+    /// Calls `body` with each area that shows some of `pages`, and where. The list's lock is held, and keeps the address
+    /// spaces alive. Kernel: `vma_interval_tree_foreach`, `rmap_walk_file`.
+    func forEach(_ pages: Range<Int>, _ body: (AddressSpace, VMA, Range<UserAddress>) -> Void) {
         lock.lock()
         defer { lock.unlock() }
         for vma in areas {
@@ -57,7 +46,7 @@ final class MappingList: @unchecked Sendable {
             let shown = pages.clamped(to: vma.firstPage..<(vma.firstPage + count))
             guard !shown.isEmpty else { continue }
             let low = vma.range.lowerBound + UInt64(shown.lowerBound - vma.firstPage) * pageSize
-            body(vma.space.takeUnretainedValue(), low..<(low + UInt64(shown.count) * pageSize))
+            body(vma.space.takeUnretainedValue(), vma, low..<(low + UInt64(shown.count) * pageSize))
         }
     }
 
@@ -66,7 +55,7 @@ final class MappingList: @unchecked Sendable {
     /// The first of `frames` that a special entry maps anywhere.
     func firstMapped(of frames: Range<HostFrame>) -> HostFrame? {
         var found: HostFrame?
-        forEach(0..<Int.max) { space, range in
+        forEach(0..<Int.max) { space, _, range in
             if found == nil { found = space.firstSpecial(of: frames, in: range) }
         }
         return found

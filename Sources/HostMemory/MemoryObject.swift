@@ -220,7 +220,7 @@ public final class MemoryObject: @unchecked Sendable {
         host.memory.willWrite(frame)
         let bytes = host.memory.bytes(of: frame)
         (bytes + inside).initializeMemory(as: UInt8.self, repeating: 0, count: Int(pageSize) - inside)
-        if disk != nil { host.memory.mark(page, PageFlags.dirty(.driver)) }
+        host.memory.mark(page, PageFlags.dirty(.driver))
         host.memory.put(page)
     }
 
@@ -282,7 +282,7 @@ public final class MemoryObject: @unchecked Sendable {
         host.memory.willWrite(host.memory.frame(of: found))
         word.storeData(value)
         // After the store: who writes the page out and cleans it meanwhile does so again.
-        if disk != nil { host.memory.mark(found, PageFlags.dirty(.driver)) }
+        host.memory.mark(found, PageFlags.dirty(.driver))
         host.memory.put(found)
     }
 

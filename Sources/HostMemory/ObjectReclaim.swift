@@ -16,9 +16,9 @@ extension MemoryObject {
         }
     }
 
-    /// Takes an isolated page out of memory; the caller's reference is gone then too. A memfd's goes to the swap device. A
-    /// file's must be clean: the dirty ones are left to `writeBack`. False: it stayed. Kernel: `shmem_writeout`,
-    /// `__remove_mapping`.
+    /// Takes an isolated page out of memory; the caller's reference is gone then too. A clean one is dropped: the disk has
+    /// its bytes, or, in a memfd, they are zeros that only were read. A memfd's dirty page goes to the swap device, a file's
+    /// is left to `writeBack`. False: it stayed. Kernel: `shmem_writeout`, `__remove_mapping`.
     func evict(_ page: UnsafeMutablePointer<PageFrame>, _ index: Int) -> Bool {
         let memory = host.memory
         if disk == nil, host.swap == nil { return false }
@@ -28,7 +28,7 @@ extension MemoryObject {
         guard takeOut(page, index) else { return false }
         let isDirty = page.pointee.flags.load(ordering: .relaxed) & PageFlags.anyDirty != 0
         let replacement: ObjectPage? =
-            if disk != nil { isDirty ? nil : .absent } else { swapOut(memory.frame(of: page)) }
+            if !isDirty { .absent } else if disk != nil { nil } else { swapOut(memory.frame(of: page)) }
         guard let replacement else {
             page.pointee.referenceCount.store(2, ordering: .releasing)
             replace(index, by: .frame(memory.frame(of: page)))
@@ -103,39 +103,11 @@ extension MemoryObject {
         defer { host.memory.put(page) }
         // The mark first: a write that comes after this makes the page dirty anew.
         let old = page.pointee.flags.bitwiseAnd(~PageFlags.anyDirty, ordering: .acquiringAndReleasing).oldValue
-        var isDirty = old & PageFlags.anyDirty != 0
-        mappings.forEachArea(of: index) { space, vma, address in
-            if vma.flags.shared, space.writeProtect(page, at: address) { isDirty = true }
-        }
-        guard isDirty else { return true }
+        let entryWasDirty = mappings.clean(index..<index + 1)
+        guard entryWasDirty || old & PageFlags.anyDirty != 0 else { return true }
         pagesLock.lock()
         defer { pagesLock.unlock() }
         guard holds(page, at: index) else { return true }
-        if disk.write(index, from: host.memory.frame(of: page), host.memory) { return true }
-        return false
-    }
-}
-
-extension AddressSpace {
-    /// Takes W and D from the entry that maps `page` at `address`; whether it was dirty. The backing's mapping lock is
-    /// held. Kernel: `page_vma_mkclean_one`.
-    fileprivate func writeProtect(_ page: UnsafeMutablePointer<PageFrame>, at address: UserAddress) -> Bool {
-        guard let leaf = entry(of: page, at: address), leaf.entry.isWritable || leaf.entry.isDirty else { return false }
-        let range = address..<(address + pageSize)
-        notifyStart(range)
-        pageTableLock.lock()
-        var wasDirty = false
-        let seen = HostEntry(leaf.word.load())
-        if seen.mapsFrame, seen.frame == memory.frame(of: page) {
-            let old = HostEntry(leaf.word.fetchAnd(~(HostEntry.writable | HostEntry.dirty)))
-            wasDirty = old.isDirty
-            let new = old.clearing(HostEntry.writable | HostEntry.dirty)
-            memory.record(
-                Event(
-                    .hostEntrySet, frame: new.frame, guest: address.page, level: 1, value: new.bits, extra: old.bits))
-        }
-        pageTableLock.unlock()
-        notifyEnd(range)
-        return wasDirty
+        return disk.write(index, from: host.memory.frame(of: page), host.memory)
     }
 }

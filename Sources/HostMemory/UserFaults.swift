@@ -267,7 +267,7 @@ extension AddressSpace {
         guard let page = object.takeIfPresent(vma.backingPage(of: address)) else { throw .EFAULT }
         var entry = HostEntry.leaf(
             memory.frame(of: page), vma.flags, writable: vma.entriesAreWritable && !protected)
-        if protected { entry = entry.setting(HostEntry.userProtected) }
+        entry = entry.setting(HostEntry.dirty | (protected ? HostEntry.userProtected : 0))
         pageTableLock.lock()
         let won = word.load() == 0 && object.holds(page, at: vma.backingPage(of: address))
         if won {
@@ -320,6 +320,7 @@ extension MemoryObject {
             let frame = host.memory.frame(of: page)
             host.memory.willWrite(frame)
             host.memory.bytes(of: frame).copyMemory(from: bytes, byteCount: Int(pageSize))
+            host.memory.mark(page, PageFlags.dirty(.driver))
             host.memory.put(page)
         case .mustWait, .unreadable: throw .EIO
         case .beyondEnd: throw .EFAULT

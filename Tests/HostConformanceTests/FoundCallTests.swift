@@ -16,12 +16,26 @@ import Testing
     }()
 
     static let sequences: [[HostCall]] = [
+        // A page of a memfd that only was read has nothing to go to the swap device.
+        [
+            .map(process: 0, pages: 0..<4, .file(0, firstPage: 0, shared: true), .readWrite),
+            .load(process: 0, page: 1, word: 0), .advise(process: 0, pages: 0..<4, .pageOut),
+            .truncate(file: 0, bytes: 4096 + 8), .load(process: 0, page: 0, word: 0),
+        ],
         // A VMA that can be one with either neighbour, which can't be one with each other, joins the one before.
         [
             .map(process: 0, pages: 28..<36, .file(1, firstPage: 4, shared: false), .readWrite),
             .protect(process: 0, pages: 33..<34, .read), .store(process: 0, page: 35, word: 1, 1),
             .writeFile(file: 1, page: 11, word: 77, 11), .store(process: 0, page: 28, word: 0, 12),
             .protect(process: 0, pages: 29..<37, .readWrite), .load(process: 0, page: 33, word: 0),
+        ],
+        // A page whose slot was given up is dirty: MADV_FREE leaves it where another process maps it too.
+        [
+            .map(process: 0, pages: 24..<25, .anonymous, .readWrite), .store(process: 0, page: 24, word: 77, 3),
+            .advise(process: 0, pages: 24..<32, .pageOut), .fork(process: 0, child: 1),
+            .store(process: 1, page: 24, word: 511, 4), .store(process: 0, page: 24, word: 0, 9),
+            .fork(process: 0, child: 3), .advise(process: 0, pages: 24..<25, .free),
+            .store(process: 3, page: 24, word: 0, 14), .advise(process: 0, pages: 24..<25, .pageOut),
         ],
         // The tail of a page that is swapped out when its object is made to end in it.
         [

@@ -157,7 +157,7 @@ public final class DAXFile: DriverMapping, @unchecked Sendable {
         layout.lock()
         for page in dirty.indices where dirty[page] {
             dirty[page] = false
-            mappings.forEach(page..<(page + 1)) { space, range in space.cleanNotified(range) }
+            _ = mappings.clean(page..<(page + 1))
         }
         layout.unlock()
     }
@@ -195,35 +195,5 @@ extension AddressSpace {
             return
         }
         setLeaf(leaf.word, leaf.entry.setting(Self.written), address)
-    }
-
-    /// Takes the dirty bit and the right to write from the entries of `range`, but for private copies, between the
-    /// notifier's start and end. The backing's mapping lock held. Kernel: `pfn_mkclean_range`, `page_mkclean`.
-    func cleanNotified(_ range: Range<UserAddress>) {
-        notifyStart(range)
-        forEachMiddle(in: range) { part, middle, _ in
-            let table = HostEntry(middle.load())
-            guard table.isPresent, !table.isLargeLeaf else { return }
-            pageTableLock.lock()
-            for page in part.lowerBound.page..<part.upperBound.page {
-                clean(memory.entry(Int(page & 511), of: table.frame), page)
-            }
-            pageTableLock.unlock()
-        }
-        notifyEnd(range)
-    }
-
-    private func clean(_ word: AtomicWord, _ page: UInt64) {
-        while true {
-            let old = HostEntry(word.peek())
-            let isCopy = !old.isSpecial && old.mapsFrame && memory.isAnonymous(memory.page(old.frame))
-            guard old.mapsFrame, !isCopy, old.isWritable || old.isDirty else { return }
-            let new = old.clearing(HostEntry.writable | HostEntry.dirty)
-            // The processor may set A or D meanwhile.
-            if word.compareExchange(expected: old.bits, desired: new.bits) != nil { continue }
-            if !old.isSpecial { memory.noteEntryBits(old, memory.page(old.frame)) }
-            return memory.record(
-                Event(.hostEntrySet, frame: new.frame, guest: page, level: 1, value: new.bits, extra: old.bits))
-        }
     }
 }

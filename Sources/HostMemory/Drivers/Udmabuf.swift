@@ -66,8 +66,12 @@ public final class Udmabuf: DriverMapping, @unchecked Sendable {
         }
     }
 
+    /// The device, or a process through its special entries, may have written: nothing else tells the object.
     private static func unpin(_ frames: [HostFrame], _ memory: PhysicalMemory) {
-        for frame in frames { memory.unpin(memory.page(frame)) }
+        for frame in frames {
+            memory.mark(memory.page(frame), PageFlags.dirty(.driver))
+            memory.unpin(memory.page(frame))
+        }
     }
 
     /// Shared mappings only, of pages that the buffer has. Kernel: `mmap_udmabuf`.

@@ -22,8 +22,8 @@ extension Host {
             }
         } else {
             memory.lists?.withObject(of: page) { object, index in
-                object.mappings.forEachArea(of: index) { space, vma, address in
-                    space.testAndClearUse(page, vma, at: address, &use)
+                object.mappings.forEach(index..<index + 1) { space, vma, range in
+                    space.testAndClearUse(page, vma, at: range.lowerBound, &use)
                 }
             }
         }

@@ -114,7 +114,8 @@ public final class SwapDevice: @unchecked Sendable {
         if let page { memory.put(page) }
     }
 
-    /// Frees a slot; the page that the cache held, whose reference is now the caller's. `lock` held.
+    /// Frees a slot; the page that the cache held, whose reference is now the caller's. Its bytes are nowhere else from now
+    /// on, so it is dirty. `lock` held. Kernel: `folio_free_swap`.
     private func vacate(_ slot: Int, _ memory: PhysicalMemory) -> UnsafeMutablePointer<PageFrame>? {
         uses[slot] = -1
         unreadable[slot] = false
@@ -123,6 +124,7 @@ public final class SwapDevice: @unchecked Sendable {
         let page = memory.page(HostFrame(cached[slot]))
         cached[slot] = 0
         page.pointee.flags.bitwiseAnd(~PageFlags.swapCache, ordering: .relaxed)
+        memory.mark(page, PageFlags.dirty(.driver))
         return page
     }
 
