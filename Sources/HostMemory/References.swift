@@ -9,23 +9,22 @@ extension PhysicalMemory {
     @inlinable @inline(__always) func tryGet(_ page: UnsafeMutablePointer<PageFrame>) -> Bool {
         let head = head(of: page)
         schedulingPoint(.pageGet, frame(of: head).physicalAddress)
-        var old = head.pointee.referenceCount.load(ordering: .relaxed)
-        while old > 0 {
-            let (done, seen) = head.pointee.referenceCount.weakCompareExchange(
-                expected: old, desired: old + 1, ordering: .acquiring)
-            if done { return true }
-            old = seen
-        }
-        return false
+        return countUp(head, by: 1)
     }
 
     /// The same under the lists' lock, which orders it. Kernel: `folio_try_get` in `isolate_lru_folios`.
     func tryGetListed(_ head: UnsafeMutablePointer<PageFrame>) -> Bool {
         schedulingNote(.pageGet, frame(of: head).physicalAddress)
+        return countUp(head, by: 1)
+    }
+
+    /// False: the count is 0, and stays.
+    @inlinable @inline(__always)
+    func countUp(_ head: UnsafeMutablePointer<PageFrame>, by step: Int32) -> Bool {
         var old = head.pointee.referenceCount.load(ordering: .relaxed)
         while old > 0 {
             let (done, seen) = head.pointee.referenceCount.weakCompareExchange(
-                expected: old, desired: old + 1, ordering: .acquiring)
+                expected: old, desired: old + step, ordering: .acquiring)
             if done { return true }
             old = seen
         }
@@ -87,18 +86,10 @@ extension PhysicalMemory {
         let flags = head.pointee.flags.load(ordering: .relaxed)
         if flags & PageFlags.zeroPage != 0 { return true }
         schedulingPoint(.pageGet, frame(of: head).physicalAddress)
-        let step: Int32 = flags & PageFlags.head != 0 ? 1 : PageFrame.pinBias
-        var old = head.pointee.referenceCount.load(ordering: .relaxed)
-        while old > 0 {
-            let (done, seen) = head.pointee.referenceCount.weakCompareExchange(
-                expected: old, desired: old + step, ordering: .acquiring)
-            if done {
-                if step == 1 { head.pointee.pinCount.add(1, ordering: .relaxed) }
-                return true
-            }
-            old = seen
-        }
-        return false
+        let isLarge = flags & PageFlags.head != 0
+        guard countUp(head, by: isLarge ? 1 : PageFrame.pinBias) else { return false }
+        if isLarge { head.pointee.pinCount.add(1, ordering: .relaxed) }
+        return true
     }
 
     func unpin(_ page: UnsafeMutablePointer<PageFrame>) {
