@@ -30,63 +30,70 @@ extension AddressSpace {
         }
     }
 
-    /// Takes `mmapLock` for read only, as the kernel does. Kernel: `madvise_dontneed_single_vma`.
-    private func dontNeed(_ range: Range<UserAddress>) throws(Errno) {
+    /// Calls `body` with each area that has pages of `range`, and those pages, `mmapLock` held for read. Errors: ENOMEM for a
+    /// hole, after the rest was done; what `body` throws, at once. Kernel: `madvise_walk_vmas`.
+    func forEachPart(
+        of range: Range<UserAddress>, _ body: (VMA, Range<UserAddress>) throws(Errno) -> Void
+    ) throws(Errno) {
         mmapLock.lockForRead()
         defer { mmapLock.unlockRead() }
-        var index = firstIndex(endingAfter: range.lowerBound)
         var reached = range.lowerBound
-        var hole = false
-        while index < vmas.count, let part = Self.overlap(vmas[index].range, range) {
-            if vmas[index].flags.pfnMap { throw .EINVAL }
-            if let file = vmas[index].hugeFile,
-                part.lowerBound.aligned(to: file.level) != part.lowerBound
-                    || part.upperBound.aligned(to: file.level) != part.upperBound
-            {
-                throw .EINVAL
+        var hasHole = false
+        while reached < range.upperBound {
+            let index = firstIndex(endingAfter: reached)
+            guard index < vmas.count, let part = Self.overlap(vmas[index].range, reached..<range.upperBound) else {
+                throw .ENOMEM
             }
-            if part.lowerBound > reached { hole = true }
+            if part.lowerBound > reached { hasHole = true }
+            try body(vmas[index], part)
             reached = part.upperBound
-            zapNotified(part)
-            index += 1
         }
-        if hole || reached < range.upperBound { throw .ENOMEM }
+        if hasHole { throw .ENOMEM }
+    }
+
+    /// Of the huge pages of a pool only those go that lie in `range` as a whole. Kernel: `madvise_dontneed_single_vma`.
+    private func dontNeed(_ range: Range<UserAddress>) throws(Errno) {
+        try forEachPart(of: range) { (vma, part) throws(Errno) in
+            guard !vma.flags.pfnMap else { throw .EINVAL }
+            let level = vma.hugeFile?.level ?? .page4K
+            let end = part.upperBound.aligned(to: level)
+            guard part.lowerBound.aligned(to: level) == part.lowerBound else { throw .EINVAL }
+            if part.lowerBound < end { zapNotified(part.lowerBound..<end) }
+        }
+    }
+
+    /// Sets or takes back marks of the areas in `range`. Errors: EINVAL where one would change inside a huge page of a pool;
+    /// ENOMEM for a hole, after the rest was done; what `change` throws, at once.
+    private func mark(
+        _ range: Range<UserAddress>, _ change: (VMA, inout VMAFlags) throws(Errno) -> Void
+    ) throws(Errno) {
+        mmapLock.lockForWrite()
+        defer { mmapLock.unlockWrite() }
+        let hole = hasHole(range)
+        try changeEach(range) { (vma) throws(Errno) in
+            var flags = vma.flags
+            try change(vma, &flags)
+            return flags
+        } then: { _ in
+        }
+        if hole { throw .ENOMEM }
     }
 
     /// Kernel: `ksm_madvise`: what can't be merged is left as it is.
     private func setMergeable(_ range: Range<UserAddress>) throws(Errno) {
-        mmapLock.lockForWrite()
-        defer { mmapLock.unlockWrite() }
-        guard maySplit(range) else { throw .EINVAL }
-        let hole = hasHole(range)
-        changeEach(range) { vma in
-            var flags = vma.flags
+        try mark(range) { vma, flags in
             let isSpecial = flags.pfnMap || flags.mixedMap || flags.io
             if !isSpecial, !flags.shared, vma.hugeFile == nil { flags.mergeable = true }
-            return flags
-        } then: { _ in
         }
-        if hole { throw .ENOMEM }
     }
 
     /// Each merged page gets a copy of its own. Error: ENOMEM also without memory for that.
     private func setUnmergeable(_ range: Range<UserAddress>) throws(Errno) {
-        mmapLock.lockForWrite()
-        defer { mmapLock.unlockWrite() }
-        guard maySplit(range) else { throw .EINVAL }
-        let hole = hasHole(range)
-        var failure: Errno?
-        for vma in vmas[splitting(range)] where vma.flags.mergeable {
-            do throws(Errno) { try unmerge(vma, vma.range) } catch { failure = error }
-        }
-        changeEach(range) { vma in
-            var flags = vma.flags
+        try mark(range) { (vma, flags) throws(Errno) in
+            guard flags.mergeable, let part = Self.overlap(vma.range, range) else { return }
+            try unmerge(vma, part)
             flags.mergeable = false
-            return flags
-        } then: { _ in
         }
-        if let failure { throw failure }
-        if hole { throw .ENOMEM }
     }
 
     /// Breaks the memory behind each page of `range`. Errors: EFAULT for a hole, EIO where no page can be had.
@@ -107,17 +114,9 @@ extension AddressSpace {
     }
 
     private func setHugePages(_ range: Range<UserAddress>, wanted: Bool) throws(Errno) {
-        mmapLock.lockForWrite()
-        defer { mmapLock.unlockWrite() }
-        let hole = hasHole(range)
-        guard maySplit(range) else { throw .EINVAL }
-        changeEach(range) { vma in
-            var flags = vma.flags
+        try mark(range) { _, flags in
             flags.hugePage = wanted
             flags.noHugePage = !wanted
-            return flags
-        } then: { _ in
         }
-        if hole { throw .ENOMEM }
     }
 }

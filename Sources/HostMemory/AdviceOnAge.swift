@@ -5,26 +5,15 @@ import Synchrony
 
 /// The advices about how much pages are needed: cold, to be paged out, free to be taken.
 extension AddressSpace {
-    /// Calls `body` for the part of each area in `range`, `mmapLock` held for read. Errors: EINVAL for a PFN map; ENOMEM
-    /// for a hole, after the rest was done. Kernel: `madvise_walk_vmas`, `can_madv_lru_vma`.
+    /// Calls `body` for the part of each area in `range`, `mmapLock` held for read. Errors: EINVAL for a PFN map and for
+    /// huge pages of a pool; ENOMEM for a hole, after the rest was done. Kernel: `can_madv_lru_vma`.
     func forEachAgeable(
         _ range: Range<UserAddress>, _ body: (VMA, Range<UserAddress>) -> Void
     ) throws(Errno) {
-        mmapLock.lockForRead()
-        defer { mmapLock.unlockRead() }
-        var reached = range.lowerBound
-        var hole = false
-        while reached < range.upperBound {
-            let index = firstIndex(endingAfter: reached)
-            guard index < vmas.count, let part = Self.overlap(vmas[index].range, reached..<range.upperBound) else {
-                throw .ENOMEM
-            }
-            if vmas[index].flags.pfnMap || vmas[index].hugeFile != nil { throw .EINVAL }
-            if part.lowerBound > reached { hole = true }
-            body(vmas[index], part)
-            reached = part.upperBound
+        try forEachPart(of: range) { (vma, part) throws(Errno) in
+            if vma.flags.pfnMap || vma.hugeFile != nil { throw .EINVAL }
+            body(vma, part)
         }
-        if hole { throw .ENOMEM }
     }
 
     /// The pages of `range` count as not used lately. No notifier: nothing that anybody relies on changes.
@@ -85,23 +74,12 @@ extension AddressSpace {
     /// The content of private anonymous pages may go: reclaim drops those that nobody writes after this, and what is on the
     /// swap device is gone at once. Kernel: `madvise_free_single_vma`. Errors: EINVAL for other memory; ENOMEM for a hole.
     func free(_ range: Range<UserAddress>) throws(Errno) {
-        mmapLock.lockForRead()
-        defer { mmapLock.unlockRead() }
-        var reached = range.lowerBound
-        var hole = false
-        while reached < range.upperBound {
-            let index = firstIndex(endingAfter: reached)
-            guard index < vmas.count, let part = Self.overlap(vmas[index].range, reached..<range.upperBound) else {
-                throw .ENOMEM
-            }
-            guard case .anonymous = vmas[index].backing else { throw .EINVAL }
-            if part.lowerBound > reached { hole = true }
+        try forEachPart(of: range) { (vma, part) throws(Errno) in
+            guard case .anonymous = vma.backing else { throw .EINVAL }
             notifyStart(part)
             forEachSmall(in: part) { word, _ in free(word) }
             notifyEnd(part)
-            reached = part.upperBound
         }
-        if hole { throw .ENOMEM }
     }
 
     /// Kernel: `madvise_free_pte_range`. `pageTableLock` held.

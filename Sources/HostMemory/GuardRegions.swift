@@ -51,21 +51,10 @@ extension AddressSpace {
     private func forEachGuardable(
         _ range: Range<UserAddress>, _ body: (VMA, Range<UserAddress>) throws(Errno) -> Void
     ) throws(Errno) {
-        mmapLock.lockForRead()
-        defer { mmapLock.unlockRead() }
-        var reached = range.lowerBound
-        var hole = false
-        while reached < range.upperBound {
-            let index = firstIndex(endingAfter: reached)
-            guard index < vmas.count, let part = Self.overlap(vmas[index].range, reached..<range.upperBound) else {
-                throw .ENOMEM
-            }
-            let flags = vmas[index].flags
-            if flags.pfnMap || flags.mixedMap || flags.io || vmas[index].hugeFile != nil { throw .EINVAL }
-            if part.lowerBound > reached { hole = true }
-            try body(vmas[index], part)
-            reached = part.upperBound
+        try forEachPart(of: range) { (vma, part) throws(Errno) in
+            let flags = vma.flags
+            if flags.pfnMap || flags.mixedMap || flags.io || vma.hugeFile != nil { throw .EINVAL }
+            try body(vma, part)
         }
-        if hole { throw .ENOMEM }
     }
 }

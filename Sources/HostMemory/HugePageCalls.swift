@@ -40,10 +40,9 @@ extension AddressSpace {
     func copyHugeFile(_ vma: VMA, _ file: HugePageFile, _ child: AddressSpace) -> Bool {
         var low = vma.range.lowerBound
         while low < vma.range.upperBound {
-            let word = file.level == .page1G ? upperEntry(low) : middleWord(low)
-            if let word, HostEntry(word.peek()).isLargeLeaf {
-                let target = file.level == .page1G ? child.makeUpperEntry(low) : child.makeMiddleEntry(low)?.word
-                guard let target, copyHugeEntry(file, low, word, target, child) else { return false }
+            if let word = hugeWord(low, file.level), HostEntry(word.peek()).isLargeLeaf {
+                guard let target = child.makeHugeEntry(low, file.level), copyHugeEntry(file, low, word, target, child)
+                else { return false }
             }
             low = low + file.level.bytes
         }
@@ -83,6 +82,38 @@ extension AddressSpace {
         let entry = HostEntry(seen.bits & ~HostEntry.frameMask | memory.frame(of: new).physicalAddress)
         child.setLeaf(target, entry, low, file.level)
         return true
+    }
+
+    /// A table for each leaf that `moveHugeEntries` will move. False: no memory.
+    func makeHugeTables(_ file: HugePageFile, from source: Range<UserAddress>, to target: UserAddress) -> Bool {
+        for offset in stride(from: 0, to: source.upperBound.value - source.lowerBound.value, by: Int(file.level.bytes))
+        where makeHugeEntry(target + offset, file.level) == nil {
+            return false
+        }
+        return true
+    }
+
+    /// Kernel: `move_hugetlb_page_tables`.
+    func moveHugeEntries(_ file: HugePageFile, _ source: Range<UserAddress>, _ target: UserAddress) {
+        pageTableLock.lock()
+        defer { pageTableLock.unlock() }
+        for offset in stride(from: 0, to: source.upperBound.value - source.lowerBound.value, by: Int(file.level.bytes))
+        {
+            let low = source.lowerBound + offset
+            guard let word = hugeWord(low, file.level), word.peek() != 0,
+                let place = hugeWord(target + offset, file.level)
+            else { continue }
+            let entry = HostEntry(word.exchange(0))
+            memory.record(
+                Event(
+                    .hostEntryCleared, frame: entry.frame, guest: low.page, level: file.level.rawValue,
+                    value: entry.bits))
+            setLeaf(place, entry, target + offset, file.level)
+        }
+    }
+
+    private func hugeWord(_ address: UserAddress, _ level: PageLevel) -> AtomicWord? {
+        level == .page1G ? upperEntry(address) : middleWord(address)
     }
 
     private func middleWord(_ address: UserAddress) -> AtomicWord? {

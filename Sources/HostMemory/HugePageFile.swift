@@ -85,6 +85,30 @@ public final class HugePageFile: @unchecked Sendable {
     }
 }
 
+extension HugePageFile {
+    /// The same for any stretch of it, in pages of 4 KiB: a huge page that is not in it as a whole stays, and that part is
+    /// cleared. Kernel: `hugetlbfs_punch_hole`, `hugetlbfs_zero_partial_page`.
+    func punchHole(smallPages hole: Range<Int>) {
+        let size = Int(level.frames)
+        let whole =
+            (hole.lowerBound + size - 1) / size..<max((hole.lowerBound + size - 1) / size, hole.upperBound / size)
+        if !whole.isEmpty { punchHole(whole) }
+        var low = hole.lowerBound
+        while low < hole.upperBound {
+            let high = min((low / size + 1) * size, hole.upperBound)
+            if !whole.contains(low / size) { clear(low % size..<low % size + (high - low), ofPage: low / size) }
+            low = high
+        }
+    }
+
+    private func clear(_ part: Range<Int>, ofPage index: Int) {
+        guard case .page(let page) = take(index, makes: false) else { return }
+        let memory = pool.host.memory
+        memory.clear(memory.frame(of: page).advanced(by: part.lowerBound), count: part.count)
+        memory.put(page)
+    }
+}
+
 // MARK: Faults
 
 extension AddressSpace {
@@ -106,7 +130,7 @@ extension AddressSpace {
     }
 
     /// The entry of `level` for an address, its tables made. Nil: no memory. Kernel: `huge_pte_alloc`.
-    private func makeHugeEntry(_ address: UserAddress, _ level: PageLevel) -> AtomicWord? {
+    func makeHugeEntry(_ address: UserAddress, _ level: PageLevel) -> AtomicWord? {
         level == .page1G ? makeUpperEntry(address) : makeMiddleEntry(address)?.word
     }
 

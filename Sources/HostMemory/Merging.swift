@@ -9,9 +9,11 @@ import Synchrony
 extension AddressSpace {
     /// Gives each VMA of `range`, split at its ends, the flags that `wanted` says. One whose flags change becomes one with
     /// its neighbours where it can, and then `then` hears of its part. Holes are passed over. `mmapLock` held for write.
+    /// Errors, which end it: EINVAL at the first that would have to be split inside a huge page of a pool; those of `wanted`.
     func changeEach(
-        _ range: Range<UserAddress>, _ wanted: (VMA) -> VMAFlags, then: (Range<UserAddress>) -> Void
-    ) {
+        _ range: Range<UserAddress>, _ wanted: (VMA) throws(Errno) -> VMAFlags,
+        then: (Range<UserAddress>) -> Void
+    ) throws(Errno) {
         var address = range.lowerBound
         while address < range.upperBound {
             let index = firstIndex(endingAfter: address)
@@ -19,8 +21,9 @@ extension AddressSpace {
                 return
             }
             address = part.upperBound
-            let flags = wanted(vmas[index])
+            let flags = try wanted(vmas[index])
             guard flags != vmas[index].flags else { continue }
+            guard maySplit(part) else { throw .EINVAL }
             splitVMA(at: part.lowerBound)
             splitVMA(at: part.upperBound)
             let changed = firstIndex(endingAfter: part.lowerBound)

@@ -14,6 +14,7 @@ extension AddressSpace {
         guard Self.isUsable(range), length > 0, length & (pageSize - 1) == 0 else { throw .EINVAL }
         mmapLock.lockForWrite()
         defer { mmapLock.unlockWrite() }
+        let (range, length) = try wholeHugePages(range, length, target)
         if let target {
             try move(range, length, target)
         } else {
@@ -21,12 +22,29 @@ extension AddressSpace {
         }
     }
 
+    /// Where `range` begins in huge pages of a pool, it and the length are such pages, the last of each as a whole. Errors:
+    /// EINVAL in the middle of one, and for a mapping that is to grow. Kernel: `check_prep_vma`.
+    private func wholeHugePages(
+        _ range: Range<UserAddress>, _ length: UInt64, _ target: UserAddress?
+    ) throws(Errno) -> (Range<UserAddress>, UInt64) {
+        guard let level = find(range.lowerBound)?.hugeFile?.level else { return (range, length) }
+        let inside = level.bytes - 1
+        let old = (range.upperBound.value - range.lowerBound.value + inside) & ~inside
+        let new = (length + inside) & ~inside
+        let isAligned = (range.lowerBound.value | (target?.value ?? 0)) & inside == 0
+        guard isAligned, new <= old, range.lowerBound.value + old <= UserAddress.end.value else { throw .EINVAL }
+        return (range.lowerBound..<range.lowerBound + old, new)
+    }
+
     private func resize(_ range: Range<UserAddress>, _ length: UInt64) throws(Errno) {
         guard let vma = find(range.lowerBound) else { throw .EFAULT }
-        if vma.hugeFile != nil { throw .EINVAL }
         let old = range.upperBound.value - range.lowerBound.value
         if length == old { return }
-        if length < old { return remove((range.lowerBound + length)..<range.upperBound) }
+        if length < old {
+            let cut = (range.lowerBound + length)..<range.upperBound
+            guard maySplit(cut) else { throw .EINVAL }
+            return remove(cut)
+        }
         guard range.upperBound <= vma.range.upperBound else { throw .EFAULT }
         let (end, overflow) = range.lowerBound.value.addingReportingOverflow(length)
         guard range.upperBound == vma.range.upperBound, !overflow, UserAddress(end) <= UserAddress.end else {
@@ -48,7 +66,7 @@ extension AddressSpace {
         let place = target..<UserAddress(end)
         guard Self.overlap(place, range) == nil else { throw .EINVAL }
         guard let first = find(range.lowerBound) else { throw .EFAULT }
-        guard first.hugeFile == nil, maySplit(place) else { throw .EINVAL }
+        guard maySplit(place), maySplit(range) else { throw .EINVAL }
         if length == range.upperBound.value - range.lowerBound.value { return try moveEach(range, target) }
         // Only what moves must be in one VMA.
         guard min(range.lowerBound + length, range.upperBound) <= first.range.upperBound else { throw .EFAULT }
@@ -59,7 +77,7 @@ extension AddressSpace {
             remove(source.upperBound..<range.upperBound)
         }
         if case .driver = first.backing { throw .EFAULT }
-        guard makeTables(from: source, to: target) else { throw .ENOMEM }
+        guard makeTables(first, from: source, to: target) else { throw .ENOMEM }
         moveVMA(source, place)
     }
 
@@ -73,18 +91,19 @@ extension AddressSpace {
                 return
             }
             if case .driver = vmas[index].backing { throw .EFAULT }
-            if vmas[index].hugeFile != nil { throw .EINVAL }
             let low = target + (part.lowerBound.value - range.lowerBound.value)
+            if let level = vmas[index].hugeFile?.level, low.aligned(to: level) != low { throw .EINVAL }
             let place = low..<(low + (part.upperBound.value - part.lowerBound.value))
             remove(place)
-            guard makeTables(from: part, to: low) else { throw .ENOMEM }
+            guard makeTables(vmas[firstIndex(endingAfter: address)], from: part, to: low) else { throw .ENOMEM }
             moveVMA(part, place)
             address = part.upperBound
         }
     }
 
     /// Everything that may fail, done first: a table for each entry that will come.
-    private func makeTables(from source: Range<UserAddress>, to target: UserAddress) -> Bool {
+    private func makeTables(_ vma: VMA, from source: Range<UserAddress>, to target: UserAddress) -> Bool {
+        if let file = vma.hugeFile { return makeHugeTables(file, from: source, to: target) }
         var fits = true
         forEachMiddle(in: source) { part, word, table in
             if HostEntry(word.load()).isLargeLeaf { splitHuge(part.lowerBound, word, table) }
@@ -113,11 +132,16 @@ extension AddressSpace {
             self, identity: newIdentity(), range: place, firstPage: firstPage, flags: old.flags, backing: old.backing)
         // Who serves the old place does not know the new one. Kernel: `mremap_userfaultfd_prep` without its event.
         new.inheritAnonymous(from: old)
+        new.promises.store(old.promises.exchange(0, ordering: .relaxed), ordering: .relaxed)
         let list = old.mappings
         notifyStart(source)
         list?.lock.lock()
         list?.addLocked(new)
-        moveEntries(source, place.lowerBound)
+        if let file = old.hugeFile {
+            moveHugeEntries(file, source, place.lowerBound)
+        } else {
+            moveEntries(source, place.lowerBound)
+        }
         list?.removeLocked(old)
         list?.lock.unlock()
         notifyEnd(source)

@@ -47,13 +47,20 @@ extension AddressSpace {
     /// VMA that is none: EINVAL for private anonymous memory and drivers' mappings, EACCES for a private mapping of an object;
     /// ENOMEM for a hole, after the rest was done.
     func removePages(_ range: Range<UserAddress>) throws(Errno) {
-        let hole = try forEachObjectPart(range) { object, pages in object.punchHole(pages) }
+        let hole = try forEachSharedPart(range) { backing, pages throws(Errno) in
+            switch backing {
+            case .object(let object, _, _): object.punchHole(pages)
+            case .huge(let file, _, _): file.punchHole(smallPages: pages)
+            case .anonymous, .anonymousShared, .driver: throw .EINVAL
+            }
+        }
         if hole { throw .ENOMEM }
     }
 
-    /// Whether there was a hole. The lock is dropped around each call: it comes after the object's.
-    private func forEachObjectPart(
-        _ range: Range<UserAddress>, _ body: (MemoryObject, Range<Int>) -> Void
+    /// Calls `body` with each backing in `range` and the pages of it that are shown. Error: EACCES for a private mapping of
+    /// memory with a name. Whether there was a hole. The lock is dropped around each call: it comes after the object's.
+    private func forEachSharedPart(
+        _ range: Range<UserAddress>, _ body: (Backing, Range<Int>) throws(Errno) -> Void
     ) throws(Errno) -> Bool {
         var address = range.lowerBound
         var hole = false
@@ -68,11 +75,20 @@ extension AddressSpace {
             let vma = vmas[index]
             let (backing, shared, first) = (vma.backing, vma.flags.shared, vma.backingPage(of: part.lowerBound))
             mmapLock.unlockRead()
-            guard case .object(let object, _, _) = backing else { throw .EINVAL }
-            guard shared else { throw .EACCES }
-            body(object, first..<first + Int(part.upperBound.page - part.lowerBound.page))
+            if !shared, backing.hasName { throw .EACCES }
+            try body(backing, first..<first + Int(part.upperBound.page - part.lowerBound.page))
             address = part.upperBound
         }
         return hole
+    }
+}
+
+extension Backing {
+    /// Kernel: `vma->vm_file` of shmem or hugetlbfs.
+    fileprivate var hasName: Bool {
+        switch self {
+        case .object, .huge: true
+        case .anonymous, .anonymousShared, .driver: false
+        }
     }
 }

@@ -4,20 +4,20 @@ import Synchrony
 
 /// mprotect, and the NUMA hints that change entries the same way.
 extension AddressSpace {
-    /// Kernel: `mprotect`. Errors: EINVAL for a bad range, ENOMEM for a hole; what lies before the hole is changed.
+    /// Kernel: `mprotect`. Errors: EINVAL for a bad range, and inside a huge page of a pool; ENOMEM for a hole. What lies
+    /// before is changed.
     public func protect(_ range: Range<UserAddress>, _ protection: Protection) throws(Errno) {
         guard Self.isUsable(range) else { throw .EINVAL }
         mmapLock.lockForWrite()
         defer { mmapLock.unlockWrite() }
         let reached = endOfMapped(range)
         guard reached > range.lowerBound else { throw .ENOMEM }
-        guard maySplit(range) else { throw .EINVAL }
-        protect(mapped: range.lowerBound..<reached, protection)
+        try protect(mapped: range.lowerBound..<reached, protection)
         if reached < range.upperBound { throw .ENOMEM }
     }
 
-    private func protect(mapped range: Range<UserAddress>, _ protection: Protection) {
-        changeEach(range) { vma in
+    private func protect(mapped range: Range<UserAddress>, _ protection: Protection) throws(Errno) {
+        try changeEach(range) { vma in
             var flags = vma.flags
             flags.protection = protection
             if flags.write {

@@ -112,15 +112,85 @@ import Testing
         let part = low(0)..<low(0) + 4096
         #expect(throws: Errno.EINVAL) { try space.unmap(part) }
         #expect(throws: Errno.EINVAL) { try space.protect(part, .read) }
-        for advice in [Advice.dontNeed, .cold, .pageOut, .free, .guardInstall, .hugePage] {
+        for advice in [Advice.cold, .pageOut, .free, .guardInstall, .guardRemove, .hugePage, .collapse] {
             #expect(throws: Errno.EINVAL) { try space.advise(part, advice) }
         }
+        // Where nothing changes nothing is split.
+        for advice in [Advice.mergeable, .unmergeable, .populateRead, .populateWrite] { try space.advise(part, advice) }
+        try space.protect(part, .readWrite)
         try space.protect(span(0..<1), .read)
         #expect(throws: UserFault.segmentation) { try space.access(low(0), store: 1) }
         try space.advise(span(0..<2), .dontNeed)
         #expect(try space.load(low(0)) == 4)
         file.punchHole(0..<1)
         #expect(try space.load(low(0)) == 0)
+    }
+
+    @Test func `MADV_DONTNEED begins at a page and takes those that lie in it as a whole`() throws {
+        let pool = try #require(HugePagePool(test.host, level: .page2M, pages: 2))
+        let space = test.space()
+        defer { space.exit() }
+        try map(HugePageFile(pool, pages: 2), 2, shared: false, space)
+        for page in 0..<2 { try space.store(low(page), 4) }
+        try space.advise(low(0)..<low(0) + 4096, .dontNeed)
+        #expect(try space.load(low(0)) == 4)
+        #expect(throws: Errno.EINVAL) { try space.advise(low(0) + 4096..<low(1) + 4096, .dontNeed) }
+        try space.advise(low(0)..<low(1) + 4096, .dontNeed)
+        #expect(try space.load(low(0)) == 0 && space.load(low(1)) == 4)
+        #expect(throws: Errno.EACCES) { try space.advise(span(0..<1), .remove) }
+    }
+
+    @Test func `MADV_REMOVE clears what it has of a page, and takes whole pages out`() throws {
+        let pool = try #require(HugePagePool(test.host, level: .page2M, pages: 3))
+        let space = test.space()
+        let file = HugePageFile(pool, pages: 3)
+        try map(file, 3, shared: true, space)
+        for page in 0..<3 {
+            try space.store(low(page), 5)
+            try space.store(low(page) + Self.huge - 4096, 6)
+        }
+        try space.advise(low(0) + 4096..<low(2) + 4096, .remove)
+        #expect(try space.load(low(0)) == 5 && space.load(low(0) + Self.huge - 4096) == 0)
+        #expect(space.translate(low(1)) == nil && pool.idle.free == 1)
+        #expect(try space.load(low(2)) == 0 && space.load(low(2) + Self.huge - 4096) == 6)
+        space.exit()
+    }
+
+    @Test func `mremap moves and cuts whole pages, and lets none grow`() throws {
+        let pool = try #require(HugePagePool(test.host, level: .page2M, pages: 4))
+        let space = test.space()
+        let file = HugePageFile(pool, pages: 4)
+        try map(file, 4, shared: false, space)
+        for page in 0..<4 { try space.store(low(page), UInt64(page)) }
+        let frames = (0..<4).map { space.translate(low($0))?.frame }
+        #expect(throws: Errno.EINVAL) { try space.remap(span(2..<4), length: 3 * Self.huge) }
+        #expect(throws: Errno.EINVAL) { try space.remap(span(0..<1), length: Self.huge, to: low(8) + 4096) }
+        #expect(throws: Errno.EINVAL) { try space.remap(low(0) + 4096..<low(1), length: 4096) }
+        // The last page counts as a whole.
+        try space.remap(low(0)..<low(0) + 4096, length: 8192)
+        try space.remap(span(0..<4), length: 2 * Self.huge + 4096)
+        #expect(space.translate(low(3)) == nil && pool.idle.free == 1)
+        let listener = ListeningNotifier(space)
+        space.register(listener)
+        try space.remap(span(1..<3), length: 2 * Self.huge, to: low(8))
+        #expect(listener.calls.map(\.pages) == [1024, 1024])
+        space.unregister(listener)
+        #expect(space.translate(low(1)) == nil && space.translate(low(8))?.frame == frames[1])
+        #expect(try space.translate(low(9))?.frame == frames[2] && space.load(low(9)) == 2 && space.load(low(0)) == 0)
+        space.exit()
+        #expect(pool.idle == (free: 4, reserved: 0))
+    }
+
+    @Test func `what was promised to a mapping moves with it`() throws {
+        let pool = try #require(HugePagePool(test.host, level: .page2M, pages: 1))
+        let space = test.space()
+        let file = HugePageFile(pool, pages: 1)
+        try map(file, 1, shared: false, space)
+        try space.remap(span(0..<1), length: Self.huge, to: low(8))
+        #expect(pool.idle == (free: 1, reserved: 1))
+        try space.store(low(8), 1)
+        space.exit()
+        #expect(pool.idle == (free: 1, reserved: 0))
     }
 
     @Test func `broken memory takes the whole page`() throws {
