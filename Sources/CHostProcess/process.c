@@ -409,28 +409,46 @@ int fl_host_pagemap(fl_host *host, int process, uint64_t entries[fl_host_pages])
     return (size_t)got == wanted ? 0 : EIO;
 }
 
-int fl_host_rights(fl_host *host, int process, uint8_t rights[fl_host_pages]) {
+/// The bits of a line "VmFlags: rd wr ...".
+static uint16_t area_bits(const char *words) {
+    static const struct {
+        char word[4];
+        uint16_t bit;
+    } known[] = {
+        {"rd", fl_area_read}, {"wr", fl_area_write}, {"ex", fl_area_execute}, {"sh", fl_area_shared},
+        {"ac", fl_area_accounted}, {"hg", fl_area_huge}, {"nh", fl_area_no_huge}, {"mg", fl_area_mergeable},
+        {"gu", fl_area_guarded},
+    };
+    uint16_t bits = fl_area_mapped;
+    for (; *words && words[1]; words++)
+        for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+            if (words[-1] == ' ' && words[0] == known[i].word[0] && words[1] == known[i].word[1])
+                bits |= known[i].bit;
+    return bits;
+}
+
+int fl_host_areas(fl_host *host, int process, uint16_t areas[fl_host_pages]) {
     int pid = atomic_load(&host->shared->processes[process].pid);
     if (pid <= 0) return ESRCH;
     char path[64];
-    snprintf(path, sizeof path, "/proc/%d/maps", pid);
+    snprintf(path, sizeof path, "/proc/%d/smaps", pid);
     FILE *file = fopen(path, "re");
     if (!file) return errno;
-    memset(rights, 0, fl_host_pages);
+    memset(areas, 0, fl_host_pages * sizeof *areas);
     char line[512];
+    uint64_t low = 0, high = 0;
+    const uint64_t end = FL_HOST_BASE + fl_host_pages * 4096ull;
     while (fgets(line, sizeof line, file)) {
-        uint64_t low, high;
-        char letters[5];
-        if (sscanf(line, "%lx-%lx %4s", &low, &high, letters) != 3) continue;
-        if (high <= FL_HOST_BASE || low >= FL_HOST_BASE + fl_host_pages * 4096ull) continue;
-        uint8_t bits = 128;
-        if (letters[0] == 'r') bits |= 1;
-        if (letters[1] == 'w') bits |= 2;
-        if (letters[2] == 'x') bits |= 4;
-        if (letters[3] == 's') bits |= 8;
-        for (uint64_t address = low; address < high; address += 4096)
-            if (address >= FL_HOST_BASE && address < FL_HOST_BASE + fl_host_pages * 4096ull)
-                rights[(address - FL_HOST_BASE) / 4096] = bits;
+        // A capital letter begins a line about the area, a number the next area.
+        if (line[0] >= 'A' && line[0] <= 'Z') {
+            if (high <= FL_HOST_BASE || low >= end || strncmp(line, "VmFlags:", 8)) continue;
+            uint16_t bits = area_bits(line + 9);
+            for (uint64_t address = low; address < high; address += 4096)
+                if (address >= FL_HOST_BASE && address < end)
+                    areas[(address - FL_HOST_BASE) / 4096] = bits | (address == low ? fl_area_first : 0);
+        } else if (sscanf(line, "%lx-%lx", &low, &high) != 2 || low >= end) {
+            break;
+        }
     }
     fclose(file);
     return 0;

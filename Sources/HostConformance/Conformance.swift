@@ -127,7 +127,7 @@
                 if case .fork(_, let child) = call, answer == .done { running[child] = true }
                 if case .end(let process) = call { running[process] = false }
                 for process in running.indices where running[process] {
-                    if let difference = try compareWindow(process, done, rights: call.changesRights) {
+                    if let difference = try compareWindow(process, done, areas: call.changesAreas) {
                         return difference
                     }
                 }
@@ -141,15 +141,12 @@
         }
 
         private func compareWindow(
-            _ process: Int, _ done: [HostCall], rights: Bool
+            _ process: Int, _ done: [HostCall], areas: Bool
         ) throws(RealHost.Broken) -> Difference? {
-            let expected = try real.look(process, rights: rights)
+            let expected = try real.look(process, areas: areas)
             var found = model.look(process)
             for page in found.indices {
-                if !rights {
-                    found[page].rights = nil
-                    found[page].isShared = false
-                }
+                if !areas { found[page].area = nil }
                 if found[page] != expected[page] {
                     return Difference(
                         calls: done, what: "page[\(page)] of p\(process)", model: "\(found[page])",

@@ -52,7 +52,10 @@ public enum MappedKind: Sendable, Equatable {
 
 public enum HostAdvice: String, Sendable, CaseIterable {
     case dontNeed = "MADV_DONTNEED"
+    case hugePage = "MADV_HUGEPAGE"
     case noHugePage = "MADV_NOHUGEPAGE"
+    case mergeable = "MADV_MERGEABLE"
+    case unmergeable = "MADV_UNMERGEABLE"
     case populateRead = "MADV_POPULATE_READ"
     case populateWrite = "MADV_POPULATE_WRITE"
     case remove = "MADV_REMOVE"
@@ -77,9 +80,21 @@ public enum HostAnswer: Sendable, Equatable {
 
 /// What a process sees of one page of the window.
 public struct PageView: Sendable, Equatable {
-    /// Kernel: /proc/PID/maps. Nil: not mapped.
-    public var rights: Protection?
-    public var isShared = false
+    /// The area that it lies in. Kernel: /proc/PID/smaps, the area's range and `VmFlags`.
+    public struct Area: Sendable, Equatable {
+        public var rights = Protection.none
+        public var isShared = false
+        public var isAccounted = false
+        public var hugePage = false
+        public var noHugePage = false
+        public var isMergeable = false
+        public var mayHoldGuards = false
+        /// The page is the area's first.
+        public var isFirst = false
+        public init() {}
+    }
+    /// Nil: not mapped.
+    public var area: Area?
     /// Kernel: bits 63, 62, 61, 58 and 56 of /proc/PID/pagemap.
     public var isPresent = false
     public var isSwapped = false
@@ -102,8 +117,8 @@ extension HostCall {
         }
     }
 
-    /// Whether it can change which rights a page has.
-    var changesRights: Bool {
+    /// Whether it can change areas.
+    var changesAreas: Bool {
         switch self {
         case .map, .unmap, .protect, .advise, .remap, .fork, .raw: true
         default: false
@@ -191,10 +206,23 @@ extension HostAnswer: CustomStringConvertible {
     }
 }
 
+extension PageView.Area: CustomStringConvertible {
+    public var description: String {
+        var words = [rights.text, isShared ? "shared" : "private"]
+        if isAccounted { words.append("accounted") }
+        if hugePage { words.append("hugepage") }
+        if noHugePage { words.append("nohugepage") }
+        if isMergeable { words.append("mergeable") }
+        if mayHoldGuards { words.append("guarded") }
+        if isFirst { words.append("first") }
+        return words.joined(separator: " ")
+    }
+}
+
 extension PageView: CustomStringConvertible {
     public var description: String {
         var words = [isPresent ? "present" : "absent"]
-        if let rights { words += [rights.text, isShared ? "shared" : "private"] }
+        if let area { words.append("\(area)") }
         if isSwapped { words.append("swapped") }
         if isGuard { words.append("guard") }
         if isFile { words.append("file") }

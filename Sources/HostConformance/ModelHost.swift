@@ -80,7 +80,10 @@ final class ModelHost {
             let modelled: Advice =
                 switch advice {
                 case .dontNeed: .dontNeed
+                case .hugePage: .hugePage
                 case .noHugePage: .noHugePage
+                case .mergeable: .mergeable
+                case .unmergeable: .unmergeable
                 case .populateRead: .populateRead
                 case .populateWrite: .populateWrite
                 case .remove: .remove
@@ -147,8 +150,7 @@ final class ModelHost {
             var view = PageView()
             space.mmapLock.lockForRead()
             if let vma = space.vmaLookup(address(page)) {
-                view.rights = vma.flags.protection
-                view.isShared = vma.flags.shared
+                view.area = Self.area(vma, isFirst: vma.range.lowerBound == address(page))
             }
             space.mmapLock.unlockRead()
             let state = space.pageMapEntry(address(page))
@@ -159,5 +161,18 @@ final class ModelHost {
             view.isExclusive = state.isExclusive
             return view
         }
+    }
+
+    private static func area(_ vma: VMAInfo, isFirst: Bool) -> PageView.Area {
+        var area = PageView.Area()
+        area.rights = vma.flags.protection
+        area.isShared = vma.flags.shared
+        area.isAccounted = vma.flags.accounted
+        area.hugePage = vma.flags.hugePage
+        area.noHugePage = vma.flags.noHugePage
+        area.isMergeable = vma.flags.mergeable
+        area.mayHoldGuards = vma.mayHoldGuards
+        area.isFirst = isFirst
+        return area
     }
 }

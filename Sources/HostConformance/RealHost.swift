@@ -55,6 +55,9 @@
                 request.argument =
                     switch advice {
                     case .dontNeed: 4
+                    case .mergeable: 12
+                    case .unmergeable: 13
+                    case .hugePage: 14
                     case .noHugePage: 15
                     case .populateRead: 22
                     case .populateWrite: 23
@@ -172,8 +175,8 @@
             errno == 0 ? .done : Errno(rawValue: errno).map { .error($0) } ?? .unknownError(errno)
         }
 
-        /// The window as `process` sees it; `rights` only where asked for, since that is dear.
-        func look(_ process: Int, rights wanted: Bool) throws(Broken) -> [PageView] {
+        /// The window as `process` sees it; its areas only where asked for, since that is dear.
+        func look(_ process: Int, areas wanted: Bool) throws(Broken) -> [PageView] {
             var views = [PageView](repeating: PageView(), count: fl_host_pages)
             var entries = [UInt64](repeating: 0, count: views.count)
             let failed = fl_host_pagemap(host, Int32(process), &entries)
@@ -186,15 +189,26 @@
                 views[page].isExclusive = entry >> 56 & 1 == 1
             }
             guard wanted else { return views }
-            var rights = [UInt8](repeating: 0, count: views.count)
-            let unread = fl_host_rights(host, Int32(process), &rights)
-            if unread != 0 { throw Broken(reason: "no maps of process \(process): errno \(unread)") }
-            for (page, bits) in rights.enumerated() where bits & 128 != 0 {
-                views[page].rights = Protection(
-                    read: bits & 1 != 0, write: bits & 2 != 0, execute: bits & 4 != 0)
-                views[page].isShared = bits & 8 != 0
-            }
+            var areas = [UInt16](repeating: 0, count: views.count)
+            let unread = fl_host_areas(host, Int32(process), &areas)
+            if unread != 0 { throw Broken(reason: "no smaps of process \(process): errno \(unread)") }
+            for (page, bits) in areas.enumerated() where bits != 0 { views[page].area = Self.area(Int(bits)) }
             return views
+        }
+
+        private static func area(_ bits: Int) -> PageView.Area {
+            func has(_ bit: Int) -> Bool { bits & bit != 0 }
+            var area = PageView.Area()
+            area.rights = Protection(
+                read: has(fl_area_read), write: has(fl_area_write), execute: has(fl_area_execute))
+            area.isShared = has(fl_area_shared)
+            area.isAccounted = has(fl_area_accounted)
+            area.hugePage = has(fl_area_huge)
+            area.noHugePage = has(fl_area_no_huge)
+            area.isMergeable = has(fl_area_mergeable)
+            area.mayHoldGuards = has(fl_area_guarded)
+            area.isFirst = has(fl_area_first)
+            return area
         }
     }
 #endif

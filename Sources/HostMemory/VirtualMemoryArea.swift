@@ -67,6 +67,8 @@ public struct VMAInfo: Sendable {
     public let identity: UInt64
     /// The page of the backing that `range.lowerBound` shows. Kernel: `vm_pgoff`.
     public let firstPage: Int
+    /// Whether a guard was ever put in. Kernel: `VM_MAYBE_GUARD`.
+    public let mayHoldGuards: Bool
 
     /// The page of the backing that `address` shows.
     public func backingPage(of address: UserAddress) -> Int {
@@ -162,7 +164,11 @@ final class VMA: @unchecked Sendable {
 
     var mayHoldAnonymous: Bool { anonymous.load(ordering: .acquiring) != 0 }
 
-    var info: VMAInfo { VMAInfo(range: range, flags: flags, identity: identity, firstPage: firstPage) }
+    var info: VMAInfo {
+        VMAInfo(
+            range: range, flags: flags, identity: identity, firstPage: firstPage,
+            mayHoldGuards: mayHoldGuards.load(ordering: .relaxed))
+    }
 
     func backingPage(of address: UserAddress) -> Int {
         firstPage + Int(address.page - range.lowerBound.page)

@@ -67,8 +67,23 @@ void fl_host_end(fl_host *host, int process);
 
 /// The pagemap entries of the window. 0, or an errno.
 int fl_host_pagemap(fl_host *host, int process, uint64_t entries[fl_host_pages]);
-/// For each page of the window PROT_* bits, 8 if it is shared, and 128 if it is mapped at all. 0, or an errno.
-int fl_host_rights(fl_host *host, int process, uint8_t rights[fl_host_pages]);
+/// What /proc/PID/smaps says of the area of a page.
+enum {
+    fl_area_read = 1,
+    fl_area_write = 2,
+    fl_area_execute = 4,
+    fl_area_shared = 8,
+    fl_area_accounted = 16,
+    fl_area_huge = 32,
+    fl_area_no_huge = 64,
+    fl_area_mergeable = 128,
+    fl_area_guarded = 256,
+    /// The page is its first.
+    fl_area_first = 512,
+    fl_area_mapped = 1024,
+};
+/// For each page of the window `fl_area_*` bits, 0 where nothing is mapped. 0, or an errno.
+int fl_host_areas(fl_host *host, int process, uint16_t areas[fl_host_pages]);
 
 /// The descriptor of file `number`, shared by all.
 int fl_host_file(fl_host *host, int number);
