@@ -32,6 +32,8 @@ public final class AddressSpace: @unchecked Sendable {
     let rootIdentity = ObjectIdentity()
     /// Its memory was taken while it still ran: what is not there now will never be. Kernel: `MMF_UNSTABLE`.
     let isUnstable = Atomic<Bool>(false)
+    /// A leaf of it may show the huge page of zeros.
+    let usesHugeZero = Atomic<Bool>(false)
     /// Its place in the host's registry. Under the registry's lock.
     var number: UInt64 = 0
     /// Tasks that walk it on the host's behalf: it can't be dropped meanwhile.

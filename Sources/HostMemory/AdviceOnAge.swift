@@ -57,10 +57,15 @@ extension AddressSpace {
 
     /// Calls `body` with each small entry of `range`, huge leaves that are anonymous split before. `pageTableLock` held in
     /// `body`.
-    func forEachSmall(in range: Range<UserAddress>, _ body: (AtomicWord, UserAddress) -> Void) {
+    /// - Parameter splitsZeros: those of the huge page of zeros are split too, not passed over.
+    func forEachSmall(
+        in range: Range<UserAddress>, splitsZeros: Bool = false, _ body: (AtomicWord, UserAddress) -> Void
+    ) {
         forEachMiddle(in: range) { part, word, table in
             let seen = HostEntry(word.load())
-            if seen.isLargeLeaf, !seen.isSpecial { splitHuge(part.lowerBound, word, table) }
+            if seen.isLargeLeaf, !seen.isSpecial || (splitsZeros && isHugeZero(seen)) {
+                splitHuge(part.lowerBound, word, table)
+            }
             let now = HostEntry(word.peek())
             guard now.isPresent, !now.isLargeLeaf else { return }
             pageTableLock.lock()

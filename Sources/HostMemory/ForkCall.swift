@@ -91,6 +91,11 @@ extension AddressSpace {
         pageTableLock.lock()
         defer { pageTableLock.unlock() }
         let seen = HostEntry(word.load())
+        if isHugeZero(seen) {
+            if copyHugeZero(seen, address, target, spare, child) { return .done }
+            freeTable(spare)
+            return .outOfMemory
+        }
         guard seen.isLargeLeaf, !seen.isSpecial else {
             // A driver's huge leaf has no spare and no counts; the child faults it in itself.
             freeTable(spare)
@@ -207,6 +212,7 @@ extension AddressSpace {
         }
         vmas.removeAll()
         gather.flush(memory)
+        leaveHugeZero()
         freeAllTables()
     }
 }

@@ -116,7 +116,7 @@ extension AddressSpace {
         if leaf.entry.isProtectNone, flags.honorNUMA || flags.write { return .fault }
         if flags.write, !leaf.entry.isWritable { return .fault }
         let frame = leaf.frame(of: address)
-        if leaf.entry.isSpecial, frame != host.zeroPage { return .failed(.exists) }
+        if leaf.entry.isSpecial, !isZeros(leaf) { return .failed(.exists) }
         let page = memory.page(frame)
         if pin, !flags.write,
             memory.mustUnshare(page, leaf.level) || (flags.longTerm && !vma.flags.shared && !isOwn(page))

@@ -10,6 +10,7 @@ public final class Host: @unchecked Sendable {
     public let memory: PhysicalMemory
     /// The shared page of zeros: reserved, counted by GUP, never freed. Kernel: `ZERO_PAGE(0)`.
     public let zeroPage: HostFrame
+    let hugeZeroPage = HugeZeroPage()
     /// Whether every suitable anonymous VMA gets huge pages on fault; otherwise only those advised to.
     /// Kernel: `/sys/kernel/mm/transparent_hugepage/enabled`: `always`, or `madvise`.
     public let transparentHugePages: Bool

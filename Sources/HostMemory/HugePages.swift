@@ -20,7 +20,7 @@ extension AddressSpace {
             guard vma.userFaults == nil, !vma.flags.noHugePage, host.transparentHugePages || vma.flags.hugePage else {
                 return nil
             }
-            return fillHugeAnonymous(vma, low, word, table)
+            return fillHugeAnonymous(vma, low, word, table, access)
         case .driver(let driver, _, _):
             let answer = driver.hugeFault(self, vma.info, address, write: access == .write)
             return answer.map { settle($0, driver, address) }
@@ -28,22 +28,18 @@ extension AddressSpace {
         }
     }
 
-    /// Nil: no order-9 block is left. A read gets a page of its own too: the huge zero page is not modelled.
+    /// Nil: no order-9 block is left.
     /// Kernel: `do_huge_pmd_anonymous_page`.
     private func fillHugeAnonymous(
-        _ vma: VMA, _ low: UserAddress, _ word: AtomicWord, _ table: HostFrame
+        _ vma: VMA, _ low: UserAddress, _ word: AtomicWord, _ table: HostFrame, _ access: FaultAccess
     ) -> FaultOutcome? {
         prepareAnonymous(vma)
+        if access == .read { return fillHugeZero(vma, low, word, table) }
         guard let spare = newTable() else { return nil }
-        guard let frame = memory.allocatePages(order: Self.order) else {
+        guard let frame = newHugePage(vma, low) else {
             freeTable(spare)
             return nil
         }
-        memory.clear(frame, count: 512)
-        let head = memory.page(frame)
-        head.pointee.flags.bitwiseOr(PageFlags.anonymous | PageFlags.anonymousExclusive, ordering: .relaxed)
-        head.pointee.mapCount.store(1, ordering: .relaxed)
-        head.pointee.word0 = UInt64(vma.backingPage(of: low))
         var entry = HostEntry.leaf(frame, vma.flags, writable: vma.flags.write)
         entry = entry.setting(HostEntry.large | HostEntry.dirty)
         pageTableLock.lock()
@@ -55,9 +51,20 @@ extension AddressSpace {
         pageTableLock.unlock()
         if !won {
             freeTable(spare)
-            memory.put(head)
+            memory.put(memory.page(frame))
         }
         return .done
+    }
+
+    /// A huge page of zeros of the mapping's own, exclusive, counted as mapped once. Nil: no order-9 block is left.
+    func newHugePage(_ vma: VMA, _ low: UserAddress) -> HostFrame? {
+        guard let frame = memory.allocatePages(order: Self.order) else { return nil }
+        memory.clear(frame, count: 512)
+        let head = memory.page(frame)
+        head.pointee.flags.bitwiseOr(PageFlags.anonymous | PageFlags.anonymousExclusive, ordering: .relaxed)
+        head.pointee.mapCount.store(1, ordering: .relaxed)
+        head.pointee.word0 = UInt64(vma.backingPage(of: low))
+        return frame
     }
 
     /// A fault on a huge leaf. Nil: it was split; start again. Kernel: `do_huge_pmd_wp_page`.
@@ -70,6 +77,7 @@ extension AddressSpace {
             return .done
         }
         guard access != .read, !seen.isWritable else { return .done }
+        if isHugeZero(seen) { return breakHugeZero(vma, address, word, table, seen) }
         if seen.isSpecial { return breakHugeSpecial(vma, address, word, seen, access) }
         if reuseHuge(address, word, seen, access) { return .done }
         splitHuge(address, word, table)
@@ -112,7 +120,9 @@ extension AddressSpace {
         pageTableLock.lock()
         let seen = HostEntry(word.load())
         if seen.isLargeLeaf {
-            if seen.isSpecial {
+            if isHugeZero(seen) {
+                spreadZeros(seen, word, table, low)
+            } else if seen.isSpecial {
                 word.store(0)
                 memory.record(
                     Event(.hostEntryCleared, frame: seen.frame, guest: low.page, level: 2, value: seen.bits))

@@ -7,7 +7,8 @@ import Synchrony
 extension Host {
     /// The frame has an uncorrectable error: it is taken out of every page table, each address space's notifier told,
     /// and never handed out again. Private anonymous entries become poison markers; an object's page stays the
-    /// object's, and faults on it fail. A frame that nobody holds, or that is reserved or a page table, is left alone.
+    /// object's, and faults on it fail. A frame that nobody holds, or that is reserved, a page table, or part of the
+    /// huge page of zeros, is left alone.
     ///
     /// No lock held. The address spaces are searched entry by entry, which finds merged pages too; the kernel goes by its
     /// reverse maps.
@@ -21,6 +22,7 @@ extension Host {
         guard flags & (PageFlags.reserved | PageFlags.table | PageFlags.free | PageFlags.poisoned) == 0 else {
             return false
         }
+        if frame.aligned(to: .page2M) == hugeZeroPage.frame { return false }
         // The reference is never put: that is what keeps the frame out of the allocator.
         guard memory.tryGet(page) else { return false }
         page.pointee.flags.bitwiseOr(PageFlags.poisoned, ordering: .relaxed)

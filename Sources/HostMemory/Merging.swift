@@ -44,11 +44,18 @@ extension AddressSpace {
         if place + 1 < vmas.count { join(place) }
     }
 
+    /// Joins the VMA at `index`, which has grown at its end, with the one that it meets there, where it can. A parent that may
+    /// find its private pages does not keep it from one that never had any. Kernel: `vma_merge_extend`.
+    func mergeGrown(at index: Int) {
+        guard index + 1 < vmas.count else { return }
+        join(index, hasGrown: true)
+    }
+
     /// Joins the VMAs at `index` and behind it, if they are one. Whether they were.
-    @discardableResult private func join(_ index: Int) -> Bool {
+    @discardableResult private func join(_ index: Int, hasGrown: Bool = false) -> Bool {
         let (lower, upper) = (vmas[index], vmas[index + 1])
         guard lower.continues(in: upper), lower.flags == upper.flags,
-            UserFaultRegistration.isSame(lower.userFaults, upper.userFaults), anonymousFits(lower, upper)
+            UserFaultRegistration.isSame(lower.userFaults, upper.userFaults), anonymousFits(lower, upper, hasGrown: hasGrown)
         else { return false }
         let guarded = lower.mayHoldGuards.load(ordering: .relaxed) || upper.mayHoldGuards.load(ordering: .relaxed)
         if !lower.mayHoldAnonymous { lower.inheritAnonymous(from: upper) }
@@ -64,10 +71,10 @@ extension AddressSpace {
     }
 
     /// Kernel: `is_mergeable_anon_vma`.
-    private func anonymousFits(_ lower: VMA, _ upper: VMA) -> Bool {
+    private func anonymousFits(_ lower: VMA, _ upper: VMA, hasGrown: Bool) -> Bool {
         switch (lower.mayHoldAnonymous, upper.mayHoldAnonymous) {
         case (false, false): true
-        case (true, false): !lower.hasInheritedAnonymous
+        case (true, false): hasGrown || !lower.hasInheritedAnonymous
         case (false, true): !upper.hasInheritedAnonymous
         case (true, true):
             lower.anonymous.load(ordering: .relaxed) == upper.anonymous.load(ordering: .relaxed)

@@ -57,7 +57,7 @@ extension AddressSpace {
         list?.lock.lock()
         vma.range = vma.range.lowerBound..<UserAddress(end)
         list?.lock.unlock()
-        merge(at: index)
+        mergeGrown(at: index)
     }
 
     private func move(_ range: Range<UserAddress>, _ length: UInt64, _ target: UserAddress) throws(Errno) {

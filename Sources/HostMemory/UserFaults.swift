@@ -198,7 +198,7 @@ extension UserFaults {
             else { throw .ENOENT }
         }
         space.notifyStart(range)
-        space.forEachSmall(in: range) { word, _ in
+        space.forEachSmall(in: range, splitsZeros: true) { word, _ in
             let seen = HostEntry(word.peek())
             guard seen.mapsFrame || seen.isSwapped || seen.isMigrating else { return }
             if on {

@@ -85,8 +85,8 @@ extension AddressSpace {
         // The processor may set A or D until the entry is gone: what counts is what the exchange returns.
         let old = HostEntry(word.exchange(0))
         memory.record(Event(.hostEntryCleared, frame: old.frame, guest: low.page, level: 2, value: old.bits))
-        guard !old.isSpecial else { return }
-        forget(old, &gather)
+        if old.isSpecial, !isHugeZero(old) { return }
+        if !old.isSpecial { forget(old, &gather) }
         freeTable(withdraw(from: table))
     }
 

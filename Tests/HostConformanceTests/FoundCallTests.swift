@@ -37,6 +37,19 @@ import Testing
             .fork(process: 0, child: 3), .advise(process: 0, pages: 24..<25, .free),
             .store(process: 3, page: 24, word: 0, 14), .advise(process: 0, pages: 24..<25, .pageOut),
         ],
+        // One that was read back for the only entry of its slot is not: there MADV_FREE takes it.
+        [
+            .map(process: 0, pages: 44..<45, .anonymous, .readWrite), .store(process: 0, page: 44, word: 0, 5),
+            .advise(process: 0, pages: 44..<45, .pageOut), .load(process: 0, page: 44, word: 511),
+            .fork(process: 0, child: 1), .advise(process: 0, pages: 44..<47, .free),
+            .store(process: 0, page: 44, word: 511, 7), .advise(process: 1, pages: 44..<47, .pageOut),
+        ],
+        // An area that grows by mremap becomes one with the next, though its parent may find its pages.
+        [
+            .map(process: 0, pages: 10..<30, .anonymous, Protection(write: true)), .unmap(process: 0, pages: 24..<25),
+            .store(process: 0, page: 11, word: 1, 7), .fork(process: 0, child: 1),
+            .remap(process: 1, pages: 17..<24, count: 8, to: nil),
+        ],
         // The tail of a page that is swapped out when its object is made to end in it.
         [
             .writeFile(file: 0, page: 6, word: 1, 3),

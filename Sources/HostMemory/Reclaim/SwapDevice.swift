@@ -21,6 +21,9 @@ public final class SwapDevice: @unchecked Sendable {
     private var cached: [UInt64]
     private var written: [Bool]
     private var unreadable: [Bool]
+    /// The page in the cache was read without waiting for the only entry that names the slot. The kernel leaves the cache out
+    /// then, so that the page is not dirty afterwards.
+    private var passesBy: [Bool]
     private var next = 0
     private var inUse = 0
     private var readsToFail = 0
@@ -36,6 +39,7 @@ public final class SwapDevice: @unchecked Sendable {
         cached = Array(repeating: 0, count: slots)
         written = Array(repeating: false, count: slots)
         unreadable = Array(repeating: false, count: slots)
+        passesBy = Array(repeating: false, count: slots)
     }
 
     deinit { store.deallocate() }
@@ -115,7 +119,7 @@ public final class SwapDevice: @unchecked Sendable {
     }
 
     /// Frees a slot; the page that the cache held, whose reference is now the caller's. Its bytes are nowhere else from now
-    /// on, so it is dirty. `lock` held. Kernel: `folio_free_swap`.
+    /// on, so it is dirty. `lock` held. Kernel: `folio_free_swap`; `do_swap_page` where it leaves the cache out.
     private func vacate(_ slot: Int, _ memory: PhysicalMemory) -> UnsafeMutablePointer<PageFrame>? {
         uses[slot] = -1
         unreadable[slot] = false
@@ -124,7 +128,8 @@ public final class SwapDevice: @unchecked Sendable {
         let page = memory.page(HostFrame(cached[slot]))
         cached[slot] = 0
         page.pointee.flags.bitwiseAnd(~PageFlags.swapCache, ordering: .relaxed)
-        memory.mark(page, PageFlags.dirty(.driver))
+        if !passesBy[slot] { memory.mark(page, PageFlags.dirty(.driver)) }
+        passesBy[slot] = false
         return page
     }
 
@@ -222,6 +227,7 @@ public final class SwapDevice: @unchecked Sendable {
         guard cached[slot] != 0 else { return .absent }
         let page = memory.page(HostFrame(cached[slot]))
         memory.get(page)
+        passesBy[slot] = false
         return .page(page)
     }
 
@@ -238,6 +244,7 @@ public final class SwapDevice: @unchecked Sendable {
         defer { lock.unlock() }
         guard uses[slot] > 0, cached[slot] == 0 else { return false }
         enter(page, slot, memory)
+        passesBy[slot] = uses[slot] == 1 && !slow
         return true
     }
 
