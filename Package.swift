@@ -88,7 +88,9 @@ let package = Package(
                 "Explorer", "Laboratory", "Scenario", "Machine", "Audit", "Frames", "CSchedule", "Synchrony",
             ],
             swiftSettings: strict),
-        .testTarget(name: "HostConformanceTests", dependencies: ["HostConformance"], swiftSettings: strict),
+        .testTarget(
+            name: "HostConformanceTests", dependencies: ["HostConformance", "HostMemory", "Machine"],
+            swiftSettings: strict),
         // Compiles the programs in `Snippets` itself, against the modules that this target makes SwiftPM build.
         .testTarget(
             name: "TypeRuleTests",

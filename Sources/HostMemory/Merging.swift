@@ -55,7 +55,8 @@ extension AddressSpace {
     @discardableResult private func join(_ index: Int, hasGrown: Bool = false) -> Bool {
         let (lower, upper) = (vmas[index], vmas[index + 1])
         guard lower.continues(in: upper), lower.flags == upper.flags,
-            UserFaultRegistration.isSame(lower.userFaults, upper.userFaults), anonymousFits(lower, upper, hasGrown: hasGrown)
+            UserFaultRegistration.isSame(lower.userFaults, upper.userFaults),
+            anonymousFits(lower, upper, hasGrown: hasGrown)
         else { return false }
         let guarded = lower.mayHoldGuards.load(ordering: .relaxed) || upper.mayHoldGuards.load(ordering: .relaxed)
         if !lower.mayHoldAnonymous { lower.inheritAnonymous(from: upper) }

@@ -147,12 +147,12 @@ import Testing
         try map(file, 3, shared: true, space)
         for page in 0..<3 {
             try space.store(low(page), 5)
-            try space.store(low(page) + Self.huge - 4096, 6)
+            try space.store(low(page) + (Self.huge - 4096), 6)
         }
         try space.advise(low(0) + 4096..<low(2) + 4096, .remove)
-        #expect(try space.load(low(0)) == 5 && space.load(low(0) + Self.huge - 4096) == 0)
+        #expect(try space.load(low(0)) == 5 && space.load(low(0) + (Self.huge - 4096)) == 0)
         #expect(space.translate(low(1)) == nil && pool.idle.free == 1)
-        #expect(try space.load(low(2)) == 0 && space.load(low(2) + Self.huge - 4096) == 6)
+        #expect(try space.load(low(2)) == 0 && space.load(low(2) + (Self.huge - 4096)) == 6)
         space.exit()
     }
 
