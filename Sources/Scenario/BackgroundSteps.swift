@@ -5,7 +5,8 @@ import Machine
 extension PhaseBuilder {
     /// Steps without a place in a region.
     static let backgroundWords = [
-        "reclaim", "compact", "fail_allocation", "fail_swap", "merge_pages", "collapse_pages", "reap", "uffd_wait",
+        "reclaim", "compact", "fail_allocation", "fail_swap", "merge_pages", "collapse_pages", "reap", "uffd_wait", "signal",
+        "free_hugepages", "resv_hugepages",
     ]
 
     /// Nil: it was complained about.
@@ -19,8 +20,31 @@ extension PhaseBuilder {
         case ("collapse_pages", _): .collapsePages
         case ("reap", _): .reap
         case ("uffd_wait", _): .userFaultWait
+        case ("signal", .words(let words)): signal(words.first)
+        case ("free_hugepages", .number(let bytes)): countHugePages(field, bytes, reserved: false)
+        case ("resv_hugepages", .number(let bytes)): countHugePages(field, bytes, reserved: true)
         default: nil
         }
+    }
+
+    private func signal(_ word: String?) -> Action {
+        let index = Vocabulary.signals.firstIndex { $0.word == word } ?? 0
+        return .signal(SignalName.allCases[index])
+    }
+
+    private func countHugePages(_ field: Field, _ bytes: UInt64, reserved: Bool) -> Action? {
+        guard let level = Vocabulary.hugeLevel(bytes) else {
+            complaints.add(
+                field.position, "there are no huge pages of \(Quantity.shown(bytes))", "2 MiB or 1 GiB")
+            return nil
+        }
+        return .countHugePages(level, reserved: reserved)
+    }
+
+    func failFaults(_ region: Int, _ fields: Fields) -> Action {
+        let index = Vocabulary.driverAnswers.firstIndex { $0.word == fields.words("answer").first } ?? 0
+        return .failFault(
+            region: region, answer: DriverAnswer.allCases[index], count: Int(fields.number("times") ?? 1))
     }
 
     func checkReclaims(_ field: Field) -> Bool {
