@@ -15,18 +15,19 @@ extension PhaseBuilder {
         case ("reclaim", .number(let pages)): checkReclaims(field) ? .reclaim(pages: Int(pages)) : nil
         case ("compact", .number(let order)): checkReclaims(field) ? .compact(order: Int(order)) : nil
         case ("fail_allocation", .number(let count)): .failAllocation(count: Int(count))
-        case ("fail_swap", .words(let words)): failSwap(field, write: words.first == "write")
+        case ("fail_swap", _): failSwap(field, write: field.word(at: 0) == "write")
         case ("merge_pages", _): .mergePages
         case ("collapse_pages", _): .collapsePages
         case ("reap", _): .reap
         case ("uffd_wait", _): .userFaultWait
-        case ("signal", .words(let words)): signal(words.first)
+        case ("signal", _): signal(field.word(at: 0))
         case ("free_hugepages", .number(let bytes)): countHugePages(field, bytes, reserved: false)
         case ("resv_hugepages", .number(let bytes)): countHugePages(field, bytes, reserved: true)
         default: nil
         }
     }
 
+    /// Alone it is a plain one.
     private func signal(_ word: String?) -> Action {
         let index = Vocabulary.signals.firstIndex { $0.word == word } ?? 0
         return .signal(SignalName.allCases[index])
@@ -81,5 +82,13 @@ extension PhaseBuilder {
         }
         return .moveMapping(
             region: region, offset: offset, length: length, target: target, targetOffset: place.offset)
+    }
+}
+
+extension Field {
+    /// One of the words that are its value. Nil: it has no such word, or none at all.
+    fileprivate func word(at index: Int) -> String? {
+        guard case .words(let words) = reading, words.indices.contains(index) else { return nil }
+        return words[index]
     }
 }
