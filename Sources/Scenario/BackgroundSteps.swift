@@ -5,7 +5,8 @@ import Machine
 extension PhaseBuilder {
     /// Steps without a place in a region.
     static let backgroundWords = [
-        "reclaim", "compact", "fail_allocation", "fail_swap", "merge_pages", "collapse_pages", "reap", "uffd_wait", "signal",
+        "reclaim", "compact", "fail_allocation", "fail_swap", "merge_pages", "collapse_pages", "reap", "uffd_wait",
+        "signal",
         "free_hugepages", "resv_hugepages",
     ]
 
