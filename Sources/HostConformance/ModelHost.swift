@@ -140,6 +140,7 @@ final class ModelHost {
             case .segmentation: return .segmentationFault
             case .bus, .poisoned: return .busError
             case .outOfMemory: return .error(.ENOMEM)
+            case .killed: return .error(.EINTR)
             }
         }
     }

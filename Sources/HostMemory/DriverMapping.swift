@@ -12,6 +12,8 @@ public enum DriverFault: Sendable, Equatable {
     case busError
     /// Kernel: `VM_FAULT_OOM`.
     case outOfMemory
+    /// The memory behind the page is broken. Kernel: `VM_FAULT_HWPOISON`.
+    case poisoned
     /// Drop `mmapLock`, call `waitForRetry`, fault again. Kernel: `VM_FAULT_RETRY`.
     case retry
 }
@@ -37,6 +39,8 @@ open class DriverMapping: @unchecked Sendable {
     final let owned = OwnedFrames()
     /// See `toleratedEmptyAnswers`. It matters for broken drivers alone, and so passes no scheduling point.
     final let emptyAnswers = Atomic<Int>(0)
+    /// What it answers to the next faults, in the place of what it would: how often, and what. Kernel: no counterpart.
+    public final let forced = ForcedAnswers()
 
     public init(name: StaticString, flags: VMAFlags, wantsWriteNotification: Bool = false) {
         precondition(!flags.pfnMap || !flags.mixedMap, "a driver's mapping is a PFN map or a mixed map")

@@ -44,12 +44,13 @@ enum FaultOutcome: Sendable {
     case waitForDriver(DriverMapping)
     case failed(FaultError)
 
-    /// Waits for what the fault asked for; no lock held. False: there was nothing to wait for.
-    func wait() {
+    /// Waits for what the fault asked for; no lock held. A fatal signal ends a wait for another task, with `interruptible`
+    /// any signal.
+    func wait(interruptible: Bool = false) {
         switch self {
         case .waitForPage(let object, let page): object.waitForPage(page)
         case .waitForSwap(let host, let slot, let place): host.waitForSwap(slot, place: place)
-        case .waitForUser(let server, let message): server.wait(message)
+        case .waitForUser(let server, let message): server.wait(message, interruptible: interruptible)
         case .waitForDriver(let driver): driver.waitForRetry()
         case .done, .failed: break
         }
@@ -138,6 +139,7 @@ extension AddressSpace {
         case .inserted, .handled: .done
         case .busError: .failed(.bus)
         case .outOfMemory: .failed(.outOfMemory)
+        case .poisoned: .failed(.poisoned)
         case .retry: .waitForDriver(driver)
         }
     }

@@ -45,7 +45,7 @@ extension AddressSpace {
     private func wait(_ outcome: FaultOutcome, _ flags: LookupFlags) throws(GetUserPagesError) {
         if flags.noWait { throw .wouldBlock }
         if isInterrupted(flags) { throw .interrupted }
-        outcome.wait()
+        outcome.wait(interruptible: flags.interruptible)
         if isInterrupted(flags) { throw .interrupted }
     }
 

@@ -71,6 +71,15 @@ public final class HugePageFile: @unchecked Sendable {
         return .page(page)
     }
 
+    /// The last name of the file goes: all its pages, and what was promised to it. Kernel: `hugetlbfs_evict_inode`.
+    public func free() {
+        punchHole(0..<pages)
+        lock.lock()
+        pool.unreserve(promised.count { $0 })
+        for index in promised.indices { promised[index] = false }
+        lock.unlock()
+    }
+
     /// Takes pages away from everybody. Kernel: `fallocate(FALLOC_FL_PUNCH_HOLE)` on hugetlbfs, `ftruncate`.
     public func punchHole(_ range: Range<Int>) {
         let hole = range.clamped(to: 0..<pages)

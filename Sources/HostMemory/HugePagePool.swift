@@ -14,6 +14,7 @@ public final class HugePagePool: @unchecked Sendable {
     /// Pages that the pool has, in use or not.
     public let pages: Int
     private let lock = SpinLock(.objectIndex)
+    private let heads: [HostFrame]
     private var free: [HostFrame] = []
     private var reserved = 0
 
@@ -37,6 +38,7 @@ public final class HugePagePool: @unchecked Sendable {
             memory.page(block).pointee.referenceCount.store(0, ordering: .relaxed)
             free.append(block)
         }
+        heads = free
         for frame in free { memory.page(frame).pointee.flags.bitwiseOr(PageFlags.hugeTLB, ordering: .relaxed) }
         memory.hugePools.append(self)
     }
@@ -47,6 +49,15 @@ public final class HugePagePool: @unchecked Sendable {
         defer { lock.unlock() }
         return (free.count, reserved)
     }
+
+    /// Pages that are broken, and never come back.
+    public var broken: Int { heads.count { host.memory.isPoisoned(host.memory.page($0)) } }
+
+    /// Whether every page is back that can come back, and none is promised.
+    public var isWhole: Bool { idle == (free: pages - broken, reserved: 0) }
+
+    /// Whether `frame` is part of one of its pages, in use or not.
+    public func contains(_ frame: HostFrame) -> Bool { heads.contains(frame.aligned(to: level)) }
 
     /// Promises `count` pages. False: there are not so many. Kernel: `hugetlb_acct_memory`.
     func reserve(_ count: Int) -> Bool {

@@ -22,7 +22,8 @@ extension AddressSpace {
             }
             return fillHugeAnonymous(vma, low, word, table, access)
         case .driver(let driver, _, _):
-            let answer = driver.hugeFault(self, vma.info, address, write: access == .write)
+            let answer =
+                driver.forced.next() ?? driver.hugeFault(self, vma.info, address, write: access == .write)
             return answer.map { settle($0, driver, address) }
         case .anonymousShared, .object, .huge: return nil
         }

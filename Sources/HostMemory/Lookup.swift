@@ -80,12 +80,16 @@ public struct HostTranslation: Sendable, Equatable {
 }
 
 /// The signals of the process, as get-user-pages sees them. Kernel: `signal_pending`, `fatal_signal_pending`.
+///
+/// A signal that comes wakes whoever sleeps in `sleepers`; each then sees whether it is one that ends its sleep.
 public final class SignalState: Sendable {
     private let bits = Atomic<UInt32>(0)
     private let identity = ObjectIdentity()
+    /// Where tasks of the process sleep that a signal must reach.
+    let sleepers = SleepQueue()
     public init() {}
 
-    /// Any signal is pending.
+    /// Any signal is pending. The setter sends or handles a plain one.
     public var pending: Bool {
         get { load() != 0 }
         set { set(1, newValue) }
@@ -99,8 +103,14 @@ public final class SignalState: Sendable {
         schedulingNote(.atomicLoad, identity.value)
         return bits.load(ordering: .acquiring)
     }
+    /// The signal first, then the wake-up (Kernel: `signal_wake_up`): a sleeper announces itself and looks.
     private func set(_ bit: UInt32, _ on: Bool) {
         schedulingPoint(.atomicUpdate, identity.value)
-        if on { bits.bitwiseOr(bit, ordering: .releasing) } else { bits.bitwiseAnd(~bit, ordering: .releasing) }
+        guard on else {
+            bits.bitwiseAnd(~bit, ordering: .releasing)
+            return
+        }
+        bits.bitwiseOr(bit, ordering: .releasing)
+        sleepers.wake()
     }
 }

@@ -44,11 +44,11 @@ extension AddressSpace {
             case .done: return FixupResult(error: nil, unlocked: unlocked)
             case .failed(.outOfMemory):
                 mmapLock.unlockRead()
-                unlocked = true
                 let hasRoom = host.makeRoom()
                 mmapLock.lockForRead()
-                if hasRoom { continue }
-                return FixupResult(error: .ENOMEM, unlocked: unlocked)
+                // Linux reclaims under the lock. Whoever fails for good must not say `unlocked`, which means: try again.
+                guard hasRoom else { return FixupResult(error: .ENOMEM, unlocked: unlocked) }
+                unlocked = true
             case .failed: return FixupResult(error: .EFAULT, unlocked: unlocked)
             case .waitForPage, .waitForSwap, .waitForUser, .waitForDriver:
                 mmapLock.unlockRead()

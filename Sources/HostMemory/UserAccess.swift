@@ -11,6 +11,9 @@ public enum UserFault: Error, Equatable, Sendable {
     case poisoned
     /// Kernel: the OOM killer.
     case outOfMemory
+    /// A fatal signal came while the access waited: the task ends, the access is never made. Kernel:
+    /// `fault_signal_pending`.
+    case killed
 
     init(_ error: FaultError) {
         switch error {
@@ -27,6 +30,7 @@ public enum UserFault: Error, Equatable, Sendable {
         case .segmentation, .bus: .EFAULT
         case .poisoned: .EHWPOISON
         case .outOfMemory: .ENOMEM
+        case .killed: .EINTR
         }
     }
 }
@@ -37,7 +41,7 @@ public enum UserFault: Error, Equatable, Sendable {
 /// access that used the old entry is over before the change is) needs no modelled TLB this way.
 extension AddressSpace {
     /// Reads 8 bytes; `address` is 8-byte aligned. Errors: EFAULT (SIGSEGV, SIGBUS, misaligned), EHWPOISON (SIGBUS for
-    /// a poisoned page), ENOMEM.
+    /// a poisoned page), ENOMEM, EINTR (a fatal signal while it waited).
     public func load(_ address: UserAddress) throws(Errno) -> UInt64 {
         do throws(UserFault) { return try access(address, store: nil) } catch { throw error.errno }
     }
@@ -85,7 +89,10 @@ extension AddressSpace {
             if case .outOfMemory = error, host.makeRoom() { return }
             throw UserFault(error)
         }
+        if case .done = outcome { return }
+        // A plain signal ends the wait too, but its handler returns to the access: it is as if the wait went on.
         outcome.wait()
+        if signals.fatal { throw .killed }
     }
 }
 

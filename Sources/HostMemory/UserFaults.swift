@@ -32,9 +32,11 @@ public final class UserFaults: @unchecked Sendable {
     public unowned(unsafe) let space: AddressSpace
     private let lock = SpinLock(.objectIndex)
     private var messages: [Message] = []
-    private let faulting = SleepQueue()
+    /// Shared by all who serve faults of the space: signals find whoever faults there.
+    private var faulting: SleepQueue { space.signals.sleepers }
     private let reading = SleepQueue()
-    /// What a task that is about to sleep does first: where one task plays all parts, it serves the fault itself.
+    /// What a task that is about to sleep does first, again and again until it need not sleep: where one task plays all
+    /// parts, it serves the fault itself, or gives up by `abandon`.
     public var whenWaiting: (() -> Void)?
     /// Nobody serves any more.
     let isAbandoned = Atomic<Bool>(false)
@@ -73,17 +75,25 @@ public final class UserFaults: @unchecked Sendable {
 
     // MARK: Who faults
 
-    /// Leaves a message and sleeps until the fault is served. No lock held. Kernel: `handle_userfault`.
-    func wait(_ message: Message) {
+    /// Leaves a message and sleeps until the fault is served or a fatal signal comes, with `interruptible` any signal. No
+    /// lock held. Kernel: `handle_userfault`, `userfaultfd_get_blocking_state`.
+    func wait(_ message: Message, interruptible: Bool) {
         lock.lock()
         if !messages.contains(message) { messages.append(message) }
         lock.unlock()
         reading.wake()
-        if !isServed(message) { whenWaiting?() }
-        faulting.wait { isServed(message) || space.signals.fatal || isAbandoned.load(ordering: .acquiring) }
+        // It may have to be asked more than once: a task that ran for this one may have sent a signal and no page.
+        while let whenWaiting, !isOver(message, interruptible) { whenWaiting() }
+        faulting.wait { isOver(message, interruptible) }
         lock.lock()
         messages.removeAll { $0 == message }
         lock.unlock()
+    }
+
+    private func isOver(_ message: Message, _ interruptible: Bool) -> Bool {
+        let signals = space.signals
+        return isServed(message) || (interruptible ? signals.pending : signals.fatal)
+            || isAbandoned.load(ordering: .acquiring)
     }
 
     /// Kernel: `userfaultfd_must_wait`.

@@ -185,7 +185,7 @@ public enum StageTwoTables: Sendable {
 extension Architecture {
     func makeTables() -> StageTwoTables {
         switch self {
-        case .x86TDP: .tdp(TDPMMU())
+        case .x86TDP: .tdp(TDPMMU(largestPage: .page1G))
         case .riscvSv39x4: .gStage(GStageMMU(mode: .sv39x4))
         case .riscvSv48x4: .gStage(GStageMMU(mode: .sv48x4))
         }

@@ -41,6 +41,8 @@ extension RegionKind {
         case .file: "file"
         case .privateFile: "private file"
         case .secretMemory: "secret memory"
+        case .hugeShared: "hugetlb"
+        case .hugePrivate: "private hugetlb"
         }
     }
 }
@@ -62,6 +64,28 @@ extension AdviceName {
         case .remove: "REMOVE"
         case .guardInstall: "GUARD_INSTALL"
         case .guardRemove: "GUARD_REMOVE"
+        }
+    }
+}
+
+extension DriverAnswer {
+    var kernelName: String {
+        switch self {
+        case .busError: "VM_FAULT_SIGBUS"
+        case .outOfMemory: "VM_FAULT_OOM"
+        case .poisoned: "VM_FAULT_HWPOISON"
+        case .retry: "VM_FAULT_RETRY"
+        case .nothingInserted: "VM_FAULT_NOPAGE, and nothing is inserted"
+        }
+    }
+}
+
+extension SignalName {
+    var sentence: String {
+        switch self {
+        case .plain: "a signal comes"
+        case .fatal: "a fatal signal comes"
+        case .handled: "the signal is handled"
         }
     }
 }
@@ -128,6 +152,13 @@ struct ActionText {
         case .punchHole(let region, let offset, let length):
             return "punch_hole \(stretch(region, offset, length))"
         case .writeBack(let region): return "fsync \(name(region))"
+        case .failFault(let region, let answer, let count):
+            return count == 0
+                ? "\(name(region))'s faults work again"
+                : "the next \(count == 1 ? "fault" : "\(count) faults") on \(name(region)): \(answer.kernelName)"
+        case .signal(let signal): return signal.sentence
+        case .countHugePages(let level, let reserved):
+            return "\(reserved ? "resv" : "free")_hugepages of \(level.bytes >> 20) MiB"
         default: return ioctl(action)
         }
     }

@@ -6,6 +6,8 @@ extension PhaseBuilder {
     /// Steps without a place in a region.
     static let backgroundWords = [
         "reclaim", "compact", "fail_allocation", "fail_swap", "merge_pages", "collapse_pages", "reap", "uffd_wait",
+        "signal",
+        "free_hugepages", "resv_hugepages",
     ]
 
     /// Nil: it was complained about.
@@ -14,13 +16,37 @@ extension PhaseBuilder {
         case ("reclaim", .number(let pages)): checkReclaims(field) ? .reclaim(pages: Int(pages)) : nil
         case ("compact", .number(let order)): checkReclaims(field) ? .compact(order: Int(order)) : nil
         case ("fail_allocation", .number(let count)): .failAllocation(count: Int(count))
-        case ("fail_swap", .words(let words)): failSwap(field, write: words.first == "write")
+        case ("fail_swap", _): failSwap(field, write: field.word(at: 0) == "write")
         case ("merge_pages", _): .mergePages
         case ("collapse_pages", _): .collapsePages
         case ("reap", _): .reap
         case ("uffd_wait", _): .userFaultWait
+        case ("signal", _): signal(field.word(at: 0))
+        case ("free_hugepages", .number(let bytes)): countHugePages(field, bytes, reserved: false)
+        case ("resv_hugepages", .number(let bytes)): countHugePages(field, bytes, reserved: true)
         default: nil
         }
+    }
+
+    /// Alone it is a plain one.
+    private func signal(_ word: String?) -> Action {
+        let index = Vocabulary.signals.firstIndex { $0.word == word } ?? 0
+        return .signal(SignalName.allCases[index])
+    }
+
+    private func countHugePages(_ field: Field, _ bytes: UInt64, reserved: Bool) -> Action? {
+        guard let level = Vocabulary.hugeLevel(bytes) else {
+            complaints.add(
+                field.position, "there are no huge pages of \(Quantity.shown(bytes))", "2 MiB or 1 GiB")
+            return nil
+        }
+        return .countHugePages(level, reserved: reserved)
+    }
+
+    func failFaults(_ region: Int, _ fields: Fields) -> Action {
+        let index = Vocabulary.driverAnswers.firstIndex { $0.word == fields.words("answer").first } ?? 0
+        return .failFault(
+            region: region, answer: DriverAnswer.allCases[index], count: Int(fields.number("times") ?? 1))
     }
 
     func checkReclaims(_ field: Field) -> Bool {
@@ -57,5 +83,13 @@ extension PhaseBuilder {
         }
         return .moveMapping(
             region: region, offset: offset, length: length, target: target, targetOffset: place.offset)
+    }
+}
+
+extension Field {
+    /// One of the words that are its value. Nil: it has no such word, or none at all.
+    fileprivate func word(at index: Int) -> String? {
+        guard case .words(let words) = reading, words.indices.contains(index) else { return nil }
+        return words[index]
     }
 }

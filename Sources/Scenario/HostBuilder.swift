@@ -22,6 +22,7 @@ struct HostBuilder {
         plan.graphicsSystemPages = graphicsLimit("graphics_system_memory", host)
         plan.transparentHugePages = host.flag("transparent_huge_pages")
         setSwap(host, &plan)
+        setHugePages(host, &plan, memory: memory)
         let regions = host.list("regions")
         guard regions.count <= HostBuilder.mostRegions else {
             complaints.add(
@@ -95,6 +96,7 @@ struct HostBuilder {
             region.userFaults |= 1 << UInt8(index)
         }
         region.source = source(of: region, fields, plan)
+        setPageSize(&region, fields, plan)
         checkSize(region, fields)
         checkKind(region, fields, plan)
         return region
@@ -194,9 +196,10 @@ struct HostBuilder {
         var next = HostBuilder.firstAddress
         for (index, region) in regions.enumerated() where fields[index]["address"] == nil {
             guard region.size <= HostBuilder.memory.upperBound else { continue }
-            var address = next
+            let alignment = max(region.kind.isHuge ? region.pageLevel.bytes : 0, step)
+            var address = (next + alignment - 1) / alignment * alignment
             while let other = given(fields, regions, overlapping: address..<address + region.size) {
-                address = (other.upperBound + step - 1) / step * step
+                address = (other.upperBound + alignment - 1) / alignment * alignment
             }
             regions[index].address = UserAddress(address)
             next = (address + region.size + 2 * step - 1) / step * step
@@ -234,7 +237,7 @@ struct HostBuilder {
         _ host: Fields, _ regions: [Fields], _ plan: Plan, memory: UInt64, deviceMemory: UInt64
     ) {
         guard complaints.isEmpty else { return }
-        var left = (ram: memory + UInt64(plan.swapPages) * pageSize, device: deviceMemory)
+        var left = (ram: memory - plan.setAside + UInt64(plan.swapPages) * pageSize, device: deviceMemory)
         for (index, region) in plan.regions.enumerated() {
             let need = region.frames
             let fitsDevice = need.device <= left.device / pageSize
@@ -262,7 +265,8 @@ extension RegionPlan {
         case .mixedMap: return (pages - pages / 2, pages - pages / 2)
         // Its pages are the memfd's; with holes punched, twice as many at most.
         case .udmabuf: return (pages, 0)
-        case .blobWindow: return (0, 0)
+        // Huge pages come out of their pool.
+        case .blobWindow, .hugeShared, .hugePrivate: return (0, 0)
         default: return (pages, 0)
         }
     }

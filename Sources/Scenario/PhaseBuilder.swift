@@ -135,6 +135,7 @@ struct PhaseBuilder {
         case "disable": return .disableDevice(region: region)
         case "reset": return .resetDevice(region: region)
         case "fsync": return .writeBack(region: region)
+        case "fail_fault": return failFaults(region, fields)
         case "truncate": return truncate(field, region, fields)
         case "fail_disk": return .failTransfer(region: region, write: fields.words("transfer").first == "write")
         default: break

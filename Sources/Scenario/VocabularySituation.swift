@@ -38,6 +38,8 @@ extension Vocabulary {
         Choice("file", "a file, mapped MAP_SHARED: a page cache over a disk; writes wait for `fsync`"),
         Choice("file_private", "a file, mapped MAP_PRIVATE: a write copies the page"),
         Choice("memfd_secret", "memfd_secret: nobody but its process can reach it, KVM can't either"),
+        Choice("hugetlb", "a memfd of huge pages (MFD_HUGETLB) of `page_size`, mapped MAP_SHARED"),
+        Choice("hugetlb_private", "the same, mapped MAP_PRIVATE: a write copies the whole huge page"),
     ]
 
     /// In the order of `UserFaults.Modes`.
@@ -116,6 +118,11 @@ extension Vocabulary {
             "the host knows its pages' age and where they are mapped: it can take them back, and move them",
             example: "true"),
         Key(
+            "hugetlb_2m", .host, .number(0...32768), .optional("0"),
+            "huge pages of 2 MiB set aside for `hugetlb`, out of `memory`", example: "4"),
+        Key(
+            "hugetlb_1g", .host, .number(0...64), .optional("0"), "huge pages of 1 GiB set aside", example: "1"),
+        Key(
             "transparent_huge_pages", .host, .flag, .optional("false"),
             "a fault may take a 2 MiB folio for anonymous memory", example: "true"),
         Key(
@@ -140,6 +147,8 @@ extension Vocabulary {
         Key(
             "userfault", .region, .choices(userFaultModes), .optional("none"),
             "faults that the VMM serves itself, by the steps of its task `uffd`", example: "[missing]"),
+        Key(
+            "page_size", .region, .size, .optional("2 MiB"), "of hugetlb memory: 2 MiB or 1 GiB", example: "1 GiB"),
         Key(
             "huge_pages", .region, .flag, .optional("false"), "madvise(MADV_HUGEPAGE) on anonymous memory",
             example: "true"),

@@ -23,6 +23,19 @@ extension Vocabulary {
     static let transfers: [Choice] = [
         Choice("read", "the next read gives an I/O error"), Choice("write", "the next write does"),
     ]
+    /// In the order of `DriverAnswer`.
+    static let driverAnswers: [Choice] = [
+        Choice("sigbus", "VM_FAULT_SIGBUS"),
+        Choice("oom", "VM_FAULT_OOM"),
+        Choice("hwpoison", "VM_FAULT_HWPOISON"),
+        Choice("retry", "VM_FAULT_RETRY: the lock is dropped, and the fault comes again"),
+        Choice("nopage", "VM_FAULT_NOPAGE, though nothing was inserted: against the contract D-1 if it goes on"),
+    ]
+    /// In the order of `SignalName`.
+    static let signals: [Choice] = [
+        Choice("plain", "one that has a handler"), Choice("fatal", "SIGKILL"),
+        Choice("handled", "the plain one was handled: none is pending"),
+    ]
     static let destinations: [Choice] = [
         Choice("device_memory", "device memory, no struct pages"),
         Choice("system", "system memory, in blocks of `order`"),
@@ -40,6 +53,11 @@ extension Vocabulary {
     ]
     private static let memfds: [RegionKind] = [.sharedMemory, .privateObject]
     private static let files: [RegionKind] = [.file, .privateFile]
+    private static let huge: [RegionKind] = [.hugeShared, .hugePrivate]
+    /// Whose faults a driver serves.
+    private static let faulting: [RegionKind] = [
+        .graphicsBuffer, .deviceBAR, .reservedMemory, .countedPFNMap, .mixedMap, .writeNotifyPFNMap, .daxFile, .udmabuf,
+    ]
 
     private static func action(
         _ name: String, _ place: Place, _ type: ValueType, _ meaning: String, example: String,
@@ -90,7 +108,7 @@ extension Vocabulary {
             ["length", "protection"]),
         action(
             "madvise", .hostStep, .regionPlace, "madvise(2)", example: "{madvise: ram, advice: dontneed}",
-            ["length", "advice"], kinds: [.anonymous, .mixedMap] + memfds + files + [.secretMemory],
+            ["length", "advice"], kinds: [.anonymous, .mixedMap] + memfds + files + [.secretMemory] + huge,
             triesOtherKinds: true),
         action(
             "mremap", .hostStep, .regionPlace,
@@ -121,7 +139,7 @@ extension Vocabulary {
         action(
             "punch_hole", .hostStep, .regionPlace,
             "fallocate(2) with FALLOC_FL_PUNCH_HOLE: the pages go, and read as zeros again",
-            example: "{punch_hole: ram+4 KiB, length: 4 KiB}", ["length"], kinds: memfds + files + [.daxFile]),
+            example: "{punch_hole: ram+4 KiB, length: 4 KiB}", ["length"], kinds: memfds + files + [.daxFile] + huge),
         action(
             "fsync", .hostStep, .region, "dirty pages become clean, and their entries read-only until the next write",
             example: "{fsync: dax}", kinds: files + [.daxFile]),
@@ -186,6 +204,15 @@ extension Vocabulary {
         action(
             "fail_disk", .hostStep, .region, "an I/O error of a file's disk",
             example: "{fail_disk: data, transfer: write}", ["transfer"], kinds: files),
+        action(
+            "signal", .hostStep, .choice(signals), "a signal reaches the VMM, or is handled by it",
+            example: "{signal: plain}"),
+        action(
+            "free_hugepages", .hostStep, .size, "the pool's pages of this size that nobody uses, as sysfs tells",
+            example: "{free_hugepages: 2 MiB, expect: 4}", answers: [.ok, .value, .errno]),
+        action(
+            "resv_hugepages", .hostStep, .size, "those of them that are promised to mappings",
+            example: "{resv_hugepages: 2 MiB, expect: 1}", answers: [.ok, .value, .errno]),
     ]
 
     /// The VMM's half of virtio-gpu.
@@ -217,6 +244,9 @@ extension Vocabulary {
         action(
             "driver_load", .hostStep, .regionPlace, "what is behind the mapping loads 8 bytes",
             example: "{driver_load: blob, expect: 7}", answers: [.ok, .value, .errno], kinds: driverKinds),
+        action(
+            "fail_fault", .hostStep, .region, "the driver's fault handler gives an answer instead of doing its work",
+            example: "{fail_fault: bar, answer: sigbus}", ["answer", "times"], kinds: faulting),
         action(
             "disable", .hostStep, .region, "memory decoding of the BAR is turned off: zapped, and faults fail",
             example: "{disable: bar}", kinds: [.deviceBAR]),
@@ -262,6 +292,10 @@ extension Vocabulary {
             Key("to", place, .choice(destinations), .required, "where the buffer goes", example: "device_memory"),
             Key("onto", place, .regionPlace, .required, "where the pages go", example: "ram+1 MiB"),
             Key("transfer", place, .choice(transfers), .required, "which transfer fails", example: "read"),
+            Key("answer", place, .choice(driverAnswers), .required, "what it answers", example: "sigbus"),
+            Key(
+                "times", place, .number(0...1000), .optional("1"), "to how many faults; 0: it works again",
+                example: "2"),
             Key("size", place, .size, .required, "the new size in bytes, whole pages", example: "8 KiB"),
             Key(
                 "resource", place, .region, .required, "a graphics buffer or a memfd to map", example: "blob"),

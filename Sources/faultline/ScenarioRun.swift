@@ -52,6 +52,10 @@ func execute(
                     + " mapped: \(errno)")
         case .slot(let index, let errno):
             throw Failure(.unusable, "error: slot \(file.plan.slots[index].id) can't be created: \(errno)")
+        case .hugePages(let level):
+            throw Failure(
+                .unusable,
+                "error: the host's memory has not so many free pages of \(level.bytes >> 20) MiB to set aside")
         }
     }
 }

@@ -13,7 +13,8 @@ func text(of path: String) throws -> String { String(decoding: try bytes(of: pat
 let shipped = [
     "virtio-gpu-blob", "device-bar", "anonymous", "copy-on-write", "read-only-slot", "buffer-eviction-while-mapped",
     "memslot-delete", "dirty-logging", "huge-page", "fork-under-guest", "pfnmap-write-upgrade", "zero-page",
-    "reserved-memory", "counted-pfnmap", "mixed-map", "host-map-pfnmap",
+    "reserved-memory", "counted-pfnmap", "mixed-map", "host-map-pfnmap", "hugetlb", "hugetlb-gigantic", "driver-fault",
+    "signal", "race-signal",
 ]
 
 func load(shipped name: String) throws -> ScenarioFile {

@@ -41,6 +41,7 @@ import Testing
                     host:
                       device_memory: 1 MiB
                       swap: 4 MiB
+                      hugetlb_2m: 2
                       regions:
                         - {name: ram, kind: memfd, size: 1 MiB}
                         - {name: data, kind: file, size: 64 KiB}
@@ -48,6 +49,7 @@ import Testing
                         - {name: blob, kind: graphics_buffer, size: 64 KiB}
                         - {name: bar, kind: device_bar, size: 64 KiB}
                         - {name: dax, kind: dax_file, size: 64 KiB}
+                        - {name: huge, kind: hugetlb, size: 2 MiB}
                         - {name: window, kind: blob_window, size: 1 MiB}
                     vm:
                       slots:

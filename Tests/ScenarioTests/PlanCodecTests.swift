@@ -112,6 +112,8 @@ extension RandomSource {
         plan.videoMemoryPages = below(1 << 20)
         plan.graphicsSystemPages = below(1 << 20)
         plan.transparentHugePages = flip()
+        plan.hugePages2M = below(1 << 10)
+        plan.hugePages1G = below(4)
         plan.allowUnsafeMappings = flip()
         plan.virtualCPUs = 1 + below(16)
         plan.regions = (0..<(1 + below(5))).map { region($0) }
@@ -142,6 +144,7 @@ extension RandomSource {
         region.write = flip()
         region.order = below(11)
         region.hugePages = flip()
+        region.pageLevel = flip() ? .page1G : .page2M
         region.source = earlier > 0 && flip() ? below(earlier) : nil
         return region
     }
@@ -191,7 +194,7 @@ extension RandomSource {
 
     private mutating func action(_ regions: Int) -> Action {
         let region = below(regions)
-        switch below(30) {
+        switch below(33) {
         case 0:
             return .guest(
                 pick(AccessKind.allCases), at: GuestAddress(number()), count: below(1 << 20), stride: number(),
@@ -223,6 +226,9 @@ extension RandomSource {
         case 26: return .truncate(region: region, size: number())
         case 27: return .punchHole(region: region, offset: number(), length: number())
         case 28: return .writeBack(region: region)
+        case 29: return .failFault(region: region, answer: pick(DriverAnswer.allCases), count: below(1000))
+        case 30: return .signal(pick(SignalName.allCases))
+        case 31: return .countHugePages(flip() ? .page1G : .page2M, reserved: flip())
         case 22: return .getGuestPage(at: GuestAddress(number()), write: flip())
         default: return .age(region: region, offset: number(), length: number())
         }

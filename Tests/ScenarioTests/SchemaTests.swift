@@ -28,7 +28,7 @@ import Yams
         let wrong = [
             Sketch(top: "colour: red"), Sketch(host: "  memry: 16 MiB"), Sketch(host: "  memory: 64 KB"),
             Sketch(regions: "    - {name: ram, kind: anonymous}"),
-            Sketch(regions: "    - {name: ram, kind: hugetlb, size: 64 KiB}"),
+            Sketch(regions: "    - {name: ram, kind: vmalloc, size: 64 KiB}"),
             Sketch(top: "architecture: arm64"), Sketch(vm: "  vcpus: 17"), Sketch(vm: "  allow_unsafe_mappings: 1"),
             Sketch(phases: "  - vcpu0:\n      - {read: ram, value: 7}"),
             Sketch(phases: "  - vcpu0:\n      - {read: ram, write: ram}"),

@@ -9,7 +9,7 @@ import Testing
         expectOne(
             Sketch(host: "  memry: 16 MiB"), at: "memry", "`memry` is not a key of `host`",
             hint: "did you mean `memory`? `host` has: memory, device_memory, vram, graphics_system_memory, "
-                + "swap, swap_speed, reclaim, transparent_huge_pages, regions")
+                + "swap, swap_speed, reclaim, hugetlb_2m, hugetlb_1g, transparent_huge_pages, regions")
     }
     @Test func `an unknown key that resembles none`() {
         expectOne(
@@ -42,8 +42,8 @@ import Testing
     }
     @Test func `an unknown kind of region`() {
         expectOne(
-            Sketch(regions: "    - {name: ram, kind: hugetlb, size: 64 KiB}"), at: "hugetlb",
-            "`kind` can't be `hugetlb`")
+            Sketch(regions: "    - {name: ram, kind: vmalloc, size: 64 KiB}"), at: "vmalloc",
+            "`kind` can't be `vmalloc`")
     }
     @Test func `an unknown step`() {
         expectOne(
@@ -103,7 +103,7 @@ import Testing
                       memry: 16 MiB
                       ^
                   did you mean `memory`? `host` has: memory, device_memory, vram, graphics_system_memory, \
-                swap, swap_speed, reclaim, transparent_huge_pages, regions
+                swap, swap_speed, reclaim, hugetlb_2m, hugetlb_1g, transparent_huge_pages, regions
                 """)
     }
 }

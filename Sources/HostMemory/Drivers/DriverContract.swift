@@ -87,7 +87,7 @@ extension DriverMapping {
 extension AddressSpace {
     /// Kernel: `vma->vm_ops->fault`.
     func ask(_ driver: DriverMapping, _ vma: VMA, _ address: UserAddress, write: Bool) -> FaultOutcome {
-        settle(driver.fault(self, vma.info, address, write: write), driver, address)
+        settle(driver.forced.next() ?? driver.fault(self, vma.info, address, write: write), driver, address)
     }
 
     /// What a driver's answer comes to. `.inserted` without an entry is looked at again by the caller, but not for ever.
@@ -113,7 +113,9 @@ extension AddressSpace {
     func askToWrite(
         _ driver: DriverMapping, _ vma: VMA, _ address: UserAddress, _ seen: HostEntry, _ level: PageLevel = .page4K
     ) -> FaultOutcome? {
-        let answer = driver.makeWritable(self, vma.info, address)
+        // Kernel: VM_FAULT_NOPAGE says here that the driver has widened the entry, not that it may be widened.
+        let forced = driver.forced.next().map { $0 == .inserted ? .handled : $0 }
+        let answer = forced ?? driver.makeWritable(self, vma.info, address)
         if answer == .handled {
             return again(
                 driver, changed: peek(address) != seen, "says that it has made an entry writable, and it is not")

@@ -12,6 +12,7 @@ private enum ActionCode: UInt8 {
     case advise, moveMapping, pin, unpin
     case reclaim, migrate, compact, mergePages, collapsePages, reap, hintNUMA, breakMemory, failAllocation, failTransfer
     case userFaultWait, userFaultCopy, userFaultZero, userFaultContinue, userFaultProtect
+    case signal, countHugePages, failFault
 }
 
 extension PlanWriter {
@@ -38,9 +39,9 @@ extension PlanWriter {
         case .guest, .mapGuestPage, .getGuestPage: guestAction(action)
         case .setMemoryRegion, .deleteMemoryRegion, .getDirtyLog, .clearDirtyLog, .enableManualProtect:
             ioctl(action)
-        case .resetDevice, .mapBlob, .unmapBlob, .truncate, .punchHole, .writeBack: backingAction(action)
+        case .resetDevice, .mapBlob, .unmapBlob, .truncate, .punchHole, .writeBack, .failFault: backingAction(action)
         case .reclaim, .migrate, .compact, .mergePages, .collapsePages, .reap, .hintNUMA, .breakMemory,
-            .failAllocation, .failTransfer:
+            .failAllocation, .failTransfer, .signal, .countHugePages:
             backgroundAction(action)
         case .userFaultWait, .userFaultCopy, .userFaultZero, .userFaultContinue, .userFaultProtect:
             userFaultAction(action)
@@ -102,6 +103,9 @@ extension PlanWriter {
         case .truncate(let region, let size): place(.truncate, region, size)
         case .punchHole(let region, let offset, let length): range(.punchHole, region, offset, length)
         case .writeBack(let region): regionOnly(.writeBack, region)
+        case .failFault(let region, let answer, let count):
+            place(.failFault, region, UInt64(count))
+            bytes.append(answer.rawValue)
         default: preconditionFailure("not an action on what is behind a mapping")
         }
     }
@@ -140,6 +144,13 @@ extension PlanWriter {
             code(.failTransfer)
             count(region.map { $0 + 1 } ?? 0)
             flag(write)
+        case .signal(let signal):
+            code(.signal)
+            bytes.append(signal.rawValue)
+        case .countHugePages(let level, let reserved):
+            code(.countHugePages)
+            flag(level == .page1G)
+            flag(reserved)
         default: preconditionFailure("not an action of the host's own")
         }
     }
@@ -208,6 +219,8 @@ extension PlanReader {
         case .reap: return .reap
         case .userFaultWait: return .userFaultWait
         case .failAllocation: return .failAllocation(count: try count())
+        case .signal: return .signal(try enumeration())
+        case .countHugePages: return .countHugePages(try hugeLevel(), reserved: try flag())
         case .failTransfer:
             let region = try count()
             guard region <= regions else { throw bad(.badReference) }
@@ -226,6 +239,9 @@ extension PlanReader {
         case .disableDevice: return .disableDevice(region: region)
         case .resetDevice: return .resetDevice(region: region)
         case .writeBack: return .writeBack(region: region)
+        case .failFault:
+            let times = try count()
+            return .failFault(region: region, answer: try enumeration(), count: times)
         default: return try placeAction(code, region, offset: try number())
         }
     }

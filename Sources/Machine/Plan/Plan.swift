@@ -21,6 +21,9 @@ public struct Plan: Sendable, Equatable {
     public var swapIsSlow = false
     /// Whether the host knows its pages' age, without a swap device too.
     public var reclaims = false
+    /// Huge pages set aside, of 2 MiB and of 1 GiB. Kernel: `hugepagesz=`, `hugepages=`.
+    public var hugePages2M = 0
+    public var hugePages1G = 0
     /// Kernel: the module parameter `allow_unsafe_mappings`. Spec: generic 2.13.
     public var allowUnsafeMappings = false
     public var virtualCPUs = 1
@@ -63,6 +66,8 @@ public struct RegionPlan: Sendable, Equatable {
     public var slow = false
     /// Faults that the VMM serves itself: `UserFaults.Modes`.
     public var userFaults: UInt8 = 0
+    /// Of hugetlb memory: the size of its pages, 2 MiB or 1 GiB.
+    public var pageLevel: PageLevel = .page2M
     public init() {}
 }
 
@@ -96,6 +101,10 @@ public enum RegionKind: UInt8, Sendable, CaseIterable {
     case privateFile
     /// Kernel: `memfd_secret`.
     case secretMemory
+    /// Huge pages of a pool, MAP_SHARED. Kernel: `memfd_create(MFD_HUGETLB)`.
+    case hugeShared
+    /// The same, MAP_PRIVATE.
+    case hugePrivate
 }
 
 /// A task of the host's own. Kernel: a kernel thread, or work that one does.
@@ -124,6 +133,20 @@ public enum AdviceName: UInt8, Sendable, CaseIterable {
     case free, cold, pageOut, collapse, mergeable, unmergeable, hugePage, noHugePage, populateRead, populateWrite,
         remove
     case guardInstall, guardRemove
+}
+
+/// What a driver's fault handler answers instead of doing its work. Kernel: `vm_fault_t`.
+public enum DriverAnswer: UInt8, Sendable, CaseIterable {
+    case busError, outOfMemory, poisoned, retry
+    /// `VM_FAULT_NOPAGE`, though no entry was made.
+    case nothingInserted
+}
+
+/// What happens to the VMM's signals.
+public enum SignalName: UInt8, Sendable, CaseIterable {
+    case plain, fatal
+    /// The plain one was taken: none is pending any more.
+    case handled
 }
 
 /// A memory slot. Kernel: `kvm_userspace_memory_region`.
@@ -234,6 +257,10 @@ public enum Action: Sendable, Equatable {
     case failAllocation(count: Int)
     /// The next transfer of the swap device, or of the region's disk, fails.
     case failTransfer(region: Int?, write: Bool)
+    /// A signal reaches the VMM, or is handled by it.
+    case signal(SignalName)
+    /// How many huge pages of this size nobody uses; `reserved`: are promised. ENOENT: there is no such pool.
+    case countHugePages(PageLevel, reserved: Bool)
 
     // Whoever serves userfaults.
     /// Sleeps until there is a fault to serve.
@@ -252,6 +279,8 @@ public enum Action: Sendable, Equatable {
     case driverStore(region: Int, offset: UInt64, value: UInt64)
     case driverLoad(region: Int, offset: UInt64)
     case disableDevice(region: Int)
+    /// The driver's fault handler gives `answer` to the next `count` faults; 0: it works again.
+    case failFault(region: Int, answer: DriverAnswer, count: Int)
     /// Every mapping of the BAR goes; faults bring them back. Kernel: `VFIO_DEVICE_RESET`.
     case resetDevice(region: Int)
     /// The VMM maps what is behind region `resource` into a blob window. Kernel: virtio-gpu's RESOURCE_MAP_BLOB.

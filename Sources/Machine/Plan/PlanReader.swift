@@ -84,6 +84,8 @@ struct PlanReader {
         plan.swapPages = try count()
         plan.swapIsSlow = try flag()
         plan.reclaims = try flag()
+        plan.hugePages2M = try count()
+        plan.hugePages1G = try count()
         plan.allowUnsafeMappings = try flag()
         plan.virtualCPUs = try count()
         virtualCPUs = plan.virtualCPUs
@@ -115,7 +117,13 @@ struct PlanReader {
         region.slow = try flag()
         region.userFaults = try byte()
         guard region.userFaults < 8 else { throw bad(.badValue) }
+        region.pageLevel = try hugeLevel()
         return region
+    }
+
+    /// Of a pool's pages.
+    mutating func hugeLevel() throws(PlanDecodingError) -> PageLevel {
+        try flag() ? .page1G : .page2M
     }
 
     /// An index in `Plan.regions`.

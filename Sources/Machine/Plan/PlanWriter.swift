@@ -37,6 +37,8 @@ struct PlanWriter {
         count(plan.swapPages)
         flag(plan.swapIsSlow)
         flag(plan.reclaims)
+        count(plan.hugePages2M)
+        count(plan.hugePages1G)
         flag(plan.allowUnsafeMappings)
         count(plan.virtualCPUs)
         count(plan.regions.count)
@@ -61,6 +63,7 @@ struct PlanWriter {
         count(region.source.map { $0 + 1 } ?? 0)
         flag(region.slow)
         bytes.append(region.userFaults)
+        flag(region.pageLevel == .page1G)
     }
 
     mutating func slot(_ slot: SlotPlan) {

@@ -17,6 +17,7 @@ extension World {
         case .breakMemory(let region, let offset): try breakMemory(address(region, offset))
         case .failAllocation(let count): host.memory.failAllocation(count)
         case .failTransfer(let region, let write): try failTransfer(region, write: write)
+        case .signal(let signal): send(signal)
         default: throw .EINVAL
         }
     }
@@ -43,9 +44,26 @@ extension World {
         }
     }
 
+    private func send(_ signal: SignalName) {
+        switch signal {
+        case .plain: addressSpace.signals.pending = true
+        case .fatal: addressSpace.signals.fatal = true
+        case .handled: addressSpace.signals.pending = false
+        }
+    }
+
+    /// Kernel: `free_hugepages` and `resv_hugepages` of `/sys/kernel/mm/hugepages`.
+    func countHugePages(_ level: PageLevel, reserved: Bool) throws(Errno) -> UInt64 {
+        guard let pool = pools.first(where: { $0.level == level }) else { throw .ENOENT }
+        let idle = pool.idle
+        return UInt64(reserved ? idle.reserved : idle.free)
+    }
+
+    /// What belongs to a pool of huge pages is the pool's to count.
     private func breakMemory(_ address: UserAddress) throws(Errno) {
         guard let frame = addressSpace.translate(address)?.frame, host.memory.hasPageFrame(frame) else { throw .EFAULT }
-        if host.poison(frame) { brokenFrames += 1 }
+        let isSingle = !pools.contains { $0.contains(frame) }
+        if host.poison(frame), isSingle { brokenFrames += 1 }
     }
 
     private func failTransfer(_ region: Int?, write: Bool) throws(Errno) {

@@ -18,11 +18,13 @@ struct Region {
         case file(DAXFile)
         case pinned(Udmabuf)
         case window(BlobWindow)
+        case huge(HugePageFile)
     }
 
     /// - Parameter graphics: who makes room for graphics buffers, if there is a limit.
     init(
-        _ plan: RegionPlan, _ host: Host, _ graphics: GraphicsDevice?, earlier: [Region], addressSpace: AddressSpace
+        _ plan: RegionPlan, _ host: Host, _ graphics: GraphicsDevice?, _ pools: [HugePagePool], earlier: [Region],
+        addressSpace: AddressSpace
     ) throws(Errno) {
         self.plan = plan
         if plan.kind == .blobWindow {
@@ -38,7 +40,7 @@ struct Region {
                 backing: .driver(pinned))
             return
         }
-        guard let behind = Self.make(plan, host, graphics) else { throw .ENOMEM }
+        guard let behind = Self.make(plan, host, graphics, pools) else { throw .ENOMEM }
         self.behind = behind
         try addressSpace.map(
             at: plan.address, length: plan.size, protection: Protection(read: plan.read, write: plan.write),
@@ -55,7 +57,9 @@ struct Region {
         return try Udmabuf(object, pages: 0..<Int(plan.size >> pageShift))
     }
 
-    private static func make(_ plan: RegionPlan, _ host: Host, _ graphics: GraphicsDevice?) -> Behind? {
+    private static func make(
+        _ plan: RegionPlan, _ host: Host, _ graphics: GraphicsDevice?, _ pools: [HugePagePool]
+    ) -> Behind? {
         let pages = Int(plan.size >> pageShift)
         switch plan.kind {
         case .anonymous: return .nothing
@@ -74,6 +78,9 @@ struct Region {
         case .writeNotifyPFNMap: return EventRing(host, dataPages: pages - 1).map { .ring($0) }
         case .mixedMap: return MixedBuffer(host, pages: pages).map { .mixed($0) }
         case .daxFile: return DAXFile(host, pages: pages).map { .file($0) }
+        case .hugeShared, .hugePrivate:
+            guard let pool = pools.first(where: { $0.level == plan.pageLevel }) else { return nil }
+            return .huge(HugePageFile(pool, pages: Int(plan.size / plan.pageLevel.bytes)))
         case .udmabuf, .blobWindow: return nil
         }
     }
@@ -91,6 +98,7 @@ struct Region {
         case .mixed(let driver): .driver(driver)
         case .file(let driver): .driver(driver)
         case .pinned(let driver): .driver(driver)
+        case .huge(let file): .huge(file, firstPage: 0, shared: plan.kind == .hugeShared)
         }
     }
 
@@ -115,6 +123,25 @@ struct Region {
     func reset() throws(Errno) {
         guard case .device(let device) = behind else { throw .EINVAL }
         device.reset()
+    }
+
+    private var driver: DriverMapping? {
+        switch behind {
+        case .nothing, .object, .window, .huge: nil
+        case .graphics(let driver): driver
+        case .device(let driver): driver
+        case .reserved(let driver): driver
+        case .counted(let driver): driver
+        case .ring(let driver): driver
+        case .mixed(let driver): driver
+        case .file(let driver): driver
+        case .pinned(let driver): driver
+        }
+    }
+
+    func failFaults(_ answer: DriverAnswer, count: Int) throws(Errno) {
+        guard let driver else { throw .EINVAL }
+        driver.forced.set(answer.fault, count: UInt32(clamping: count))
     }
 
     func mapBlob(_ resource: Region, at offset: UInt64) throws(Errno) {
@@ -149,6 +176,10 @@ struct Region {
         switch behind {
         case .object(let object): object.punchHole(pages)
         case .file(let file): try file.punchHole(pages, .never)
+        case .huge(let file):
+            // Linux clears the parts of huge pages at the ends of the hole.
+            guard (offset | length) % plan.pageLevel.bytes == 0 else { throw .EINVAL }
+            file.punchHole(Int(offset / plan.pageLevel.bytes)..<Int(end / plan.pageLevel.bytes))
         default: throw .EINVAL
         }
     }
@@ -190,6 +221,9 @@ struct Region {
         case .object(let object):
             object.truncate(to: 0)
             return 0
+        case .huge(let file):
+            file.free()
+            return 0
         case .graphics(let buffer):
             buffer.free()
             buffer.pool.shrink()
@@ -202,6 +236,18 @@ struct Region {
         case .pinned(let driver):
             driver.free()
             return 0
+        }
+    }
+}
+
+extension DriverAnswer {
+    var fault: DriverFault {
+        switch self {
+        case .busError: .busError
+        case .outOfMemory: .outOfMemory
+        case .poisoned: .poisoned
+        case .retry: .retry
+        case .nothingInserted: .inserted
         }
     }
 }

@@ -61,11 +61,12 @@ extension World {
         case .childLoad(let region, let offset): return .value(try child().load(address(region, offset)))
         case .childExit: try exitChild()
         case .moveBuffer, .evictBuffer, .freeBuffer, .driverStore, .driverLoad, .disableDevice, .resetDevice, .mapBlob,
-            .unmapBlob, .truncate, .punchHole, .writeBack:
+            .unmapBlob, .truncate, .punchHole, .writeBack, .failFault:
             return try performOnDriver(action)
         case .reclaim, .migrate, .compact, .mergePages, .collapsePages, .reap, .hintNUMA, .breakMemory,
-            .failAllocation, .failTransfer:
+            .failAllocation, .failTransfer, .signal:
             try performInBackground(action)
+        case .countHugePages(let level, let reserved): return .value(try countHugePages(level, reserved: reserved))
         case .userFaultWait, .userFaultCopy, .userFaultZero, .userFaultContinue, .userFaultProtect:
             try serveUserFault(action)
         default: return try performOnMachine(action)
@@ -88,6 +89,7 @@ extension World {
         case .truncate(let region, let size): try regions[region].truncate(to: size)
         case .punchHole(let region, let offset, let length): try regions[region].punchHole(offset, length)
         case .writeBack(let region): try regions[region].writeBack()
+        case .failFault(let region, let answer, let count): try regions[region].failFaults(answer, count: count)
         default: throw .EINVAL
         }
         return .done

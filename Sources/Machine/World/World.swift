@@ -12,6 +12,8 @@ public enum PlanError: Error, Sendable, Equatable {
     case region(Int, Errno)
     /// A slot can't be created: its index, and KVM's errno.
     case slot(Int, Errno)
+    /// Memory has not so many huge pages of this size to set aside.
+    case hugePages(PageLevel)
 }
 
 /// What a scenario's file says of a policy: rules that it breaks anyhow.
@@ -38,6 +40,8 @@ public final class World {
     var children: [AddressSpace] = []
     /// Pages that a step has pinned and none unpinned yet.
     var pins: [HeldPin] = []
+    /// The largest pages first.
+    let pools: [HugePagePool]
     /// Who serves the VMM's faults, if a region wants it.
     var userFaults: UserFaults?
     /// Tasks of the running phase that `run` has begun, when one of them serves the faults of another.
@@ -92,6 +96,7 @@ public final class World {
             memory: memory, transparentHugePages: plan.transparentHugePages,
             swap: plan.swapPages > 0 ? SwapDevice(slots: plan.swapPages, slow: plan.swapIsSlow) : nil,
             reclaims: plan.reclaims)
+        pools = try Self.setAside(plan, host)
         framesAtStart = memory.freeFrames
         addressSpace = AddressSpace(host: host)
         tables = chosen.makeTables()
@@ -111,6 +116,15 @@ public final class World {
         try setUp()
     }
 
+    private static func setAside(_ plan: Plan, _ host: Host) throws(PlanError) -> [HugePagePool] {
+        var pools: [HugePagePool] = []
+        for (level, pages) in [(PageLevel.page1G, plan.hugePages1G), (.page2M, plan.hugePages2M)] where pages > 0 {
+            guard let pool = HugePagePool(host, level: level, pages: pages) else { throw .hugePages(level) }
+            pools.append(pool)
+        }
+        return pools
+    }
+
     private func setUp() throws(PlanError) {
         var graphics: GraphicsDevice?
         if plan.videoMemoryPages > 0 || plan.graphicsSystemPages > 0 {
@@ -120,7 +134,7 @@ public final class World {
         }
         for (index, region) in plan.regions.enumerated() {
             do throws(Errno) {
-                regions.append(try Region(region, host, graphics, earlier: regions, addressSpace: addressSpace))
+                regions.append(try Region(region, host, graphics, pools, earlier: regions, addressSpace: addressSpace))
             } catch {
                 throw .region(index, error)
             }
@@ -274,6 +288,9 @@ public final class World {
         for region in regions { owned += region.release() }
         if host.memory.freeFrames + owned != framesAtStart {
             journal.add(Finding(.i28, "memory is still in use after the VM and its process have ended"))
+        }
+        for pool in pools where !pool.isWhole {
+            journal.add(Finding(.i28, "a pool of huge pages has not all of its pages back"))
         }
     }
 }
