@@ -97,7 +97,7 @@ public final class HugePageFile: @unchecked Sendable {
 extension HugePageFile {
     /// The same for any stretch of it, in pages of 4 KiB: a huge page that is not in it as a whole stays, and that part is
     /// cleared. Kernel: `hugetlbfs_punch_hole`, `hugetlbfs_zero_partial_page`.
-    func punchHole(smallPages hole: Range<Int>) {
+    public func punchHole(smallPages hole: Range<Int>) {
         let size = Int(level.frames)
         let whole =
             (hole.lowerBound + size - 1) / size..<max((hole.lowerBound + size - 1) / size, hole.upperBound / size)

@@ -13,7 +13,8 @@
     @Suite(.serialized) struct HostConformance_HugePages {
         private static let blocks = 4
         private static let pages = blocks * 512
-        private static let base = UserAddress(0x2000_0000_0000)
+        private static let window = RealWindow(base: UserAddress(0x2000_0000_0000))
+        private static let base = window.base
 
         enum Call {
             case map(Range<Int>, Protection)
@@ -34,68 +35,40 @@
         private static let reason: String? = {
             let path = "/sys/kernel/mm/transparent_hugepage/enabled"
             do {
-                let setting = try text(path)
+                let setting = try RealWindow.text(path)
                 return setting.contains("[madvise]") ? nil : "\(path) is not madvise, which these sequences are for"
             } catch {
                 return "this kernel has no transparent huge pages: \(error)"
             }
         }()
 
-        private static func text(_ path: String) throws -> String {
-            let file = try FileHandle(forReadingFrom: URL(filePath: path))
-            return String(decoding: try file.readToEnd() ?? Data(), as: UTF8.self)
-        }
-
-        private static func number(_ advice: Advice) -> Int32 {
-            for number in UInt64(0)...110 where Advice(number: number) == advice { return Int32(number) }
-            preconditionFailure("an advice without a number")
-        }
-
         // MARK: The kernel's side
 
-        private static func place(_ page: Int) -> UnsafeMutableRawPointer? {
-            UnsafeMutableRawPointer(bitPattern: UInt(base.value) + UInt(page) << 12)
-        }
-
-        private static func bits(_ protection: Protection) -> Int32 {
-            (protection.read ? PROT_READ : 0) | (protection.write ? PROT_WRITE : 0)
-        }
-
         private static func real(_ call: Call) -> String {
-            func answer(_ failed: Bool) -> String {
-                failed ? Errno(rawValue: errno).map { "\($0)" } ?? "errno \(errno)" : "0"
-            }
             switch call {
-            case .map(let pages, let protection):
-                let fixedNoReplace: Int32 = 0x10_0000
-                let flags = MAP_PRIVATE | MAP_ANONYMOUS | fixedNoReplace
-                return answer(
-                    mmap(place(pages.lowerBound), pages.count << 12, bits(protection), flags, -1, 0) == MAP_FAILED)
-            case .unmap(let pages): return answer(munmap(place(pages.lowerBound), pages.count << 12) != 0)
+            case .map(let pages, let protection): return window.map(pages, protection)
+            case .unmap(let pages):
+                return RealWindow.answer(failed: munmap(window.place(pages.lowerBound), pages.count << 12) != 0)
             case .protect(let pages, let protection):
-                return answer(mprotect(place(pages.lowerBound), pages.count << 12, bits(protection)) != 0)
-            case .advise(let pages, let advice):
-                return answer(madvise(place(pages.lowerBound), pages.count << 12, number(advice)) != 0)
-            case .load(let page): return "\(place(page)?.load(as: UInt64.self) ?? 0)"
+                let failed = mprotect(
+                    window.place(pages.lowerBound), pages.count << 12, RealWindow.bits(protection))
+                return RealWindow.answer(failed: failed != 0)
+            case .advise(let pages, let advice): return window.advise(pages, advice)
+            case .load(let page): return "\(window.place(page)?.load(as: UInt64.self) ?? 0)"
             case .store(let page, let value):
-                place(page)?.storeBytes(of: value, as: UInt64.self)
+                window.place(page)?.storeBytes(of: value, as: UInt64.self)
                 return "\(value)"
             }
         }
 
         private static func realView() throws -> View {
             var view = View()
-            let pagemap = try FileHandle(forReadingFrom: URL(filePath: "/proc/self/pagemap"))
-            try pagemap.seek(toOffset: base.page * 8)
-            let entries = try pagemap.read(upToCount: pages * 8) ?? Data()
-            entries.withUnsafeBytes { bytes in
-                for (page, entry) in bytes.bindMemory(to: UInt64.self).enumerated() {
-                    if entry >> 63 & 1 == 1 { view.present.insert(page) }
-                    if entry >> 58 & 1 == 1 { view.guarded.insert(page) }
-                }
+            for (page, entry) in try window.pagemap(pages).enumerated() {
+                if entry >> 63 & 1 == 1 { view.present.insert(page) }
+                if entry >> 58 & 1 == 1 { view.guarded.insert(page) }
             }
             var isInside = false
-            for line in try text("/proc/self/smaps").split(separator: "\n") {
+            for line in try RealWindow.text("/proc/self/smaps").split(separator: "\n") {
                 if line.first?.isUppercase == false {
                     let low = line.split(separator: "-").first.flatMap { UInt64($0, radix: 16) } ?? 0
                     isInside = low >= base.value && low < base.value + UInt64(pages) * pageSize
@@ -111,13 +84,13 @@
 
         private final class Model {
             let arena: MappedArena
-            let host: Host
+            let host: HostMemory.Host
             let space: AddressSpace
 
             init() throws {
                 arena = try #require(MappedArena(size: 16384 << 12))
                 let memory = PhysicalMemory(arena: arena.base, ramFrames: 16384, arenaIsZero: true)
-                host = Host(memory: memory, transparentHugePages: false)
+                host = HostMemory.Host(memory: memory, transparentHugePages: false)
                 space = AddressSpace(host: host)
             }
 
@@ -181,8 +154,8 @@
         }
 
         private static func play(_ calls: [Call]) throws -> String? {
-            munmap(place(0), pages << 12)
-            defer { munmap(place(0), pages << 12) }
+            munmap(window.place(0), pages << 12)
+            defer { munmap(window.place(0), pages << 12) }
             let model = try Model()
             var done: [Call] = []
             for call in calls {
@@ -251,14 +224,14 @@
                 ],
             ])
         func `a written sequence comes out as in the kernel`(calls: [Call]) throws {
-            #expect(try Self.difference(calls) == nil)
+            if let difference = try Self.difference(calls) { Issue.record("\(difference)") }
         }
 
-        @Test(.enabled(if: reason == nil, Comment(rawValue: reason ?? "")), arguments: 1...40)
+        @Test(.enabled(if: reason == nil, Comment(rawValue: reason ?? "")), arguments: 1...25)
         func `a random sequence comes out as in the kernel`(seed: Int) throws {
             var random = SplitMix(state: UInt64(seed))
             let calls = (0..<24).map { _ in Self.draw(&random) }
-            #expect(try Self.difference(calls) == nil, "seed \(seed)")
+            if let difference = try Self.difference(calls) { Issue.record("seed \(seed): \(difference)") }
         }
 
         private static func draw(_ random: inout SplitMix) -> Call {

@@ -47,7 +47,7 @@ extension AddressSpace {
         mmapLock.lockForWrite()
         defer { mmapLock.unlockWrite() }
         guard let vma = find(low), low + PageLevel.page2M.bytes <= vma.range.upperBound, vma.mayCollapse,
-            vma.mayHoldAnonymous, vma.userFaults == nil, case .present(let word, let table) = middleEntry(low)
+            vma.userFaults == nil, case .present(let word, let table) = middleEntry(low)
         else { throw .EINVAL }
         let seen = HostEntry(word.load())
         if seen.isLargeLeaf { return }
@@ -169,9 +169,10 @@ extension Host {
 }
 
 extension VMA {
-    /// Whether a huge page has room in it and is wanted. Kernel: `thp_vma_allowable_order`.
+    /// Whether a huge page has room in it and is not unwanted, and something was written to it.
+    /// Kernel: `thp_vma_allowable_order`.
     fileprivate var mayCollapse: Bool {
-        guard case .anonymous = backing, !flags.noHugePage else { return false }
+        guard case .anonymous = backing, !flags.noHugePage, mayHoldAnonymous else { return false }
         let inside = PageLevel.page2M.bytes - 1
         return ((range.lowerBound.value + inside) & ~inside) + PageLevel.page2M.bytes <= range.upperBound.value
     }

@@ -176,10 +176,7 @@ struct Region {
         switch behind {
         case .object(let object): object.punchHole(pages)
         case .file(let file): try file.punchHole(pages, .never)
-        case .huge(let file):
-            // Linux clears the parts of huge pages at the ends of the hole.
-            guard (offset | length) % plan.pageLevel.bytes == 0 else { throw .EINVAL }
-            file.punchHole(Int(offset / plan.pageLevel.bytes)..<Int(end / plan.pageLevel.bytes))
+        case .huge(let file): file.punchHole(smallPages: pages)
         default: throw .EINVAL
         }
     }
