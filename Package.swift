@@ -43,8 +43,9 @@ let package = Package(
             ], swiftSettings: core),
         // Fibers and the handler of traps.
         .target(name: "CFiber"),
+        .target(name: "SeededRandom", swiftSettings: strict),
         .target(
-            name: "Explorer", dependencies: ["CFiber", "CSchedule", "Synchrony"], swiftSettings: strict),
+            name: "Explorer", dependencies: ["CFiber", "CSchedule", "Synchrony", "SeededRandom"], swiftSettings: strict),
         // A plan as the explorer's subject, and the museum of defects.
         .target(
             name: "Laboratory",
@@ -63,10 +64,13 @@ let package = Package(
         // The host model beside this machine's kernel.
         .target(name: "CHostProcess"),
         .target(
-            name: "HostConformance", dependencies: ["CHostProcess", "Frames", "HostMemory", "Machine", "Audit"],
+            name: "HostConformance",
+            dependencies: ["CHostProcess", "Frames", "HostMemory", "Machine", "Audit", "SeededRandom"],
             swiftSettings: strict),
         .target(name: "CBenchmarkLimits"),
-        .target(name: "Benchmarks", dependencies: ["Machine", "Report", "CBenchmarkLimits"], swiftSettings: strict),
+        .target(
+            name: "Benchmarks", dependencies: ["Machine", "Report", "CBenchmarkLimits", "SeededRandom"],
+            swiftSettings: strict),
         .executableTarget(
             name: "faultline",
             dependencies: [
@@ -79,17 +83,18 @@ let package = Package(
             name: "CoreTests",
             dependencies: [
                 "CSchedule", "Frames", "Synchrony", "Audit", "HostMemory", "GuestMemory", "Paging", "Hardware",
-                "Machine",
+                "Machine", "SeededRandom",
             ],
             swiftSettings: core),
         .testTarget(
             name: "ExplorerTests",
             dependencies: [
                 "Explorer", "Laboratory", "Scenario", "Machine", "Audit", "Frames", "CSchedule", "Synchrony",
+                "SeededRandom",
             ],
             swiftSettings: strict),
         .testTarget(
-            name: "HostConformanceTests", dependencies: ["HostConformance", "HostMemory", "Machine"],
+            name: "HostConformanceTests", dependencies: ["HostConformance", "HostMemory", "Machine", "SeededRandom"],
             swiftSettings: strict),
         // Compiles the programs in `Snippets` itself, against the modules that this target makes SwiftPM build.
         .testTarget(
@@ -101,7 +106,8 @@ let package = Package(
             swiftSettings: strict),
         .testTarget(name: "TraceAuditTests", dependencies: ["TraceAudit"], swiftSettings: strict),
         .testTarget(
-            name: "ScenarioTests", dependencies: ["Scenario", "Report", .product(name: "Yams", package: "Yams")],
+            name: "ScenarioTests",
+            dependencies: ["Scenario", "Report", "SeededRandom", .product(name: "Yams", package: "Yams")],
             swiftSettings: strict),
     ]
 )

@@ -5,6 +5,7 @@ import GuestMemory
 import HostMemory
 import Machine
 import Paging
+import SeededRandom
 
 /// A VM with one slot of anonymous memory, whose guest frames are shuffled over the arena: neighbours in the guest are
 /// strangers in physical memory, as on a host that has run for a while, so that touching page frames misses every cache.
@@ -66,7 +67,7 @@ final class BenchmarkMachine {
 
     /// Makes the process's pages, in shuffled order; their bytes stay untouched.
     private func populate(_ blockOrder: Int, _ seed: UInt64) {
-        var random = SplitMix(state: seed)
+        var random = SplitMix(seed: seed)
         var order = [UInt32](0..<UInt32(pages >> blockOrder))
         order.shuffle(using: &random)
         for block in order {
@@ -108,16 +109,4 @@ final class BenchmarkMachine {
 
     /// Every page frame clean and unaccessed: marking them is what the policies differ in.
     func cleanPageFrames() { vm.memory.forgetAccessedAndDirty() }
-}
-
-/// A small generator with a printed seed.
-struct SplitMix: RandomNumberGenerator {
-    var state: UInt64
-    mutating func next() -> UInt64 {
-        state &+= 0x9e37_79b9_7f4a_7c15
-        var z = state
-        z = (z ^ (z >> 30)) &* 0xbf58_476d_1ce4_e5b9
-        z = (z ^ (z >> 27)) &* 0x94d0_49bb_1331_11eb
-        return z ^ (z >> 31)
-    }
 }

@@ -66,10 +66,5 @@ public enum BenchmarkText {
         value.isNaN ? "-" : String(format: value < 100 ? "%.2f" : "%.0f", value)
     }
 
-    public static func json(_ report: BenchmarkReport) -> String {
-        let encoder = JSONEncoder()
-        encoder.outputFormatting = [.prettyPrinted, .sortedKeys]
-        guard let data = try? encoder.encode(report) else { preconditionFailure("plain data can't fail to encode") }
-        return String(decoding: data, as: UTF8.self) + "\n"
-    }
+    public static func json(_ report: BenchmarkReport) -> String { jsonText(report) }
 }

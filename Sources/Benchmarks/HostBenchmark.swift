@@ -2,6 +2,7 @@ import CBenchmarkLimits
 import Frames
 import HostMemory
 import Machine
+import SeededRandom
 
 /// What is measured of the host.
 public enum HostOperation: String, Sendable, CaseIterable, Codable {
@@ -179,7 +180,7 @@ public struct HostBenchmark: Sendable {
     }
 
     private func measureSharing(_ samples: inout HostSamples) throws(HostBenchmarkError) -> HostFootprint {
-        var random = SplitMix(state: seed)
+        var random = SplitMix(seed: seed)
         let (machine, footprint) = try fill(&random)
         let order = (0..<UInt32(pages)).shuffled(using: &random)
         let same = [UInt32](repeating: order[0], count: pages)

@@ -1,6 +1,7 @@
 import CBenchmarkLimits
 import Frames
 import Machine
+import SeededRandom
 
 /// The limit rows of the host: the bare memory traffic, in C, on memory of the same kind.
 extension HostBenchmark {
@@ -11,7 +12,7 @@ extension HostBenchmark {
             let child = MappedArena(size: wordBytes, hugePages: true), let device = MappedArena(size: pages << 12),
             let tables = MappedArena(size: limit_tables_size(pages), hugePages: true)
         else { throw .noMemory(bytes: wordBytes) }
-        var random = SplitMix(state: seed)
+        var random = SplitMix(seed: seed)
         let order = (0..<UInt32(pages)).shuffled(using: &random)
         let entries = parent.base.bindMemory(to: UInt64.self, capacity: pages)
         let copies = child.base.bindMemory(to: UInt64.self, capacity: pages)

@@ -2,6 +2,7 @@ import CBenchmarkLimits
 import Frames
 import HostMemory
 import Machine
+import SeededRandom
 
 /// A host with one process that has one anonymous mapping, for the benchmark of the host.
 ///

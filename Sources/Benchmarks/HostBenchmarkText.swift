@@ -82,10 +82,5 @@ public enum HostBenchmarkText {
         value.isNaN ? "-" : String(format: value < 10 ? "%.2f" : value < 100 ? "%.1f" : "%.0f", value)
     }
 
-    public static func json(_ report: HostReport) -> String {
-        let encoder = JSONEncoder()
-        encoder.outputFormatting = [.prettyPrinted, .sortedKeys]
-        guard let data = try? encoder.encode(report) else { preconditionFailure("plain data can't fail to encode") }
-        return String(decoding: data, as: UTF8.self) + "\n"
-    }
+    public static func json(_ report: HostReport) -> String { jsonText(report) }
 }

@@ -1,5 +1,6 @@
 import CFiber
 import CSchedule
+import SeededRandom
 
 /// Runs a subject in many orders. Not to be shared between threads; several explorers can work on several threads.
 public final class Explorer {
@@ -127,7 +128,7 @@ public final class Explorer {
     public func walk(runs: Int, changes: Int, points: Int, seed: UInt64, found: (Run) -> Bool) -> Coverage {
         let state = engine.state
         state.pointee.mode = .random
-        var random = SplitMix(state: seed)
+        var random = SplitMix(seed: seed)
         var coverage = Coverage()
         for _ in 0..<runs {
             for task in 0..<Subject.mostTasks {
@@ -173,17 +174,5 @@ public struct TrapReport {
     public func remove() {
         fl_trap_install(nil)
         report.deallocate()
-    }
-}
-
-/// Sebastiano Vigna's SplitMix64, public domain.
-struct SplitMix: RandomNumberGenerator {
-    var state: UInt64
-    mutating func next() -> UInt64 {
-        state &+= 0x9e37_79b9_7f4a_7c15
-        var z = state
-        z = (z ^ z >> 30) &* 0xbf58_476d_1ce4_e5b9
-        z = (z ^ z >> 27) &* 0x94d0_49bb_1331_11eb
-        return z ^ z >> 31
     }
 }

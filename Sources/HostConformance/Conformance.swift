@@ -2,6 +2,7 @@
     import Frames
     import Glibc
     import HostMemory
+    import SeededRandom
 
     /// The same calls on the model and on this machine's kernel.
     public final class HostConformance {
@@ -75,7 +76,7 @@
             steps: Int, seed: UInt64, progress: (Int) -> Bool = { _ in true }
         ) throws(Unavailable) -> Report {
             var report = Report()
-            var seeds = SplitMix(state: seed)
+            var seeds = SplitMix(seed: seed)
             while report.steps < steps {
                 var generator = Generator(seed: seeds.next(), without: impossible)
                 var calls: [HostCall] = []

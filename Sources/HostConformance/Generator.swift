@@ -1,17 +1,6 @@
 import Frames
 import HostMemory
-
-/// Sebastiano Vigna's SplitMix64, public domain.
-struct SplitMix: RandomNumberGenerator {
-    var state: UInt64
-    mutating func next() -> UInt64 {
-        state &+= 0x9e37_79b9_7f4a_7c15
-        var z = state
-        z = (z ^ z >> 30) &* 0xbf58_476d_1ce4_e5b9
-        z = (z ^ z >> 27) &* 0x94d0_49bb_1331_11eb
-        return z ^ z >> 31
-    }
-}
+import SeededRandom
 
 /// Draws calls. It follows what is mapped where, so that most calls go where something is; enough go where nothing is.
 struct Generator {
@@ -28,7 +17,7 @@ struct Generator {
         // What goes to the swap device comes back in many ways: forked, moved, freed, read.
         let often: [HostAdvice] = [.pageOut, .pageOut, .pageOut, .free]
         advices = (HostAdvice.allCases + often).filter { !impossible.contains($0) }
-        random = SplitMix(state: seed)
+        random = SplitMix(seed: seed)
         let others = ModelHost.mostProcesses - 1
         running = [true] + Array(repeating: false, count: others)
         mapped = Array(

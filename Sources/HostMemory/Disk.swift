@@ -11,8 +11,7 @@ public final class Disk: @unchecked Sendable {
     public let slow: Bool
     private let store: UnsafeMutableRawPointer
     private let lock = SpinLock(.swap)
-    private var readsToFail = 0
-    private var writesToFail = 0
+    private var failures = TransferFailures()
 
     /// A disk of zeros. - Parameter pages: its size.
     public init(pages: Int, slow: Bool = false) {
@@ -28,8 +27,7 @@ public final class Disk: @unchecked Sendable {
     /// The next `reads` and `writes` come back with an I/O error.
     public func failNext(reads: Int = 0, writes: Int = 0) {
         lock.lock()
-        readsToFail += reads
-        writesToFail += writes
+        failures.add(reads: reads, writes: writes)
         lock.unlock()
     }
 
@@ -38,23 +36,16 @@ public final class Disk: @unchecked Sendable {
         (store + page << Int(pageShift) + offset).load(as: UInt64.self)
     }
 
-    /// Whether the next transfer of a kind is to fail, which is used up then.
-    private func isToFail(_ count: inout Int) -> Bool {
-        guard count > 0 else { return false }
-        count -= 1
-        return true
-    }
-
     private func readFails() -> Bool {
         lock.lock()
         defer { lock.unlock() }
-        return isToFail(&readsToFail)
+        return failures.takeRead()
     }
 
     private func writeFails() -> Bool {
         lock.lock()
         defer { lock.unlock() }
-        return isToFail(&writesToFail)
+        return failures.takeWrite()
     }
 
     /// False: an I/O error.

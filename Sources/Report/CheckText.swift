@@ -188,12 +188,7 @@ public struct CheckText {
             defect: defect?.name, verdict: report.finding == nil ? "ok" : "found", complete: report.isComplete,
             completeWithinPreemptions: report.completeBound, searches: report.stages.map(stage))
         if let run = report.finding { result.finding = found(run, report, Story(run, subject, explorer)) }
-        let encoder = JSONEncoder()
-        encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
-        guard let data = try? encoder.encode(result) else {
-            preconditionFailure("a report of plain values is encodable")
-        }
-        return String(decoding: data, as: UTF8.self) + "\n"
+        return jsonText(result)
     }
 
     private func stage(_ stage: CheckReport.Stage) -> JSONReport.Stage {
@@ -258,9 +253,6 @@ public enum MuseumText {
                 name: $0.name, mechanism: $0.mechanism, reference: $0.reference, policy: $0.policy?.name,
                 architecture: $0.architecture?.name, scenarios: $0.scenarios, fewestPreemptions: $0.fewest)
         }
-        let encoder = JSONEncoder()
-        encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
-        guard let data = try? encoder.encode(entries) else { preconditionFailure("plain values are encodable") }
-        return String(decoding: data, as: UTF8.self) + "\n"
+        return jsonText(entries)
     }
 }

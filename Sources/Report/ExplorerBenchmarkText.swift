@@ -49,10 +49,5 @@ public enum ExplorerBenchmarkText {
         return String(digits)
     }
 
-    public static func json(_ result: ExplorerBenchmark.Result) -> String {
-        let encoder = JSONEncoder()
-        encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
-        guard let data = try? encoder.encode(result) else { preconditionFailure("plain values are encodable") }
-        return String(decoding: data, as: UTF8.self) + "\n"
-    }
+    public static func json(_ result: ExplorerBenchmark.Result) -> String { jsonText(result) }
 }

@@ -12,6 +12,25 @@ struct Bench: ParsableCommand {
         subcommands: [MemoryBench.self, HostBench.self, ExplorerBench.self], defaultSubcommand: MemoryBench.self)
 }
 
+/// What every measurement in rounds takes.
+struct RoundOptions: ParsableArguments {
+    @Option(name: .customLong("rounds"), help: "Rounds; medians are shown.")
+    var count = 5
+    @Option(help: "Seed of the shuffle.")
+    var seed: UInt64 = 1
+    @Flag(help: "Print the table as JSON.")
+    var json = false
+
+    func validate() throws {
+        guard (1...101).contains(count) else { throw ValidationError("--rounds must be 1 to 101") }
+    }
+
+    /// What is being measured, for who watches a terminal.
+    static func show(_ part: some CustomStringConvertible) {
+        if isatty(STDERR_FILENO) == 1 { FileHandle.standardError.write(Data("measuring \(part)\n".utf8)) }
+    }
+}
+
 struct MemoryBench: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "memory",
@@ -22,26 +41,18 @@ struct MemoryBench: ParsableCommand {
     var quick = false
     @Option(help: "The guest's memory in GiB.")
     var guest = 8
-    @Option(help: "Rounds; medians are shown.")
-    var rounds = 5
-    @Option(help: "Seed of the shuffle.")
-    var seed: UInt64 = 1
-    @Flag(help: "Print the table as JSON.")
-    var json = false
+    @OptionGroup var rounds: RoundOptions
 
     func validate() throws {
         guard (1...64).contains(guest) else { throw ValidationError("--guest must be 1 to 64 (GiB)") }
-        guard (1...101).contains(rounds) else { throw ValidationError("--rounds must be 1 to 101") }
     }
 
     func run() throws {
         let bytes: UInt64 = quick ? 64 << 20 : UInt64(guest) << 30
-        let benchmark = MemoryBenchmark(guestBytes: bytes, rounds: quick ? 1 : rounds, seed: seed)
+        let benchmark = MemoryBenchmark(guestBytes: bytes, rounds: quick ? 1 : rounds.count, seed: rounds.seed)
         let report: BenchmarkReport
         do throws(BenchmarkError) {
-            report = try benchmark.run { policy in
-                if isatty(STDERR_FILENO) == 1 { FileHandle.standardError.write(Data("measuring \(policy)\n".utf8)) }
-            }
+            report = try benchmark.run { policy in RoundOptions.show(policy) }
         } catch {
             switch error {
             case .noMemory(let bytes):
@@ -51,7 +62,7 @@ struct MemoryBench: ParsableCommand {
                     .findings, "error: \(operation.rawValue) left \(found) where \(expected) was right; no times")
             }
         }
-        output(json ? BenchmarkText.json(report) : BenchmarkText.render(report, .standardOutput))
+        output(rounds.json ? BenchmarkText.json(report) : BenchmarkText.render(report, .standardOutput))
     }
 }
 
@@ -63,24 +74,14 @@ struct HostBench: ParsableCommand {
 
     @Flag(help: "A small process and one round: checks that the benchmark runs; its times mean nothing.")
     var quick = false
-    @Option(help: "Rounds; medians are shown.")
-    var rounds = 5
-    @Option(help: "Seed of the shuffle.")
-    var seed: UInt64 = 1
-    @Flag(help: "Print the table as JSON.")
-    var json = false
-
-    func validate() throws {
-        guard (1...101).contains(rounds) else { throw ValidationError("--rounds must be 1 to 101") }
-    }
+    @OptionGroup var rounds: RoundOptions
 
     func run() throws {
-        let benchmark = HostBenchmark(bytes: quick ? 16 << 20 : 1 << 30, rounds: quick ? 1 : rounds, seed: seed)
+        let benchmark = HostBenchmark(
+            bytes: quick ? 16 << 20 : 1 << 30, rounds: quick ? 1 : rounds.count, seed: rounds.seed)
         let report: HostReport
         do throws(HostBenchmarkError) {
-            report = try benchmark.run { part in
-                if isatty(STDERR_FILENO) == 1 { FileHandle.standardError.write(Data("measuring \(part)\n".utf8)) }
-            }
+            report = try benchmark.run { part in RoundOptions.show(part) }
         } catch {
             switch error {
             case .noMemory(let bytes):
@@ -89,7 +90,7 @@ struct HostBench: ParsableCommand {
                 throw Failure(.findings, "error: \(what); no times")
             }
         }
-        output(json ? HostBenchmarkText.json(report) : HostBenchmarkText.render(report))
+        output(rounds.json ? HostBenchmarkText.json(report) : HostBenchmarkText.render(report))
     }
 }
 

@@ -1,4 +1,5 @@
 import Explorer
+import SeededRandom
 import Synchrony
 
 /// A small concurrent program over words and locks, made from a seed. Everything that it does shows in its end state: the
@@ -126,7 +127,7 @@ final class GeneratedProgram: Subject {
 
 /// Makes programs.
 struct ProgramMaker {
-    var random: SeededRandom
+    var random: SplitMix
     /// Operations of all tasks, counted as points at least.
     var left = 0
 
@@ -168,18 +169,5 @@ struct ProgramMaker {
         left -= 1
         // `hidden` is guarded by lock 0 alone.
         return operations(1, depth: 1).map { if case .hidden = $0 { .update(0) } else { $0 } }
-    }
-}
-
-/// SplitMix64.
-struct SeededRandom: RandomNumberGenerator {
-    var state: UInt64
-    init(seed: UInt64) { state = seed }
-    mutating func next() -> UInt64 {
-        state &+= 0x9e37_79b9_7f4a_7c15
-        var z = state
-        z = (z ^ z >> 30) &* 0xbf58_476d_1ce4_e5b9
-        z = (z ^ z >> 27) &* 0x94d0_49bb_1331_11eb
-        return z ^ z >> 31
     }
 }

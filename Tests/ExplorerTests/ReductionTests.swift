@@ -1,4 +1,5 @@
 import Explorer
+import SeededRandom
 import Synchrony
 import Testing
 
@@ -30,7 +31,7 @@ import Testing
 
     @Test func `end states and findings equal those of plain enumeration`() {
         let seed: UInt64 = 20_261_121
-        var maker = ProgramMaker(random: SeededRandom(seed: seed))
+        var maker = ProgramMaker(random: SplitMix(seed: seed))
         var (programs, plainRuns, reducedRuns) = (0, 0, 0)
         while programs < 1200 {
             let program = maker.program()
@@ -52,7 +53,7 @@ import Testing
     @Test(arguments: 0...3)
     func `under a bound on preemptions nothing within the bound is lost`(bound: Int) {
         let seed: UInt64 = 77_000 + UInt64(bound)
-        var maker = ProgramMaker(random: SeededRandom(seed: seed))
+        var maker = ProgramMaker(random: SplitMix(seed: seed))
         var programs = 0
         while programs < 300 {
             let program = maker.program()

@@ -3,6 +3,7 @@
     import Frames
     import Glibc
     import Machine
+    import SeededRandom
     import Testing
 
     @testable import HostConformance
@@ -229,7 +230,7 @@
 
         @Test(.enabled(if: reason == nil, Comment(rawValue: reason ?? "")), arguments: 1...25)
         func `a random sequence comes out as in the kernel`(seed: Int) throws {
-            var random = SplitMix(state: UInt64(seed))
+            var random = SplitMix(seed: UInt64(seed))
             let calls = (0..<24).map { _ in Self.draw(&random) }
             if let difference = try Self.difference(calls) { Issue.record("seed \(seed): \(difference)") }
         }

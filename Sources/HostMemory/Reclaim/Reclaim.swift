@@ -109,11 +109,14 @@ extension Host {
     private func evictAnonymous(_ page: UnsafeMutablePointer<PageFrame>, _ lists: PageLists) -> Bool {
         let flags = page.pointee.flags.load(ordering: .relaxed)
         if flags & PageFlags.lazilyFreed != 0 { return drop(page, lists) }
-        guard let swap, !memory.maybePinned(page), let slot = cache(page, swap),
-            unmap(anonymous: page, leaving: .swap(swap, slot))
-        else {
-            // Where nothing names the slot it isn't needed.
-            if let swap { _ = swap.forget(page, memory) }
+        guard let swap, !memory.maybePinned(page), let slot = swap.hold(page, memory) else {
+            page.pointee.flags.bitwiseOr(PageFlags.active, ordering: .relaxed)
+            lists.putBack(page)
+            return false
+        }
+        // Where nothing names the slot by then it isn't needed.
+        defer { swap.release(slot, memory) }
+        guard unmap(anonymous: page, leaving: .swap(swap, slot)) else {
             page.pointee.flags.bitwiseOr(PageFlags.active, ordering: .relaxed)
             lists.putBack(page)
             return false
@@ -121,12 +124,6 @@ extension Host {
         if writeOut(page, swap, slot), swap.evict(page, memory) { return true }
         lists.putBack(page)
         return false
-    }
-
-    /// The slot of the page, a new one if it has none.
-    private func cache(_ page: UnsafeMutablePointer<PageFrame>, _ swap: SwapDevice) -> Int? {
-        let flags = page.pointee.flags.load(ordering: .relaxed)
-        return flags & PageFlags.swapCache != 0 ? Int(page.pointee.word1) : swap.addToCache(page, memory)
     }
 
     /// Makes what the slot holds equal to the page. Kernel: `pageout`.

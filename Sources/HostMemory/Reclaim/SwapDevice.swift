@@ -26,8 +26,7 @@ public final class SwapDevice: @unchecked Sendable {
     private var passesBy: [Bool]
     private var next = 0
     private var inUse = 0
-    private var readsToFail = 0
-    private var writesToFail = 0
+    private var failures = TransferFailures()
 
     /// - Parameter slots: its size, in pages.
     public init(slots: Int, slow: Bool = false) {
@@ -50,8 +49,7 @@ public final class SwapDevice: @unchecked Sendable {
     /// The next `reads` and `writes` come back with an I/O error.
     public func failNext(reads: Int = 0, writes: Int = 0) {
         lock.lock()
-        readsToFail += reads
-        writesToFail += writes
+        failures.add(reads: reads, writes: writes)
         lock.unlock()
     }
 
@@ -63,13 +61,18 @@ public final class SwapDevice: @unchecked Sendable {
 
     // MARK: Slots
 
-    /// Puts a page into the cache under a new slot that nothing names yet. Nil: the device is full.
-    /// Kernel: `folio_alloc_swap`.
-    func addToCache(_ page: UnsafeMutablePointer<PageFrame>, _ memory: PhysicalMemory) -> Int? {
+    /// The slot of a page that is to be evicted, a new one if it has none. Until the caller's `release` nobody gives it up,
+    /// though no entry names it yet. Nil: the device is full. Kernel: `folio_alloc_swap`, under the folio's lock.
+    func hold(_ page: UnsafeMutablePointer<PageFrame>, _ memory: PhysicalMemory) -> Int? {
         lock.lock()
         defer { lock.unlock() }
+        if page.pointee.flags.load(ordering: .relaxed) & PageFlags.swapCache != 0 {
+            let slot = Int(page.pointee.word1)
+            uses[slot] += 1
+            return slot
+        }
         guard let slot = freeSlot() else { return nil }
-        uses[slot] = 0
+        uses[slot] = 1
         written[slot] = false
         inUse += 1
         enter(page, slot, memory)
@@ -180,11 +183,7 @@ public final class SwapDevice: @unchecked Sendable {
     /// Writes a frame out. False: an I/O error. Kernel: `swap_writepage`.
     func write(_ slot: Int, from frame: HostFrame, _ memory: PhysicalMemory) -> Bool {
         mightSleep()
-        lock.lock()
-        let fails = writesToFail > 0
-        if fails { writesToFail -= 1 }
-        lock.unlock()
-        guard !fails else { return false }
+        guard !locked({ failures.takeWrite() }) else { return false }
         bytes(slot).copyMemory(from: memory.bytes(of: frame), byteCount: Int(pageSize))
         lock.lock()
         written[slot] = true
@@ -194,11 +193,7 @@ public final class SwapDevice: @unchecked Sendable {
 
     /// Reads a slot into a frame that is the caller's alone. False: an I/O error. Kernel: `swap_read_folio`.
     func read(_ slot: Int, into frame: HostFrame, _ memory: PhysicalMemory) -> Bool {
-        lock.lock()
-        let fails = readsToFail > 0
-        if fails { readsToFail -= 1 }
-        lock.unlock()
-        guard !fails else { return false }
+        guard !locked({ failures.takeRead() }) else { return false }
         memory.willWrite(frame)
         memory.bytes(of: frame).copyMemory(from: bytes(slot), byteCount: Int(pageSize))
         return true

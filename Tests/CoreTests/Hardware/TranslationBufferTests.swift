@@ -2,6 +2,7 @@ import Audit
 import Frames
 import Hardware
 import HostMemory
+import SeededRandom
 import Testing
 
 private func translation(
@@ -69,7 +70,7 @@ private func translation(
     /// Against a plain list: random fills, lookups and flushes of 4 KiB and 2 MiB leaves.
     @Test(arguments: 0..<20 as Range<UInt64>)
     func `it answers as a list of leaves would`(seed: UInt64) {
-        var random = SplitMix(state: seed)
+        var random = SplitMix(seed: seed)
         let capacity = 1 + Int(random.next() % 5)
         let buffer = TranslationBuffer(capacity: capacity)
         var model: [TranslationBuffer.Entry?] = Array(repeating: nil, count: capacity)
@@ -115,18 +116,6 @@ private func translation(
 
     private func cached(_ buffer: TranslationBuffer) -> [UInt64] {
         buffer.entries.map(\.guest.number)
-    }
-}
-
-/// Deterministic random numbers. Source: Steele, Lea, Flood: "Fast splittable pseudorandom number generators".
-struct SplitMix {
-    var state: UInt64
-    mutating func next() -> UInt64 {
-        state &+= 0x9e37_79b9_7f4a_7c15
-        var z = state
-        z = (z ^ z >> 30) &* 0xbf58_476d_1ce4_e5b9
-        z = (z ^ z >> 27) &* 0x94d0_49bb_1331_11eb
-        return z ^ z >> 31
     }
 }
 
