@@ -36,33 +36,22 @@ import Testing
                 for page in 0..<64 where page % 2 == number { try space.store(at(4096 + page), UInt64(page)) }
             }
         }
-        try await withThrowingTaskGroup(of: Void.self) { group in
-            let workers: [@Sendable () throws -> Void] = [
-                { try use(one, 0) }, { try use(other, 1) },
-                { for _ in 0..<rounds { host.reclaim(pages: 300) } },
-                {
-                    for _ in 0..<rounds {
-                        host.migrate(one, pages(0..<1024))
-                        host.migrate(other, pages(0..<4160))
-                    }
-                },
-                {
-                    for _ in 0..<rounds / 4 {
-                        host.mergeSamePages()
-                        host.collapseHugePages()
-                    }
-                },
-            ]
-            for worker in workers {
-                group.addTask {
-                    LockViolations.clear()
-                    try worker()
-                    let seen = LockViolations.ofCurrentTask()
-                    #expect(seen.order == 0 && seen.sleeping == 0, "\(seen)")
+        try await onThreads([
+            { try use(one, 0) }, { try use(other, 1) },
+            { for _ in 0..<rounds { host.reclaim(pages: 300) } },
+            {
+                for _ in 0..<rounds {
+                    host.migrate(one, pages(0..<1024))
+                    host.migrate(other, pages(0..<4160))
                 }
-            }
-            try await group.waitForAll()
-        }
+            },
+            {
+                for _ in 0..<rounds / 4 {
+                    host.mergeSamePages()
+                    host.collapseHugePages()
+                }
+            },
+        ])
         for (number, space) in spaces.enumerated() {
             for page in 0..<1024 { #expect(try space.load(at(page)) == UInt64(number << 32 | page)) }
         }

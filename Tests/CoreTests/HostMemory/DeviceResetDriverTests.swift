@@ -61,20 +61,10 @@ import Testing
         let watcher = ResetWatcher(test.space(), bar)
         try watcher.space.mapPages(0, 4, .driver(bar))
         watcher.space.register(watcher)
-        await withTaskGroup(of: Bool.self) { group in
-            group.addTask {
-                for _ in 0..<300 { bar.reset() }
-                return true
-            }
-            group.addTask {
-                var allRead = true
-                for turn in 0..<3000 {
-                    do throws(Errno) { try watcher.space.store(at(turn % 4, 8), 1) } catch { allRead = false }
-                }
-                return allRead
-            }
-            for await isFine in group { #expect(isFine) }
-        }
+        try await onThreads([
+            { for _ in 0..<300 { bar.reset() } },
+            { for turn in 0..<3000 { try watcher.space.store(at(turn % 4, 8), 1) } },
+        ])
         #expect(watcher.entriesAtEnd == 0)
         watcher.space.unregister(watcher)
         watcher.space.exit()

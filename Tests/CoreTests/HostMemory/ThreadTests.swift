@@ -48,20 +48,6 @@ private final class ShadowMap: MMUNotifier, @unchecked Sendable {
     }
 }
 
-private func hammer(_ workers: [@Sendable () throws -> Void]) async throws {
-    try await withThrowingTaskGroup(of: Void.self) { group in
-        for worker in workers {
-            group.addTask {
-                LockViolations.clear()
-                try worker()
-                let seen = LockViolations.ofCurrentTask()
-                #expect(seen.order == 0 && seen.sleeping == 0)
-            }
-        }
-        try await group.waitForAll()
-    }
-}
-
 @Suite struct Threads_I6_I7 {
     @Test(arguments: [11 as UInt64, 12, 13])
     func `what a secondary MMU holds is what the primary table says, whoever changes it`(seed: UInt64) async throws {
@@ -74,7 +60,7 @@ private func hammer(_ workers: [@Sendable () throws -> Void]) async throws {
         try space.mapPages(512, 8, .driver(buffer))
         try space.mapPages(520, 8, .object(object))
         space.register(shadow)
-        try await hammer([
+        try await onThreads([
             { try Self.faultIn(space, shadow, seed) },
             { try Self.faultIn(space, shadow, seed &+ 100) },
             {
@@ -134,7 +120,7 @@ private func hammer(_ workers: [@Sendable () throws -> Void]) async throws {
         let free = test.memory.freeFrames
         let space = test.space()
         try space.mapPages(0, 64)
-        try await hammer(
+        try await onThreads(
             (0..<3).map { worker in
                 {
                     var random = TestRandom(seed: seed &+ UInt64(worker))
