@@ -34,13 +34,14 @@ typedef struct shared {
     _Atomic int ending;
     pid_t owner;  ///< the process that asks
     _Atomic int has_swap;
+    _Atomic int has_secret;
     channel processes[fl_host_processes];
 } shared;
 
 struct fl_host {
     shared *shared;
     pid_t keeper;
-    int files[fl_host_files];
+    int files[fl_host_files + 1];
     int pagemaps[fl_host_processes];
     cpu_set_t processors;  ///< of the calling thread, before
 };
@@ -275,8 +276,18 @@ static void end_all(shared *all) {
 
 // MARK: The keeper
 
+/// Secret memory of zeros; its size can be given once only. -1: there is none here.
+static int secret_start(void) {
+    int file = (int)syscall(447 /* memfd_secret */, 0);
+    if (file >= 0 && ftruncate(file, fl_host_secret_pages * 4096)) {
+        close(file);
+        return -1;
+    }
+    return file;
+}
+
 /// The keeper: small, so that what it forks is made fast. Never returns.
-static void keep(shared *all, const int *files) {
+static void keep(shared *all, int *files) {
     // What ends the owner, whatever it is, must leave this one the time to clean up.
     signal(SIGINT, SIG_IGN);
     signal(SIGTERM, SIG_IGN);
@@ -288,6 +299,8 @@ static void keep(shared *all, const int *files) {
     prctl(PR_SET_CHILD_SUBREAPER, 1);
     int swap = swap_start();
     atomic_store(&all->has_swap, swap >= 0 ? 1 : swap == -1 ? 0 : -1);
+    files[fl_host_secret] = secret_start();
+    atomic_store(&all->has_secret, files[fl_host_secret] >= 0);
     // And what ends is gone at once, its memory before it.
     signal(SIGCHLD, SIG_IGN);
     channel *c = &all->keeper;
@@ -299,6 +312,8 @@ static void keep(shared *all, const int *files) {
         end_all(all);
         while (waitpid(-1, 0, 0) > 0) {}
         memset(&c->answer, 0, sizeof c->answer);
+        if (files[fl_host_secret] >= 0) close(files[fl_host_secret]);
+        files[fl_host_secret] = secret_start();
         fork_process(all, 0, files, &c->answer);
         set_state(c, answered);
     }
@@ -328,6 +343,7 @@ fl_host *fl_host_start(void) {
     CPU_ZERO(&one);
     CPU_SET(sched_getcpu(), &one);
     sched_setaffinity(0, sizeof one, &one);
+    host->files[fl_host_secret] = -1;
     host->shared->owner = getpid();
     host->keeper = fork();
     if (host->keeper < 0) return 0;
@@ -340,6 +356,8 @@ fl_host *fl_host_start(void) {
 }
 
 int fl_host_has_swap(const fl_host *host) { return atomic_load(&host->shared->has_swap); }
+
+int fl_host_has_secret(const fl_host *host) { return atomic_load(&host->shared->has_secret); }
 
 static void forget(fl_host *host, int process) {
     if (host->pagemaps[process] >= 0) close(host->pagemaps[process]);
@@ -417,7 +435,7 @@ static uint16_t area_bits(const char *words) {
     } known[] = {
         {"rd", fl_area_read}, {"wr", fl_area_write}, {"ex", fl_area_execute}, {"sh", fl_area_shared},
         {"ac", fl_area_accounted}, {"hg", fl_area_huge}, {"nh", fl_area_no_huge}, {"mg", fl_area_mergeable},
-        {"gu", fl_area_guarded},
+        {"gu", fl_area_guarded}, {"lo", fl_area_locked},
     };
     uint16_t bits = fl_area_mapped;
     for (; *words && words[1]; words++)

@@ -78,7 +78,7 @@
             var report = Report()
             var seeds = SplitMix(seed: seed)
             while report.steps < steps {
-                var generator = Generator(seed: seeds.next(), without: impossible)
+                var generator = Generator(seed: seeds.next(), without: impossible, secrets: real.hasSecret)
                 var calls: [HostCall] = []
                 for _ in 0..<min(Self.stepsPerSequence, steps - report.steps) { calls.append(generator.next()) }
                 report.sequences += 1
@@ -187,6 +187,7 @@
                 case .anonymous: "mmap anonymous private"
                 case .anonymousShared: "mmap anonymous shared"
                 case .file(_, _, let shared): shared ? "mmap memfd shared" : "mmap memfd private"
+                case .secret(_, let shared): shared ? "mmap memfd_secret shared" : "mmap memfd_secret private"
                 }
             case .unmap: "munmap"
             case .protect: "mprotect"

@@ -11,9 +11,12 @@ struct Generator {
     private var value: UInt64 = 0
 
     private let advices: [HostAdvice]
+    private let drawsSecrets: Bool
 
     /// - Parameter impossible: advices that are not to be drawn.
-    init(seed: UInt64, without impossible: [HostAdvice] = []) {
+    /// - Parameter secrets: secret memory is.
+    init(seed: UInt64, without impossible: [HostAdvice] = [], secrets: Bool = true) {
+        drawsSecrets = secrets
         // What goes to the swap device comes back in many ways: forked, moved, freed, read.
         let often: [HostAdvice] = [.pageOut, .pageOut, .pageOut, .free]
         advices = (HostAdvice.allCases + often).filter { !impossible.contains($0) }
@@ -55,10 +58,12 @@ struct Generator {
     }
 
     private mutating func kind() -> MappedKind {
-        switch below(8) {
-        case 0...2: .anonymous
-        case 3: .anonymousShared
-        case 4, 5: .file(below(ModelHost.mostFiles), firstPage: below(12), shared: true)
+        switch below(16) {
+        case 0...5: .anonymous
+        case 6, 7: .anonymousShared
+        // Mostly shared, for nothing else is allowed.
+        case 8 where drawsSecrets: .secret(firstPage: below(18), shared: !chance(6))
+        case 8...11: .file(below(ModelHost.mostFiles), firstPage: below(12), shared: true)
         default: .file(below(ModelHost.mostFiles), firstPage: below(12), shared: false)
         }
     }

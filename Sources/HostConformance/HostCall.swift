@@ -48,6 +48,8 @@ public enum MappedKind: Sendable, Equatable {
     case anonymous
     case anonymousShared
     case file(Int, firstPage: Int, shared: Bool)
+    /// The one object of secret memory.
+    case secret(firstPage: Int, shared: Bool)
 }
 
 public enum HostAdvice: String, Sendable, CaseIterable {
@@ -88,6 +90,7 @@ public struct PageView: Sendable, Equatable {
         public var hugePage = false
         public var noHugePage = false
         public var isMergeable = false
+        public var isLocked = false
         public var mayHoldGuards = false
         /// The page is the area's first.
         public var isFirst = false
@@ -188,6 +191,8 @@ extension MappedKind: CustomStringConvertible {
         case .anonymousShared: "MAP_SHARED|MAP_ANONYMOUS"
         case .file(let file, let first, let shared):
             "\(shared ? "MAP_SHARED" : "MAP_PRIVATE"), memfd\(file), \(first) * PAGE"
+        case .secret(let first, let shared):
+            "\(shared ? "MAP_SHARED" : "MAP_PRIVATE"), memfd_secret, \(first) * PAGE"
         }
     }
 }
@@ -213,6 +218,7 @@ extension PageView.Area: CustomStringConvertible {
         if hugePage { words.append("hugepage") }
         if noHugePage { words.append("nohugepage") }
         if isMergeable { words.append("mergeable") }
+        if isLocked { words.append("locked") }
         if mayHoldGuards { words.append("guarded") }
         if isFirst { words.append("first") }
         return words.joined(separator: " ")

@@ -15,6 +15,8 @@ final class ModelHost {
     private let host: Host
     private var processes: [AddressSpace?] = []
     private var files: [MemoryObject] = []
+    private var secret: MemoryObject
+    private static let secretPages = 16
     private var freeAtStart = 0
 
     /// Nil: no room.
@@ -26,6 +28,7 @@ final class ModelHost {
         host = Host(
             memory: memory, transparentHugePages: false, faultAroundPages: MachineSettings.faultAroundPages,
             swap: swaps ? SwapDevice(slots: 4 * Self.ramFrames) : nil, reclaims: true)
+        secret = MemoryObject(host: host, pages: Self.secretPages, secret: true)
         begin()
     }
 
@@ -37,6 +40,7 @@ final class ModelHost {
         for process in processes { process?.exit() }
         processes = []
         files = []
+        secret.truncate(to: 0)
         return freeAtStart - host.memory.freeFrames + (host.swap?.usedSlots ?? 0)
     }
 
@@ -44,6 +48,7 @@ final class ModelHost {
         end()
         freeAtStart = host.memory.freeFrames
         processes = [AddressSpace(host: host)] + Array(repeating: nil, count: Self.mostProcesses - 1)
+        secret = MemoryObject(host: host, pages: Self.secretPages, secret: true)
         files = (0..<Self.mostFiles).map { _ in MemoryObject(host: host, pages: 0) }
     }
 
@@ -69,6 +74,7 @@ final class ModelHost {
                 case .anonymous: .anonymous
                 case .anonymousShared: .anonymousShared
                 case .file(let file, let first, let shared): .object(files[file], firstPage: first, shared: shared)
+                case .secret(let first, let shared): .object(secret, firstPage: first, shared: shared)
                 }
             try space(process).map(
                 at: address(pages.lowerBound), length: UInt64(pages.count) * pageSize, protection: protection,
@@ -172,6 +178,7 @@ final class ModelHost {
         area.hugePage = vma.flags.hugePage
         area.noHugePage = vma.flags.noHugePage
         area.isMergeable = vma.flags.mergeable
+        area.isLocked = vma.flags.locked
         area.mayHoldGuards = vma.mayHoldGuards
         area.isFirst = isFirst
         return area

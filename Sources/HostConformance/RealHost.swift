@@ -21,6 +21,8 @@
         /// Whether the processes have a swap device of their own.
         var hasSwap: Bool { fl_host_has_swap(host) == 1 }
 
+        var hasSecret: Bool { fl_host_has_secret(host) == 1 }
+
         func begin() throws(Broken) {
             let failed = fl_host_begin(host)
             if failed != 0 { throw Broken(reason: "no first process: errno \(failed)") }
@@ -39,6 +41,10 @@
                 case .file(let file, let first, let shared):
                     request.value = shared ? Bits.mapShared : Bits.mapPrivate
                     request.file = Int32(file)
+                    request.offset = UInt64(first) * pageSize
+                case .secret(let first, let shared):
+                    request.value = shared ? Bits.mapShared : Bits.mapPrivate
+                    request.file = Int32(fl_host_secret)
                     request.offset = UInt64(first) * pageSize
                 }
                 request.value |= Bits.mapFixedNoReplace
@@ -206,6 +212,7 @@
             area.hugePage = has(fl_area_huge)
             area.noHugePage = has(fl_area_no_huge)
             area.isMergeable = has(fl_area_mergeable)
+            area.isLocked = has(fl_area_locked)
             area.mayHoldGuards = has(fl_area_guarded)
             area.isFirst = has(fl_area_first)
             return area

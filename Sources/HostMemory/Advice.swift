@@ -5,7 +5,8 @@ import Synchrony
 /// madvise. Each advice takes `mmapLock` as the kernel's does.
 extension AddressSpace {
     /// Kernel: `madvise`. Errors: EINVAL for a bad range, and for what the advice is not for: `dontNeed`, `cold` and
-    /// `pageOut` on a PFN map, `free` on anything but private anonymous memory, guards on a driver's; ENOMEM for a hole,
+    /// `pageOut` on a PFN map, `free` on anything but private anonymous memory, guards on a driver's, most of them on secret
+    /// memory; ENOMEM for a hole,
     /// after the rest was done; of `populateRead`, `populateWrite` and `remove` those of `populate` and `removePages`.
     ///
     /// `pageOut` takes what it can: pages that are shared, pinned, or have no place to go, stay.
@@ -54,7 +55,7 @@ extension AddressSpace {
     /// Of the huge pages of a pool only those go that lie in `range` as a whole. Kernel: `madvise_dontneed_single_vma`.
     private func dontNeed(_ range: Range<UserAddress>) throws(Errno) {
         try forEachPart(of: range) { (vma, part) throws(Errno) in
-            guard !vma.flags.pfnMap else { throw .EINVAL }
+            guard !vma.flags.pfnMap, !vma.flags.locked else { throw .EINVAL }
             let level = vma.hugeFile?.level ?? .page4K
             let end = part.upperBound.aligned(to: level)
             guard part.lowerBound.aligned(to: level) == part.lowerBound else { throw .EINVAL }

@@ -5,13 +5,13 @@ import Synchrony
 
 /// The advices about how much pages are needed: cold, to be paged out, free to be taken.
 extension AddressSpace {
-    /// Calls `body` for the part of each area in `range`, `mmapLock` held for read. Errors: EINVAL for a PFN map and for
-    /// huge pages of a pool; ENOMEM for a hole, after the rest was done. Kernel: `can_madv_lru_vma`.
+    /// Calls `body` for the part of each area in `range`, `mmapLock` held for read. Errors: EINVAL for a PFN map, for
+    /// secret memory and for huge pages of a pool; ENOMEM for a hole, after the rest was done. Kernel: `can_madv_lru_vma`.
     func forEachAgeable(
         _ range: Range<UserAddress>, _ body: (VMA, Range<UserAddress>) -> Void
     ) throws(Errno) {
         try forEachPart(of: range) { (vma, part) throws(Errno) in
-            if vma.flags.pfnMap || vma.hugeFile != nil { throw .EINVAL }
+            if vma.flags.pfnMap || vma.flags.locked || vma.hugeFile != nil { throw .EINVAL }
             body(vma, part)
         }
     }

@@ -192,7 +192,9 @@ extension AddressSpace {
         let index = vma.backingPage(of: address)
         // Also where it comes to nothing.
         if access == .write, !vma.flags.shared { prepareAnonymous(vma) }
-        if access == .read, vma.userFaults == nil, mapAround(vma, object, address, word) { return .done }
+        if access == .read, vma.userFaults == nil, !object.isSecret, mapAround(vma, object, address, word) {
+            return .done
+        }
         let page: UnsafeMutablePointer<PageFrame>
         switch object.take(index) {
         case .page(let found): page = found

@@ -20,6 +20,7 @@ extension AddressSpace {
             let twin = VMA(
                 child, identity: vma.identity, range: vma.range, firstPage: vma.firstPage, flags: vma.flags,
                 backing: vma.backing)
+            twin.flags.locked = false
             child.vmas.append(twin)
             guard copy(vma, twin, child) else {
                 child.tearDown()

@@ -4,10 +4,11 @@ import Synchrony
 
 /// Guards: pages of a mapping that nobody may touch, without areas of their own. Kernel: `madvise_guard_install`.
 extension AddressSpace {
-    /// What was there goes; every access is SIGSEGV from then on. Errors: EINVAL for a driver's mapping; ENOMEM for a hole,
+    /// What was there goes; every access is SIGSEGV from then on. Errors: EINVAL for a driver's mapping and for secret memory; ENOMEM for a hole,
     /// after the rest was done, and without memory.
     func installGuards(_ range: Range<UserAddress>) throws(Errno) {
         try forEachGuardable(range) { (vma, part) throws(Errno) in
+            if vma.flags.locked { throw .EINVAL }
             if case .anonymous = vma.backing { prepareAnonymous(vma) }
             vma.mayHoldGuards.store(true, ordering: .releasing)
             zapNotified(part)
@@ -38,7 +39,7 @@ extension AddressSpace {
         }
     }
 
-    /// The next access finds new memory. Errors as `installGuards`.
+    /// The next access finds new memory. Errors as `installGuards`, but for secret memory, in which there is nothing to do.
     func removeGuards(_ range: Range<UserAddress>) throws(Errno) {
         try forEachGuardable(range) { (_, part) throws(Errno) in
             forEachSmall(in: part) { word, _ in

@@ -8,7 +8,8 @@ extension AddressSpace {
     /// Kernel: `mmap(MAP_FIXED_NOREPLACE)`; with `replacing` `mmap(MAP_FIXED)`: what is there goes first, and stays away if
     /// the driver then refuses.
     ///
-    /// Errors: EINVAL for what is not page-aligned, empty, or outside user space; EEXIST for an overlap; ENOMEM; what
+    /// Errors: EINVAL for what is not page-aligned, empty, or outside user space, and for a private mapping of secret memory;
+    /// EPERM for such a one that may execute; EEXIST for an overlap; ENOMEM; what
     /// the driver answers.
     public func map(
         at address: UserAddress, length: UInt64, protection: Protection, backing: Backing, replacing: Bool = false
@@ -27,6 +28,11 @@ extension AddressSpace {
         let index = firstIndex(endingAfter: address)
         if index < vmas.count, vmas[index].range.lowerBound < range.upperBound { throw .EEXIST }
         let vma = makeVMA(range, protection, backing)
+        if vma.isSecret {
+            // Kernel: `path_noexec`, `secretmem_mmap_prepare`.
+            if protection.execute { throw .EPERM }
+            if !vma.flags.shared { throw .EINVAL }
+        }
         if case .huge(let file, _, let shared) = vma.backing {
             guard address.aligned(to: file.level) == address, length & (file.level.bytes - 1) == 0 else {
                 throw .EINVAL
@@ -80,7 +86,10 @@ extension AddressSpace {
             let pages = Int(range.upperBound.page - range.lowerBound.page)
             backing = .object(MemoryObject(host: host, pages: pages), firstPage: 0, shared: true)
             flags.shared = true
-        case .object(_, _, let shared), .huge(_, _, let shared): flags.shared = shared
+        case .object(let object, _, let shared):
+            flags.shared = shared
+            flags.locked = object.isSecret
+        case .huge(_, _, let shared): flags.shared = shared
         case .driver(let driver, _, let shared):
             flags = driver.flags
             flags.shared = shared

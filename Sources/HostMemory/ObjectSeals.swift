@@ -18,10 +18,12 @@ extension MemoryObject {
     /// Kernel: `fcntl(F_GET_SEALS)`.
     public var sealed: ObjectSeals { ObjectSeals(rawValue: seals.load(ordering: .acquiring)) }
 
-    /// Changes the size as a process asks for it. Errors: EPERM where a seal forbids it, EINVAL for a negative size.
+    /// Changes the size as a process asks for it. Errors: EPERM where a seal forbids it, EINVAL for a negative size and
+    /// of secret memory.
     /// `truncate` asks no seal: it's also how an object ends. Kernel: `ftruncate`, `shmem_setattr`.
     public func setSize(_ bytes: Int) throws(Errno) {
-        guard bytes >= 0 else { throw .EINVAL }
+        // Secret memory gets its size once.
+        guard bytes >= 0, !isSecret else { throw .EINVAL }
         let size = sizeInBytes
         if bytes < size, sealed.contains(.shrink) { throw .EPERM }
         if bytes > size, sealed.contains(.grow) { throw .EPERM }

@@ -5,7 +5,7 @@ import Synchrony
 extension AddressSpace {
     /// Faults in each page of `range` as a read or a write would, from low to high, and ends at the first that can't be.
     /// Kernel: `madvise_populate`. Errors: ENOMEM for a hole and without memory; EINVAL where the mapping does not allow the
-    /// access, and for PFN maps; EFAULT where an access would get SIGBUS; EHWPOISON.
+    /// access, for PFN maps and for secret memory; EFAULT where an access would get SIGBUS; EHWPOISON.
     func populate(_ range: Range<UserAddress>, write: Bool) throws(Errno) {
         var address = range.lowerBound
         while address < range.upperBound {
@@ -15,7 +15,7 @@ extension AddressSpace {
                 throw .ENOMEM
             }
             // Not what an access asks: a mapping that may only be written is not for reading here.
-            guard !vma.flags.pfnMap, !vma.flags.io, write ? vma.flags.write : vma.flags.read else {
+            guard !vma.flags.pfnMap, !vma.flags.io, !vma.isSecret, write ? vma.flags.write : vma.flags.read else {
                 mmapLock.unlockRead()
                 throw .EINVAL
             }
@@ -44,12 +44,15 @@ extension AddressSpace {
     }
 
     /// Takes the pages that `range` shows out of their objects, for everybody. Kernel: `madvise_remove`. Errors, at the first
-    /// VMA that is none: EINVAL for private anonymous memory and drivers' mappings, EACCES for a private mapping of an object;
+    /// VMA that is none: EINVAL for private anonymous memory, drivers' mappings and secret memory (EOPNOTSUPP in a child, where it isn't
+    /// locked), EACCES for a private mapping of an object;
     /// ENOMEM for a hole, after the rest was done.
     func removePages(_ range: Range<UserAddress>) throws(Errno) {
         let hole = try forEachSharedPart(range) { backing, pages throws(Errno) in
             switch backing {
-            case .object(let object, _, _): object.punchHole(pages)
+            case .object(let object, _, _):
+                if object.isSecret { throw .EOPNOTSUPP }
+                object.punchHole(pages)
             case .huge(let file, _, _): file.punchHole(smallPages: pages)
             case .anonymous, .anonymousShared, .driver: throw .EINVAL
             }
@@ -74,7 +77,9 @@ extension AddressSpace {
             if part.lowerBound > address { hole = true }
             let vma = vmas[index]
             let (backing, shared, first) = (vma.backing, vma.flags.shared, vma.backingPage(of: part.lowerBound))
+            let isLocked = vma.flags.locked
             mmapLock.unlockRead()
+            if isLocked { throw .EINVAL }
             if !shared, backing.hasName { throw .EACCES }
             try body(backing, first..<first + Int(part.upperBound.page - part.lowerBound.page))
             address = part.upperBound

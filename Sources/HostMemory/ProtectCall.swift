@@ -4,8 +4,8 @@ import Synchrony
 
 /// mprotect, and the NUMA hints that change entries the same way.
 extension AddressSpace {
-    /// Kernel: `mprotect`. Errors: EINVAL for a bad range, and inside a huge page of a pool; ENOMEM for a hole. What lies
-    /// before is changed.
+    /// Kernel: `mprotect`. Errors: EINVAL for a bad range, and inside a huge page of a pool; EACCES to execute secret memory;
+    /// ENOMEM for a hole. What lies before is changed.
     public func protect(_ range: Range<UserAddress>, _ protection: Protection) throws(Errno) {
         guard Self.isUsable(range) else { throw .EINVAL }
         mmapLock.lockForWrite()
@@ -17,7 +17,8 @@ extension AddressSpace {
     }
 
     private func protect(mapped range: Range<UserAddress>, _ protection: Protection) throws(Errno) {
-        try changeEach(range) { vma in
+        try changeEach(range) { (vma) throws(Errno) in
+            if protection.execute, vma.isSecret { throw .EACCES }
             var flags = vma.flags
             flags.protection = protection
             if flags.write {

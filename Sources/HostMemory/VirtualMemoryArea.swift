@@ -39,6 +39,8 @@ public struct VMAFlags: Equatable, Sendable {
     public var noHugePage = false
     /// Kernel: `VM_MERGEABLE`, by madvise.
     public var mergeable = false
+    /// Kernel: `VM_LOCKED`: of memfd_secret's memory, not of mlock. A child of fork does not have it.
+    public var locked = false
     /// Kernel: `VM_ACCOUNT`: private pages of it count against the overcommit limit, since it can be written or once could.
     public var accounted = false
 

@@ -8,6 +8,9 @@
 enum {
     fl_host_processes = 4,
     fl_host_files = 3,
+    /// The number, as `file` of a mapping, of secret memory that each sequence has anew.
+    fl_host_secret = fl_host_files,
+    fl_host_secret_pages = 16,
     /// The window of addresses in which everything happens, the same in each process.
     fl_host_pages = 64,
 };
@@ -58,6 +61,9 @@ void fl_host_stop(fl_host *host);
 /// is active, and removes when it ends, however it does. 0: there is no swap. -1: somebody else's is active.
 int fl_host_has_swap(const fl_host *host);
 
+/// 1: there is secret memory (memfd_secret).
+int fl_host_has_secret(const fl_host *host);
+
 /// Ends all processes of the last sequence, makes the files empty, and starts process 0. 0, or an errno.
 int fl_host_begin(fl_host *host);
 /// Lets `process` do `call`. 0, or an errno of the harness: ESRCH when it is gone, ETIMEDOUT when it says nothing.
@@ -78,9 +84,10 @@ enum {
     fl_area_no_huge = 64,
     fl_area_mergeable = 128,
     fl_area_guarded = 256,
+    fl_area_locked = 512,
     /// The page is its first.
-    fl_area_first = 512,
-    fl_area_mapped = 1024,
+    fl_area_first = 1024,
+    fl_area_mapped = 2048,
 };
 /// For each page of the window `fl_area_*` bits, 0 where nothing is mapped. 0, or an errno.
 int fl_host_areas(fl_host *host, int process, uint16_t areas[fl_host_pages]);

@@ -174,7 +174,9 @@ struct Region {
         guard !overflow else { throw .EINVAL }
         let pages = Int(offset >> pageShift)..<Int(end >> pageShift)
         switch behind {
-        case .object(let object): object.punchHole(pages)
+        case .object(let object):
+            if object.isSecret { throw .EOPNOTSUPP }
+            object.punchHole(pages)
         case .file(let file): try file.punchHole(pages, .never)
         case .huge(let file): file.punchHole(smallPages: pages)
         default: throw .EINVAL

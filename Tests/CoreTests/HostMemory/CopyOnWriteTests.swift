@@ -343,7 +343,7 @@ import Testing
         let space = test.space()
         defer { space.exit() }
         try space.mapPages(0, 512)
-        #expect(try space.load(at(0)) == 0)
+        try space.store(at(0), 1)
         let first = try #require(space.translate(at(0))).frame
         let page = try space.getUserPageUnlocked(at(17), LookupFlags(write: true), holder: .getUserPages)
         #expect(page.frame == first.advanced(by: 17))

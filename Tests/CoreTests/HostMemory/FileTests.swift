@@ -128,6 +128,31 @@ import Testing
         #expect(try space.load(at(0)) == 0)
     }
 
+    @Test func `secret memory is shared, locked, and not for execution; a child's is not locked`() throws {
+        let object = MemoryObject(host: test.host, pages: 2, secret: true)
+        let space = test.space()
+        defer { space.exit() }
+        #expect(throws: Errno.EINVAL) { try space.mapPages(0, 2, .object(object, shared: false)) }
+        #expect(throws: Errno.EPERM) { try space.mapPages(0, 2, .object(object), .readExecute) }
+        try space.mapPages(0, 2, .object(object))
+        try space.store(at(0), 5)
+        #expect(throws: Errno.EACCES) { try space.protect(pages(0..<1), .readExecute) }
+        for advice in [
+            Advice.dontNeed, .cold, .pageOut, .free, .remove, .populateRead, .populateWrite, .guardInstall, .collapse,
+        ] {
+            #expect(throws: Errno.EINVAL, "\(advice)") { try space.advise(pages(0..<2), advice) }
+        }
+        for advice in [Advice.guardRemove, .hugePage, .noHugePage, .mergeable, .unmergeable] {
+            try space.advise(pages(0..<2), advice)
+        }
+        #expect(throws: Errno.EINVAL) { try object.setSize(4096) }
+        let child = try space.fork()
+        defer { child.exit() }
+        try child.advise(pages(0..<2), .dontNeed)
+        #expect(throws: Errno.EOPNOTSUPP) { try child.advise(pages(0..<2), .remove) }
+        #expect(try child.load(at(0)) == 5)
+    }
+
     @Test func `secret memory is its process's alone: no lookup, no reclaim`() throws {
         let object = MemoryObject(host: test.host, pages: 2, secret: true)
         let space = test.space()
