@@ -160,10 +160,13 @@ struct PhaseBuilder {
 
     private func truncate(_ field: Field, _ region: Int, _ fields: Fields) -> Action? {
         let size = fields.number("size") ?? 0
-        guard size % pageSize == 0, size <= regions[region].size else {
+        // Blocks of persistent memory are whole pages; a page cache ends at any byte.
+        let isAnySize = regions[region].kind != .daxFile
+        guard isAnySize || size % pageSize == 0, size <= regions[region].size else {
             complaints.add(
                 fields.position(of: "size"), "`truncate` can't make it \(Quantity.shown(size))",
-                "a multiple of 4 KiB, at most \(Quantity.shown(regions[region].size)), the size of the mapping")
+                (isAnySize ? "" : "a multiple of 4 KiB, ")
+                    + "at most \(Quantity.shown(regions[region].size)), the size of the mapping")
             return nil
         }
         return .truncate(region: region, size: size)
