@@ -150,6 +150,12 @@ public struct SystemCalls {
         guard !overflow, end <= Self.end else {
             // Nothing is to change: the length is not looked at.
             if !isFixed, new == old, address < Self.end, space.area(containing: UserAddress(address)) != nil { return }
+            // A move that changes no length takes what is there, however far it asks.
+            if isFixed, new == old, address < Self.end {
+                return try space.remap(
+                    UserAddress(address)..<UserAddress(Self.end), length: Self.end - address,
+                    to: UserAddress(newAddress))
+            }
             guard address < Self.end, let area = space.area(containing: UserAddress(address)), new < old else {
                 throw .EFAULT
             }

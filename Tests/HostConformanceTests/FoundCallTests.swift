@@ -71,6 +71,20 @@ import Testing
             .protect(process: 0, pages: 18..<22, .none), .advise(process: 0, pages: 18..<22, .pageOut),
             .protect(process: 0, pages: 18..<22, .read), .load(process: 0, page: 18, word: 0),
         ],
+        // Nor where the mapping moves: what is there does, also when the length reaches past the end of memory.
+        [
+            .map(process: 0, pages: 54..<58, .file(1, firstPage: 4, shared: false), .readWrite),
+            .raw(
+                process: 0,
+                RawCall(
+                    name: .mremap, address: 0x1000_0003_6000, length: 0x1000, argument: 0x1000, flags: 3,
+                    last: 0x7fff_ffff_e000)),
+            .raw(
+                process: 0,
+                RawCall(
+                    name: .mremap, address: 0x7fff_ffff_e000, length: 0x4000, argument: 0x4000, flags: 3,
+                    last: 0x1000_0001_0000)),
+        ],
         // A length that stays is not looked at.
         [
             .raw(

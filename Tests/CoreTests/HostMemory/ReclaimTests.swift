@@ -26,6 +26,25 @@ private final class UsingNotifier: MMUNotifier, @unchecked Sendable {
         return space
     }
 
+    @Test func `a page of shared memory that only was read is dropped; what anybody wrote comes back`() throws {
+        let swap = SwapDevice(slots: 16)
+        let test = TestHost(ramFrames: 1024, swap: swap)
+        let object = MemoryObject(host: test.host, pages: 4)
+        object.seal(.shrink)
+        let space = test.space()
+        defer { space.exit() }
+        try space.mapPages(0, 4, .object(object))
+        #expect(try space.load(at(0)) == 0)
+        try space.store(at(1), 5)
+        try object.write(page: 2, offset: 0, 6)
+        let device = try Udmabuf(object, pages: 3..<4)
+        device.write(page: 0, offset: 0, 7)
+        device.free()
+        for _ in 0..<4 { test.host.reclaim(pages: 8) }
+        #expect((0..<4).allSatisfy { object.frame(of: $0) == nil } && swap.usedSlots == 3)
+        #expect(try (0..<4).map { try space.load(at($0)) } == [0, 5, 6, 7])
+    }
+
     @Test func `old pages go to the device and come back with their bytes; nothing is left over`() throws {
         let leaked = try test.leaked {
             let space = try filled(64)
