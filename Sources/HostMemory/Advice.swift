@@ -6,8 +6,7 @@ import Synchrony
 extension AddressSpace {
     /// Kernel: `madvise`. Errors: EINVAL for a bad range, and for what the advice is not for: `dontNeed`, `cold` and
     /// `pageOut` on a PFN map, `free` on anything but private anonymous memory, guards on a driver's, most of them on secret
-    /// memory; ENOMEM for a hole,
-    /// after the rest was done; of `populateRead`, `populateWrite` and `remove` those of `populate` and `removePages`.
+    /// memory; ENOMEM for a hole, after the rest was done; of `populateRead`, `populateWrite` and `remove` those of `populate` and `removePages`.
     ///
     /// `pageOut` takes what it can: pages that are shared, pinned, or have no place to go, stay.
     public func advise(_ range: Range<UserAddress>, _ advice: Advice) throws(Errno) {

@@ -85,10 +85,7 @@ extension AddressSpace {
         pageTableLock.lock()
         let won = word.load() == seen.bits
         if won {
-            // The kernel clears before it sets, so that no other processor sees both translations.
-            word.store(0)
-            memory.record(
-                Event(.copyOnWrite, frame: new, guest: address.page, value: entry.bits, extra: seen.frame.number))
+            clearForCopy(word, seen, entry, address)
             setNewLeaf(word, entry, address)
             source.page?.pointee.mapCount.subtract(1, ordering: .relaxed)
         }
@@ -99,6 +96,15 @@ extension AddressSpace {
         if won { memory.put(old) }
         memory.put(old)
         return .done
+    }
+
+    /// Takes out the entry that `entry`, for a copy, replaces next: no other processor may see both translations.
+    /// `pageTableLock` held. Kernel: `ptep_clear_flush`, `pmdp_huge_clear_flush`.
+    func clearForCopy(_ word: AtomicWord, _ seen: HostEntry, _ entry: HostEntry, _ address: UserAddress) {
+        word.store(0)
+        memory.record(
+            Event(
+                .copyOnWrite, frame: entry.frame, guest: address.page, value: entry.bits, extra: seen.frame.number))
     }
 
     /// References the page that is to be copied, so that it stays while nobody holds the page-table lock. Nil: the

@@ -252,11 +252,7 @@ extension AddressSpace {
         pageTableLock.lock()
         let won = word.load() == seen.bits
         if won {
-            word.store(0)
-            memory.record(
-                Event(
-                    .copyOnWrite, frame: memory.frame(of: new), guest: low.page, value: entry.bits,
-                    extra: seen.frame.number))
+            clearForCopy(word, seen, entry, low)
             setLeaf(word, entry, low, file.level)
             old.pointee.mapCount.subtract(1, ordering: .relaxed)
         }

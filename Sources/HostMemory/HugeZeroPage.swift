@@ -121,10 +121,7 @@ extension AddressSpace {
         pageTableLock.lock()
         let won = word.load() == seen.bits
         if won {
-            word.store(0)
-            memory.record(
-                Event(
-                    .copyOnWrite, frame: frame, guest: low.page, value: entry.bits, extra: seen.frame.number))
+            clearForCopy(word, seen, entry, low)
             setNewLeaf(word, entry, low, .page2M)
         }
         pageTableLock.unlock()

@@ -31,7 +31,8 @@ final class MappingList: @unchecked Sendable {
         return areas.isEmpty
     }
 
-    /// Removes every entry for `pages`, in every address space, each between its notifier's start and end. Kernel: `unmap_mapping_range`.
+    /// Removes every entry for `pages`, in every address space, each between its notifier's start and end.
+    /// Kernel: `unmap_mapping_range`.
     func unmap(_ pages: Range<Int>, keepAnonymous: Bool) {
         forEach(pages) { space, _, range in space.zapNotified(range, keepAnonymous: keepAnonymous) }
     }
