@@ -7,10 +7,14 @@ public struct GuestFault: Sendable, Equatable {
     public var access: AccessKind
     /// The tables had a present entry for the address. Kernel: PFERR_PRESENT.
     public var entryPresent: Bool
-    public init(address: GuestAddress, access: AccessKind, entryPresent: Bool) {
+    /// Whether the access wants private memory. Nil: it does not say, as in a VM without a shared bit in its guest's
+    /// addresses. Kernel: PFERR_PRIVATE_ACCESS.
+    public var isPrivate: Bool?
+    public init(address: GuestAddress, access: AccessKind, entryPresent: Bool, isPrivate: Bool? = nil) {
         self.address = address
         self.access = access
         self.entryPresent = entryPresent
+        self.isPrivate = isPrivate
     }
     public var frame: GuestFrame { address.frame }
 }
@@ -29,6 +33,9 @@ public enum FaultOutcome: Sendable, Equatable {
     case spurious
     /// KVM_RUN fails with this errno.
     case failed(Errno)
+    /// The same, and the exit reason is a memory fault: the vCPU's `memoryFault` says which. Kernel:
+    /// `KVM_EXIT_MEMORY_FAULT`.
+    case memoryFault(Errno)
 
     /// For the journal.
     public var code: UInt64 {
@@ -39,6 +46,7 @@ public enum FaultOutcome: Sendable, Equatable {
         case .fixed: 5
         case .spurious: 6
         case .failed(let errno): UInt64(100 + errno.rawValue)
+        case .memoryFault(let errno): UInt64(1000 + errno.rawValue)
         }
     }
 }
@@ -79,6 +87,12 @@ open class SecondaryMMU: @unchecked Sendable {
     open var marksPagesFromEntries: Bool { false }
     /// Whether ageing for `clear_flush_young` leaves the TLBs alone. Kernel: `CONFIG_KVM_ELIDE_TLB_FLUSH_IF_YOUNG`.
     open var elidesFlushIfYoung: Bool { false }
+
+    /// Whether faults know private memory. Kernel: `kvm_arch_has_private_mem`, as far as the MMU is concerned.
+    open var hasPrivateFaults: Bool { false }
+    /// Makes a page of private memory the guest's before it is first mapped. The page is zeroed and locked.
+    /// Kernel: `kvm_arch_gmem_prepare`.
+    open func preparePrivatePage(_ page: HostFrame, at frame: GuestFrame) throws(Errno) {}
 
     /// Handles a guest fault. Caller: the vCPU's task, outside guest mode, inside `vm.withSlots`, no lock held.
     open func handleFault(_ cpu: VirtualCPU, _ fault: GuestFault) -> FaultOutcome { .failed(.EIO) }

@@ -26,6 +26,9 @@ open class VirtualCPU: @unchecked Sendable {
     /// Times that guest mode was entered. Written by the vCPU's task.
     public final var entries: UInt64 = 0
     public final let identity = ObjectIdentity()
+    /// What the last fault said to userspace, if it ended in a memory fault; whoever begins a run clears it. Written by
+    /// the vCPU's task. Kernel: `run->memory_fault`.
+    public final var memoryFault: MemoryFaultExit?
 
     public init(number: Int, vm: VirtualMachine) {
         self.number = number
@@ -38,6 +41,7 @@ open class VirtualCPU: @unchecked Sendable {
     /// Serves requests and enters guest mode. Kernel: the entry half of `vcpu_enter_guest`.
     public final func enterGuest() {
         while true {
+            vm.runPostponedWork()
             serveRequests()
             if root == nil { vm.mmu.loadRoot(self) }
             schedulingPoint(.guestEnter, identity.value)

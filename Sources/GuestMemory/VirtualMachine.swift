@@ -5,7 +5,7 @@
 // retry check. It never derives a page from a stage-2 entry. Read `Translation/FollowFrame.swift` next, then
 // `Invalidation/Protocol.swift`.
 //
-// Of `spec/generic.md` not here yet: frame caches (2.14), guest_memfd (2.15), read and write of guest memory by KVM
+// Of `spec/generic.md` not here yet: frame caches (2.14), read and write of guest memory by KVM
 // (2.16, 2.17), dirty rings (5.6), asynchronous faults and pre-fault (6). Each has its place beside these folders.
 
 import Audit
@@ -35,6 +35,11 @@ public final class VirtualMachine: @unchecked Sendable {
     public let slotReaders = ReadSideSections(atomic: false)
     public let mmuLock: ReadWriteLock
     let slots: SlotSets
+    public let type: VirtualMachineType
+    let privateMemory = PrivateMemory()
+    /// The VM's own descriptor, and its files of private memory. Kernel: `users_count`.
+    private let references = Atomic<Int>(1)
+    private var isClosed = false
 
     // The notifier protocol. Spec: generic 3.2. The counters are written under mmuLock, read by anyone.
     let invalidateIdentity = ObjectIdentity()
@@ -58,8 +63,11 @@ public final class VirtualMachine: @unchecked Sendable {
 
     /// Makes a VM for the process that owns `addressSpace` and registers its notifier there.
     public init(
-        addressSpace: AddressSpace, mmu: SecondaryMMU, policy: PolicyKind = .precise, allowUnsafeMappings: Bool = false
+        addressSpace: AddressSpace, mmu: SecondaryMMU, policy: PolicyKind = .precise, allowUnsafeMappings: Bool = false,
+        type: VirtualMachineType = .standard
     ) {
+        precondition(!type.hasPrivateMemory || mmu.hasPrivateFaults, "the MMU knows no private memory")
+        self.type = type
         host = addressSpace.host
         self.addressSpace = addressSpace
         memory = addressSpace.host.memory
@@ -77,9 +85,26 @@ public final class VirtualMachine: @unchecked Sendable {
     /// Adds a vCPU. Before any vCPU runs.
     public func add(_ cpu: VirtualCPU) { virtualCPUs.append(cpu) }
 
-    /// Ends the VM: no callback begins afterwards, every entry and table goes, the slots go, and the vCPUs belong to it no
-    /// more; none may run. Spec: generic 4.7, I-28.
+    /// Closes the VM, whose vCPUs run no more. It ends with its last file of private memory (Spec: generic 2.15); without
+    /// any, now. No lock held. Kernel: the release of the VM's descriptor.
     public func destroy() {
+        guard !isClosed else { return }
+        isClosed = true
+        runPostponedWork()
+        dropReference()
+    }
+
+    /// Kernel: `kvm_get_kvm`.
+    func takeReference() { references.add(1, ordering: .relaxed) }
+
+    /// Kernel: `kvm_put_kvm`.
+    func dropReference() {
+        if references.subtract(1, ordering: .acquiringAndReleasing).newValue == 0 { tearDown() }
+    }
+
+    /// Ends the VM: no callback begins afterwards, every entry and table goes, the slots go, and the vCPUs belong to it no
+    /// more; none may run. Kernel: `kvm_destroy_vm`. Spec: generic 4.7, I-28.
+    private func tearDown() {
         guard let notifier else { return }
         addressSpace.unregister(notifier)
         self.notifier = nil

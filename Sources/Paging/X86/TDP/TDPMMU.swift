@@ -62,6 +62,7 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     override public var hasReferenceBit: Bool { true }
     override public var marksPagesFromEntries: Bool { true }
     override public var elidesFlushIfYoung: Bool { true }
+    override public var hasPrivateFaults: Bool { true }
 
     /// The EPTP for a vCPU's hardware. Without a root it points to the host's page of zeros, where every access
     /// misses. Kernel: `construct_eptp`, the dummy root.
@@ -125,6 +126,7 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     override public func prepare(_ slot: MemorySlot) throws(Errno) {
         guard slot.frames.upperBound.number <= 1 << UInt64(guestAddressBits - 12) else { throw .EINVAL }
         slot.largePages = LargePageCounts(slot)
+        vm.initializeMixed(slot)
     }
 
     override public func flushSlot(_ slot: MemorySlot) { removeSlot(slot) }
