@@ -125,7 +125,7 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
     /// all else is MMIO. Caller is inside `withSlots`. Spec: generic section 7, real-kvm "a live finding".
     private func emulate(_ fault: GuestFault, _ value: UInt64) -> AccessResult {
         if fault.access == .write, tables.emulatorWritesMemory,
-            let slot = vm.slot(containing: fault.frame), !slot.isInvalid, !slot.flags.readOnly
+            let slot = slot(containing: fault.frame), !slot.isInvalid, !slot.flags.readOnly
         {
             let address = slot.userAddress(of: fault.frame) + fault.address.offset
             do throws(Errno) {
