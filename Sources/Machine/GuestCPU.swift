@@ -183,9 +183,10 @@ public enum StageTwoTables: Sendable {
 }
 
 extension Architecture {
-    func makeTables() -> StageTwoTables {
+    /// - Parameter addressSpaces: 2 on x86 for vCPUs with system management mode; other architectures have one.
+    func makeTables(addressSpaces: Int = 1) -> StageTwoTables {
         switch self {
-        case .x86TDP: .tdp(TDPMMU(largestPage: .page1G))
+        case .x86TDP: .tdp(TDPMMU(largestPage: .page1G, addressSpaces: addressSpaces))
         case .riscvSv39x4: .gStage(GStageMMU(mode: .sv39x4))
         case .riscvSv48x4: .gStage(GStageMMU(mode: .sv48x4))
         }
