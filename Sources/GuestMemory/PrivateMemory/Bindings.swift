@@ -24,7 +24,8 @@ struct GuestMemoryBinding {
 ///
 /// The file is written under slots_lock; who follows it without that is inside a section of `PrivateMemory.readers` and
 /// takes a reference there, or finds that the file is dying.
-public final class SlotGuestMemory: Sendable {
+public final class SlotGuestMemory: @unchecked Sendable {
+    // Unchecked: an atomic pointer to an object that may be shared.
     /// The page of the file that the slot's first page shows. Kernel: `pgoff`.
     public let firstPage: UInt64
     // Unretained: a file that goes has every slot forget it before, and waits for the readers.
@@ -145,9 +146,11 @@ extension GuestMemoryFile {
     /// Unmaps the pages of `range` wherever slots show them; faults on them fail the retry check from now on. Whether
     /// any slot shows one. Kernel: `kvm_gmem_invalidate_begin`. Spec: generic 2.15, I-6, I-9.
     func beginInvalidation(_ range: Range<UInt64>) -> Bool {
-        let hit = bindings.compactMap { $0.frames(showing: range) }
+        let hit = bindings.compactMap { binding in
+            binding.frames(showing: range).map { SlotPart(slot: binding.slot, frames: $0) }
+        }
         guard !hit.isEmpty else { return false }
-        vm.invalidate(hit) { _ in }
+        vm.invalidate(hit)
         return true
     }
 
@@ -160,19 +163,25 @@ extension GuestMemoryFile {
     }
 }
 
+/// Some guest frames of one slot.
+struct SlotPart {
+    let slot: MemorySlot
+    let frames: Range<GuestFrame>
+}
+
 extension VirtualMachine {
-    /// Begins an invalidation of guest frames and unmaps them, with one flush. `prepare` runs between, under mmu_lock.
+    /// Begins an invalidation of guest frames and unmaps them, with one flush. `prepare` runs first, under mmu_lock.
     /// Takes mmu_lock. Spec: generic 3.2.
-    func invalidate(_ parts: [Range<GuestFrame>], prepare: (Range<GuestFrame>) -> Void) {
+    func invalidate(_ parts: [SlotPart], prepare: () -> Void = {}) {
         let guardian = lockMMU()
         beginInvalidation()
+        prepare()
         var flush = false
-        for frames in parts {
-            addRange(frames)
-            prepare(frames)
-            if mmu.unmap(frames, holding: guardian, mayBlock: true) { flush = true }
+        for part in parts {
+            addRange(part.frames)
+            if mmu.unmap(part.frames, in: part.slot.addressSpace, holding: guardian, mayBlock: true) { flush = true }
         }
-        if flush { flushRemoteTLBs() }
+        if flush && !Defect.flushMissing.isOn { flushRemoteTLBs() }
         guardian.unlock()
     }
 }

@@ -6,7 +6,8 @@ import Synchrony
 ///
 /// A store replaces the whole map, so a reader sees a range change at once; Linux stores frame by frame, and its readers
 /// go by the invalidation count as here (Spec: generic 2.15).
-final class FrameAttributes: Sendable {
+final class FrameAttributes: @unchecked Sendable {
+    // Unchecked: an atomic pointer to an object that never changes.
     // Retained once for being published.
     private let published: Atomic<UnsafeMutableRawPointer>
     private let identity = ObjectIdentity()

@@ -102,6 +102,10 @@ public final class GuestMemoryFile: InaccessibleFile, @unchecked Sendable {
         bindingsLock.unlock()
     }
 
+    /// The page is broken: whoever maps it loses it, and gets EHWPOISON from now on. It stays in the file, so that nobody
+    /// takes a fresh page for it. Kernel: `kvm_gmem_error_folio`.
+    public override func pageFailed(_ index: UInt64) { unmapFailed(index) }
+
     // MARK: What a file does and this one does not
 
     /// No process maps it: ENODEV. Kernel: `mmap` of a file without that operation.

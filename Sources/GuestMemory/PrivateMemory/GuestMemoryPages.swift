@@ -52,9 +52,8 @@ extension GuestMemoryFile {
         invalidateLock.unlockWrite()
     }
 
-    /// The page is broken: whoever maps it loses it, and gets EHWPOISON from now on. It stays in the file, so that nobody
-    /// takes a fresh page for it. Kernel: `kvm_gmem_error_folio`.
-    public override func pageFailed(_ index: UInt64) {
+    /// Whoever maps the page loses it. Takes invalidateLock.
+    func unmapFailed(_ index: UInt64) {
         invalidateLock.lockForRead()
         let found = beginInvalidation(index..<index + 1)
         endInvalidation(found)

@@ -22,7 +22,7 @@ extension VirtualMachine {
     }
 
     /// Makes guest frames private or shared, with or without a slot. Address and size in bytes. Takes slots_lock.
-    /// EINVAL: a flag, an attribute that is not supported, no size, wrap, part of a page. Kernel:
+    /// EINVAL: a flag, an attribute that is not supported, no size, wrap, part of a page; ENOMEM. Kernel:
     /// `KVM_SET_MEMORY_ATTRIBUTES`. Spec: generic 2.15.
     ///
     /// What was mapped goes first, and nothing of the range is mapped until the attributes are stored: a fault that looked
@@ -34,18 +34,21 @@ extension VirtualMachine {
         guard flags == 0, attributes.bits & ~supportedMemoryAttributes.bits == 0 else { throw .EINVAL }
         let (end, wraps) = address.addingReportingOverflow(size)
         guard size != 0, !wraps, (address | size) & (pageSize - 1) == 0 else { throw .EINVAL }
-        set(GuestAddress(address).frame..<GuestAddress(end).frame, isPrivate: attributes == .isPrivate)
-    }
-
-    private func set(_ frames: Range<GuestFrame>, isPrivate: Bool) {
         slotsLock.lock()
         defer { slotsLock.unlock() }
+        try set(GuestAddress(address).frame..<GuestAddress(end).frame, isPrivate: attributes == .isPrivate)
+    }
+
+    /// Caller holds slots_lock.
+    private func set(_ frames: Range<GuestFrame>, isPrivate: Bool) throws(Errno) {
         if privateMemory.attributes.areAll(frames, isPrivate: isPrivate) { return }
+        // Whatever needs memory comes before anything changes. Kernel: `xa_reserve`.
+        guard memory.allowsObject() else { throw .ENOMEM }
         let parts = slots(intersecting: frames)
         if !parts.isEmpty {
             // Blocks that the range cuts are mixed from here on. Linux 6.13 finds out only afterwards: a fault beside the
             // range, which no retry check stops, can put a huge leaf over what is about to become private.
-            invalidate(parts.map(\.frames)) { _ in
+            invalidate(parts) {
                 for part in parts { part.slot.largePages?.markCut(by: frames, in: part.slot) }
             }
         }
@@ -58,11 +61,13 @@ extension VirtualMachine {
         }
     }
 
-    /// The slots that show any of `frames`, each with what it shows. Caller holds slots_lock.
-    private func slots(intersecting frames: Range<GuestFrame>) -> [(slot: MemorySlot, frames: Range<GuestFrame>)] {
-        var parts: [(slot: MemorySlot, frames: Range<GuestFrame>)] = []
-        for slot in activeSlots where slot.frames.overlaps(frames) {
-            parts.append((slot, slot.frames.clamped(to: frames)))
+    /// The slots that show any of `frames`, each with what it shows. Caller holds slots_lock. A VM with private memory has
+    /// one address space.
+    private func slots(intersecting frames: Range<GuestFrame>) -> [SlotPart] {
+        var parts: [SlotPart] = []
+        slotSets[0].active.byFrame.forEach(intersecting: frames.lowerBound.number, frames.upperBound.number) { slot in
+            parts.append(SlotPart(slot: slot, frames: slot.frames.clamped(to: frames)))
+            return true
         }
         return parts
     }

@@ -18,7 +18,7 @@ extension TDPMMU {
     func serve(_ cpu: VirtualCPU, _ fault: GuestFault) -> FaultOutcome {
         if cpu.root == nil { takeRoot(cpu) }
         guard let root = cpu.root else { return .failed(.ENOMEM) }
-        let slot = vm.slot(containing: fault.frame)
+        let slot = cpu.slot(containing: fault.frame)
         let isPrivate = vm.wantsPrivate(fault)
         if agrees(fault, isPrivate), let outcome = fixWithoutLock(root, fault, slot) {
             Statistics.bump(vm.statistics.pf_fast)
