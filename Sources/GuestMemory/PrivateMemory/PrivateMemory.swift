@@ -62,7 +62,8 @@ final class PrivateMemory: @unchecked Sendable {
         var first = dying.load(ordering: .relaxed)
         while true {
             file.nextDying = first
-            let (done, seen) = dying.compareExchange(expected: first, desired: pointer, ordering: .acquiringAndReleasing)
+            let (done, seen) = dying.compareExchange(
+                expected: first, desired: pointer, ordering: .acquiringAndReleasing)
             if done { return }
             first = seen
         }

@@ -139,7 +139,8 @@ extension VirtualMachine {
             note(frame, found, writable: writable, owned: true, mapped: false)
             return .frame(
                 FaultedFrame(
-                    guestFrame: frame, frame: found, isWritable: writable, isCounted: true, isPrivate: false, slot: slot!,
+                    guestFrame: frame, frame: found, isWritable: writable, isCounted: true, isPrivate: false,
+                    slot: slot!,
                     snapshot: snapshot, reference: hold(page)))
         case .mapped(let found, let writable, let guessed, let counted):
             let snapshot = Defect.snapshotAfterTranslate.isOn ? self.snapshot() : snapshot
