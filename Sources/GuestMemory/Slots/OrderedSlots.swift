@@ -1,3 +1,5 @@
+import Frames
+
 /// What slots are ordered by.
 protocol SlotOrder {
     /// Where the slot begins, and the first number after it.
