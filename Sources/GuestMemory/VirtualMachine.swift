@@ -6,7 +6,7 @@
 // `Invalidation/Protocol.swift`.
 //
 // Of `spec/generic.md` not here yet: frame caches (2.14), guest_memfd (2.15), read and write of guest memory by KVM
-// (2.16, 2.17), dirty rings (5.6), asynchronous faults and pre-fault (6). Each has its place beside these folders.
+// (2.16, 2.17). Each has its place beside these folders.
 
 import Audit
 import Frames
@@ -55,6 +55,10 @@ public final class VirtualMachine: @unchecked Sendable {
     public internal(set) var manualProtect = ManualProtect()
     /// Slots with dirty logging. Kernel: `nr_memslots_dirty_logging`.
     let loggingSlots = Atomic<Int>(0)
+    /// Under `slotsLock`, and before any vCPU exists: whoever runs one may read it.
+    public internal(set) var dirtyRings = DirtyRings()
+    /// What fetches pages for vCPUs that go on meanwhile.
+    public let asyncFaults = AsyncFaultWork()
 
     /// Makes a VM for the process that owns `addressSpace` and registers its notifier there.
     public init(
@@ -74,8 +78,12 @@ public final class VirtualMachine: @unchecked Sendable {
         addressSpace.register(notifier)
     }
 
-    /// Adds a vCPU. Before any vCPU runs.
-    public func add(_ cpu: VirtualCPU) { virtualCPUs.append(cpu) }
+    /// Adds a vCPU. Before any vCPU runs. A VM with dirty rings has `create(_:)` instead, which can fail.
+    public func add(_ cpu: VirtualCPU) {
+        precondition(!usesDirtyRings, "a vCPU with a ring is made by create(_:)")
+        append(cpu)
+    }
+    func append(_ cpu: VirtualCPU) { virtualCPUs.append(cpu) }
 
     /// Ends the VM: no callback begins afterwards, every entry and table goes, the slots go, and the vCPUs belong to it no
     /// more; none may run. Spec: generic 4.7, I-28.
@@ -83,6 +91,7 @@ public final class VirtualMachine: @unchecked Sendable {
         guard let notifier else { return }
         addressSpace.unregister(notifier)
         self.notifier = nil
+        for cpu in virtualCPUs { cpu.end() }
         mmu.destroy()
         slots.removeAll()
         // Each vCPU holds the VM.

@@ -37,6 +37,8 @@ public enum LockRank: UInt8, Sendable, CaseIterable {
     case zone = 16
     /// The journal, spinning; taken anywhere and takes nothing.
     case journal = 17
+    /// `vcpu->async_pf.lock` and the queue of its work, spinning; taken with nothing held, and takes nothing.
+    case asyncFault = 18
 
     /// Kernel name, for messages.
     public var kernelName: StaticString {
@@ -58,6 +60,7 @@ public enum LockRank: UInt8, Sendable, CaseIterable {
         case .pageLists: "lru_lock"
         case .zone: "zone lock"
         case .journal: "journal"
+        case .asyncFault: "async_pf.lock"
         }
     }
 }

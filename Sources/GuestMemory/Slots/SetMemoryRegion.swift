@@ -187,8 +187,9 @@ extension VirtualMachine {
         slots.inactive.replace(old, by: new)
     }
 
-    private func makeBitmap(_ pages: UInt64) -> DirtyBitmap {
-        DirtyBitmap(pages: pages, initiallySet: manualProtect.initiallySet)
+    /// Nil in a VM that logs into rings alone.
+    private func makeBitmap(_ pages: UInt64) -> DirtyBitmap? {
+        usesDirtyBitmaps ? DirtyBitmap(pages: pages, initiallySet: manualProtect.initiallySet) : nil
     }
 
     /// I-20, checked at rest: both sets hold the same slots, without overlap, in all indexes.
