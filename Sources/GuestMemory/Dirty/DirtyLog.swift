@@ -18,7 +18,7 @@ extension VirtualMachine {
         let page = frame.number - slot.baseFrame.number
         if let cpu, let ring = cpu.ring {
             if ring.isFull { report("a dirty ring is full and is pushed into", frame, .i27) }
-            ring.push(slot: UInt32(slot.id), offset: page)
+            ring.push(slot: slot.number, offset: page)
             if ring.isSoftFull { cpu.post(VirtualCPU.Request.dirtyRingSoftFull) }
         } else if let bitmap = slot.dirtyBitmap {
             bitmap.set(page)
@@ -47,10 +47,10 @@ extension VirtualMachine {
     /// reported, so that a write through a stale translation is covered by this very report (X47).
     public func getDirtyLog(slot id: UInt32) throws(Errno) -> [UInt64] {
         guard usesDirtyBitmaps else { throw .ENXIO }
-        guard id & 0xffff < Self.userSlots, id >> 16 == 0 else { throw .EINVAL }
+        guard isUserSlot(id) else { throw .EINVAL }
         slotsLock.lock()
         defer { slotsLock.unlock() }
-        guard let slot = slots.active.slot(id: UInt16(id)), let bitmap = slot.dirtyBitmap else { throw .ENOENT }
+        guard let slot = slot(numbered: id), let bitmap = slot.dirtyBitmap else { throw .ENOENT }
         var report = [UInt64](repeating: 0, count: bitmap.wordCount)
         if manualProtect.enabled {
             for i in report.indices { report[i] = bitmap.word(i) }
@@ -79,11 +79,11 @@ extension VirtualMachine {
     /// Kernel: `KVM_CLEAR_DIRTY_LOG`. Spec: generic 5.4, its checks in order.
     public func clearDirtyLog(slot id: UInt32, firstPage: UInt64, pages: UInt64, bitmap mask: [UInt64]) throws(Errno) {
         guard usesDirtyBitmaps else { throw .ENXIO }
-        guard id & 0xffff < Self.userSlots, id >> 16 == 0 else { throw .EINVAL }
+        guard isUserSlot(id) else { throw .EINVAL }
         guard firstPage % 64 == 0 else { throw .EINVAL }
         slotsLock.lock()
         defer { slotsLock.unlock() }
-        guard let slot = slots.active.slot(id: UInt16(id)), let bitmap = slot.dirtyBitmap else { throw .ENOENT }
+        guard let slot = slot(numbered: id), let bitmap = slot.dirtyBitmap else { throw .ENOENT }
         guard firstPage <= slot.pageCount, pages <= slot.pageCount - firstPage,
             pages % 64 == 0 || firstPage + pages == slot.pageCount
         else { throw .EINVAL }

@@ -52,14 +52,17 @@ public final class DirtyRing: @unchecked Sendable {
     /// Entries that a vCPU may fill after it was told that the ring is full. Kernel: `KVM_DIRTY_RING_RSVD_ENTRIES`.
     static let reservedEntries: UInt32 = 64
 
-    /// Nil without memory. `bytes`: as `enableDirtyRings` has checked it. Kernel: `kvm_dirty_ring_alloc`.
-    init?(host: Host, bytes: UInt64, reserved: UInt32) {
+    /// Nil without memory. `bytes`: as `enableDirtyRings` has checked it. `start`: where both indices begin, for tests of
+    /// their wrap-around. Kernel: `kvm_dirty_ring_alloc`.
+    init?(host: Host, bytes: UInt64, reserved: UInt32, startingAt start: UInt32 = 0) {
         precondition(bytes & (bytes - 1) == 0 && bytes >= pageSize, "a ring is a power of two, and whole pages")
         guard let frames = host.allocateKernelPages(Int(bytes / pageSize)) else { return nil }
         self.host = host
         self.frames = frames
         size = UInt32(bytes / DirtyRingEntry.bytes)
         softLimit = size - reserved
+        dirtyIndex.store(start, ordering: .relaxed)
+        resetIndex.store(start, ordering: .relaxed)
     }
 
     /// Gives the memory back. Nobody uses the ring any more. Kernel: `kvm_dirty_ring_free`.

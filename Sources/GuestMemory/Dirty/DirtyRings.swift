@@ -114,8 +114,8 @@ extension VirtualMachine {
     /// Protects the pages of a batch again. What userspace has scribbled is found out here: a batch of a slot that is not
     /// there, or that ends outside of it, is left out whole. Kernel: `kvm_reset_dirty_gfn`.
     private func protect(_ batch: RingBatch) {
-        guard batch.mask != 0, batch.slot & 0xffff < Self.userSlots, batch.slot >> 16 == 0,
-            let slot = slots.active.slot(id: UInt16(batch.slot)), batch.first < slot.pageCount,
+        guard batch.mask != 0, isUserSlot(batch.slot), let slot = slot(numbered: batch.slot),
+            batch.first < slot.pageCount,
             UInt64(63 - batch.mask.leadingZeroBitCount) < slot.pageCount - batch.first
         else { return }
         let first = GuestFrame(slot.baseFrame.number + batch.first)
@@ -131,7 +131,7 @@ extension VirtualMachine {
         let offset = frame.number - slot.baseFrame.number
         if let bitmap = slot.dirtyBitmap, bitmap.contains(offset) { return true }
         for cpu in virtualCPUs {
-            if let ring = cpu.ring, ring.holds(slot: UInt32(slot.id), offset: offset) { return true }
+            if let ring = cpu.ring, ring.holds(slot: slot.number, offset: offset) { return true }
         }
         return false
     }

@@ -21,7 +21,7 @@ extension TDPMMU {
     func serve(_ cpu: VirtualCPU, _ fault: inout GuestFault) -> FaultOutcome {
         if cpu.root == nil { takeRoot(cpu) }
         guard let root = cpu.root else { return .failed(.ENOMEM) }
-        let slot = vm.slot(containing: fault.frame)
+        let slot = cpu.slot(containing: fault.frame)
         if !fault.isPrefetch, let outcome = fixWithoutLock(root, fault, slot, by: cpu) {
             Statistics.bump(vm.statistics.pf_fast)
             return outcome
