@@ -120,9 +120,9 @@ open class VirtualCPU: @unchecked Sendable {
             post(Request.dirtyRingSoftFull)
             return .dirtyRingFull
         }
+        // In this order: any page that is there ends the halt, and the guest looks whether it was the one.
+        if take(Request.asyncFaultHalt) { isHalted = true }
         if take(Request.asyncFaultReady) { completeAsyncFaults() }
-        // Not after a completion that came in between: it was that page, or another wake-up will come.
-        if take(Request.asyncFaultHalt) { isHalted = asyncFaults.count > 0 }
         if isHalted { return .halted }
         let pending = requests.exchange(0, ordering: .sequentiallyConsistent)
         if pending & Request.reloadRoot != 0 { vm.mmu.freeObsoleteRoot(self) }
