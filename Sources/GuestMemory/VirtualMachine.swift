@@ -116,7 +116,7 @@ public final class VirtualMachine: @unchecked Sendable {
     /// Kernel: `gfn_to_memslot`; of the first address space if none is said.
     @inline(__always)
     public func slot(containing frame: GuestFrame, in space: UInt8 = 0) -> MemorySlot? {
-        slotSets[Int(space)].active.slot(containing: frame)
+        activeSet(of: space)._withUnsafeGuaranteedRef { $0.slot(containing: frame) }
     }
 
     /// The slot with the user's number, address space and identity: (space << 16 | id). Caller as above.
@@ -141,7 +141,12 @@ public final class VirtualMachine: @unchecked Sendable {
     /// Kernel: `kvm_memslots.generation`. Spec: generic 4.2.
     public var slotsGeneration: UInt64 { slotsGeneration(of: 0) }
     public func slotsGeneration(of space: UInt8) -> UInt64 {
-        slotSets[Int(space)].active.generation.load(ordering: .acquiring)
+        activeSet(of: space)._withUnsafeGuaranteedRef { $0.generation.load(ordering: .acquiring) }
+    }
+
+    @inline(__always)
+    func activeSet(of space: UInt8) -> Unmanaged<SlotSet> {
+        Unmanaged.passUnretained(slotSets[Int(space)])._withUnsafeGuaranteedRef { $0.unretainedActive }
     }
 
     // MARK: Who may call. Spec: generic 0.3, 4.4 row 0.
