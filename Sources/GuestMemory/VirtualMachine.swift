@@ -5,8 +5,8 @@
 // retry check. It never derives a page from a stage-2 entry. Read `Translation/FollowFrame.swift` next, then
 // `Invalidation/Protocol.swift`.
 //
-// Of `spec/generic.md` not here yet: frame caches (2.14), read and write of guest memory by KVM
-// (2.16, 2.17), dirty rings (5.6), asynchronous faults and pre-fault (6). Each has its place beside these folders.
+// Of `spec/generic.md` not here yet: frame caches (2.14), read and write of guest memory by KVM (2.16, 2.17). Each has its
+// place beside these folders.
 
 import Audit
 import Frames
@@ -65,6 +65,10 @@ public final class VirtualMachine: @unchecked Sendable {
     public internal(set) var manualProtect = ManualProtect()
     /// Slots with dirty logging. Kernel: `nr_memslots_dirty_logging`.
     let loggingSlots = Atomic<Int>(0)
+    /// Under `slotsLock`, and before any vCPU exists: whoever runs one may read it.
+    public internal(set) var dirtyRings = DirtyRings()
+    /// What fetches pages for vCPUs that go on meanwhile.
+    public let asyncFaults = AsyncFaultWork()
 
     /// Makes a VM for the process that owns `addressSpace` and registers its notifier there.
     public init(
@@ -89,8 +93,12 @@ public final class VirtualMachine: @unchecked Sendable {
         addressSpace.register(notifier)
     }
 
-    /// Adds a vCPU. Before any vCPU runs.
-    public func add(_ cpu: VirtualCPU) { virtualCPUs.append(cpu) }
+    /// Adds a vCPU. Before any vCPU runs. A VM with dirty rings has `create(_:)` instead, which can fail.
+    public func add(_ cpu: VirtualCPU) {
+        precondition(!usesDirtyRings, "a vCPU with a ring is made by create(_:)")
+        append(cpu)
+    }
+    func append(_ cpu: VirtualCPU) { virtualCPUs.append(cpu) }
 
     /// Closes the VM, whose vCPUs run no more. It ends with its last file of private memory (Spec: generic 2.15); without
     /// any, now. No lock held. Kernel: the release of the VM's descriptor.
@@ -115,6 +123,7 @@ public final class VirtualMachine: @unchecked Sendable {
         guard let notifier else { return }
         addressSpace.unregister(notifier)
         self.notifier = nil
+        for cpu in virtualCPUs { cpu.end() }
         mmu.destroy()
         for sets in slotSets { sets.removeAll() }
         slotPages = 0

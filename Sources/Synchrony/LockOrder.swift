@@ -39,6 +39,8 @@ public enum LockRank: UInt8, Sendable, CaseIterable {
     case zone = 17
     /// The journal, spinning; taken anywhere and takes nothing.
     case journal = 18
+    /// `vcpu->async_pf.lock` and the queue of its work, spinning; taken with nothing held, and takes nothing.
+    case asyncFault = 19
 
     /// Kernel name, for messages.
     public var kernelName: StaticString {
@@ -61,6 +63,7 @@ public enum LockRank: UInt8, Sendable, CaseIterable {
         case .pageLists: "lru_lock"
         case .zone: "zone lock"
         case .journal: "journal"
+        case .asyncFault: "async_pf.lock"
         }
     }
 }
