@@ -5,8 +5,7 @@
 // retry check. It never derives a page from a stage-2 entry. Read `Translation/FollowFrame.swift` next, then
 // `Invalidation/Protocol.swift`.
 //
-// Of `spec/generic.md` not here yet: frame caches (2.14), guest_memfd (2.15), read and write of guest memory by KVM
-// (2.16, 2.17), dirty rings (5.6), asynchronous faults and pre-fault (6). Each has its place beside these folders.
+// Of `spec/generic.md` not here yet: guest_memfd (2.15), dirty rings (5.6), asynchronous faults and pre-fault (6). Each has its place beside these folders.
 
 import Audit
 import Frames
@@ -48,6 +47,10 @@ public final class VirtualMachine: @unchecked Sendable {
     /// Where a swap of slot sets waits for running invalidations. Kernel: `mn_memslots_update_rcuwait`.
     let invalidationsEnded = SleepQueue()
     private var notifier: VirtualMachineNotifier?
+    /// Kernel: `gpc_list`.
+    let frameCaches = FrameCaches()
+    /// Whether the kernel can map memory without page frames. Set before anything runs. Kernel: `CONFIG_HAS_IOMEM`.
+    public var remapsDeviceMemory = true
 
     /// vCPUs, in order of their numbers. Written before any of them runs.
     public private(set) var virtualCPUs: [VirtualCPU] = []
@@ -81,6 +84,7 @@ public final class VirtualMachine: @unchecked Sendable {
     /// more; none may run. Spec: generic 4.7, I-28.
     public func destroy() {
         guard let notifier else { return }
+        frameCaches.removeAll(memory.journal)
         addressSpace.unregister(notifier)
         self.notifier = nil
         mmu.destroy()

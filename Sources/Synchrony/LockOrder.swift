@@ -7,42 +7,49 @@ public enum LockRank: UInt8, Sendable, CaseIterable {
     case slots = 1
     /// `kvm->slots_arch_lock`, sleeping: slot metadata; never held over an SRCU grace period.
     case slotsArch = 2
+    /// `gpc->refresh_lock`, sleeping: one refresh of a frame cache at a time. Never taken by a notifier.
+    case frameCacheRefresh = 3
     /// `mm->mmap_lock`, sleeping: the VMAs of one address space.
-    case mmap = 3
+    case mmap = 4
     /// A second address space's `mmap_lock` (the child's, in fork).
-    case mmapNested = 4
+    case mmapNested = 5
     /// A graphics buffer's reservation, sleeping: where the buffer is.
-    case buffer = 5
+    case buffer = 6
     /// `i_mmap_rwsem`, sleeping: the VMAs that map one object.
-    case mapping = 6
+    case mapping = 7
     /// The pages of one memory object, sleeping.
-    case objectPages = 7
+    case objectPages = 8
     /// The list of an address space's notifiers, spinning.
-    case notifierList = 8
+    case notifierList = 9
     /// `kvm->mn_invalidate_lock`, spinning: the count of running invalidations against the swap of slot sets.
-    case mnInvalidate = 9
+    case mnInvalidate = 10
+    /// `kvm->gpc_lock`, spinning: the list of a VM's active frame caches.
+    case frameCacheList = 11
+    /// `gpc->lock`, spinning, read-write: what a frame cache maps; held for reading while its bytes are used.
+    case frameCache = 12
     /// `kvm->mmu_lock`, spinning, read-write on x86 and arm64: the stage-2 tables.
-    case mmu = 10
+    case mmu = 13
     /// `tdp_mmu_pages_lock`, spinning: the list of roots and of freed tables.
-    case tdpPages = 11
+    case tdpPages = 14
     /// The page-table lock of one address space, spinning: host entries.
-    case pageTable = 12
+    case pageTable = 15
     /// A memory object's page array while a host entry is made, spinning.
-    case objectIndex = 13
+    case objectIndex = 16
     /// The swap device's slots and its cache, spinning.
-    case swap = 14
+    case swap = 17
     /// The lists of reclaim, spinning. Kernel: `lruvec.lru_lock`.
-    case pageLists = 15
+    case pageLists = 18
     /// The buddy allocator's zone lock, spinning. Innermost.
-    case zone = 16
+    case zone = 19
     /// The journal, spinning; taken anywhere and takes nothing.
-    case journal = 17
+    case journal = 20
 
     /// Kernel name, for messages.
     public var kernelName: StaticString {
         switch self {
         case .slots: "slots_lock"
         case .slotsArch: "slots_arch_lock"
+        case .frameCacheRefresh: "gpc->refresh_lock"
         case .mmap: "mmap_lock"
         case .mmapNested: "mmap_lock (nested)"
         case .buffer: "dma_resv"
@@ -50,6 +57,8 @@ public enum LockRank: UInt8, Sendable, CaseIterable {
         case .objectPages: "object pages"
         case .notifierList: "notifier list"
         case .mnInvalidate: "mn_invalidate_lock"
+        case .frameCacheList: "gpc_lock"
+        case .frameCache: "gpc->lock"
         case .mmu: "mmu_lock"
         case .tdpPages: "tdp_mmu_pages_lock"
         case .pageTable: "page_table_lock"

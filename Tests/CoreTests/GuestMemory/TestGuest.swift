@@ -30,9 +30,11 @@ final class TestGuest: @unchecked Sendable {
 
     init(
         _ architecture: Architecture = .x86TDP, policy: PolicyName = .precise, ramFrames: Int = 384,
-        deviceFrames: Int = 64, thp: Bool = false, unsafe: Bool = false, cpus count: Int = 1, keepsEvents: Bool = true
+        deviceFrames: Int = 64, thp: Bool = false, unsafe: Bool = false, cpus count: Int = 1, keepsEvents: Bool = true,
+        reclaims: Bool = false
     ) {
-        test = TestHost(ramFrames: ramFrames, deviceFrames: deviceFrames, thp: thp, keepsEvents: keepsEvents)
+        test = TestHost(
+            ramFrames: ramFrames, deviceFrames: deviceFrames, thp: thp, keepsEvents: keepsEvents, reclaims: reclaims)
         framesAtStart = test.memory.freeFrames
         space = test.space()
         tables = architecture.makeTables()
