@@ -1,6 +1,7 @@
 import Audit
 import Frames
 import HostMemory
+import Synchronization
 import Synchrony
 
 extension FrameCache {

@@ -233,6 +233,20 @@ final class SteppingInterposer {
         #expect(runs > 20)
     }
 
+    @Test func `a cache that goes elsewhere is at no point valid for the bytes of the place it left`() throws {
+        let guest = TestGuest()
+        try guest.addMemory(0, 2)
+        for page in 0..<2 { try guest.space.store(at(page), UInt64(page + 1)) }
+        let cache = try guest.cache(.guest, 0)
+        let interposer = SteppingInterposer([]) {
+            guard !cache.lock.isWriteLocked, cache.isValid, let address = cache.userAddress else { return }
+            #expect(cache.frame == guest.space.translate(address)?.frame)
+        }
+        try interposer.run { try cache.activate(gfn(1).address, length: 8) }
+        #expect(cache.word() == 2)
+        cache.deactivate()
+    }
+
     /// The same by whole system calls of another thread.
     @Test(arguments: CacheKind.allCases, HostAction.allCases)
     func `whatever the host does at whatever point of a use, the bytes are the process's`(
