@@ -26,10 +26,57 @@ open class VirtualCPU: @unchecked Sendable {
     /// Times that guest mode was entered. Written by the vCPU's task.
     public final var entries: UInt64 = 0
     public final let identity = ObjectIdentity()
+    /// What the last fault said to userspace, if it ended in a memory fault; whoever begins a run clears it. Written by
+    /// the vCPU's task. Kernel: `run->memory_fault`.
+    public final var memoryFault: MemoryFaultExit?
+
+    /// The address space that the vCPU is in: 1 in system management mode. Kernel: `kvm_arch_vcpu_memslots_id`.
+    public final var addressSpaceNumber: UInt8 { currentSpace.load(ordering: .relaxed) }
+    private final let currentSpace = Atomic<UInt8>(0)
+    /// The slot that the last lookup found, and the generation in which it did. Kernel: `last_used_slot`,
+    /// `last_used_slot_gen`. Generations differ between address spaces, so a change of those invalidates it too.
+    private final var hintedSlot: Unmanaged<MemorySlot>?
+    private final var hintGeneration = UInt64.max
 
     public init(number: Int, vm: VirtualMachine) {
         self.number = number
         self.vm = vm
+    }
+
+    /// The slot that contains `frame` in the vCPU's address space. Caller: the vCPU's task, inside `withSlots`.
+    /// Kernel: `kvm_vcpu_gfn_to_memslot`. Spec: generic 2.1.
+    public final func slot(containing frame: GuestFrame) -> MemorySlot? {
+        let generation = vm.slotsGeneration(of: addressSpaceNumber)
+        if let hinted = hint(for: frame, generation) { return hinted.takeUnretainedValue() }
+        guard let slot = vm.slot(containing: frame, in: addressSpaceNumber) else { return nil }
+        hintedSlot = Unmanaged.passUnretained(slot)
+        hintGeneration = generation
+        return slot
+    }
+
+    /// The hinted slot, if it still is one and contains `frame`. While the generation is the same nobody frees it.
+    @inline(__always)
+    private final func hint(for frame: GuestFrame, _ generation: UInt64) -> Unmanaged<MemorySlot>? {
+        guard generation == hintGeneration, let hinted = hintedSlot else { return nil }
+        let isHit = hinted._withUnsafeGuaranteedRef { frame.number &- $0.baseFrame.number < $0.pageCount }
+        return isHit ? hinted : nil
+    }
+
+    /// The user's address of `frame` if the hint knows it.
+    @inline(__always)
+    final func hintedAddress(of frame: GuestFrame, write: Bool) -> UserAddress? {
+        hint(for: frame, vm.slotsGeneration(of: addressSpaceNumber))?._withUnsafeGuaranteedRef {
+            $0.checkedAddress(of: frame, write: write)
+        }
+    }
+
+    /// Enters or leaves system management mode: another address space, other tables. Caller: the vCPU's task, outside of
+    /// guest mode; the VM has that many address spaces. Kernel: `kvm_smm_changed`.
+    public final func switchAddressSpace(to space: UInt8) {
+        precondition(Int(space) < vm.slotSets.count, "the VM has no such address space")
+        guard space != addressSpaceNumber else { return }
+        currentSpace.store(space, ordering: .relaxed)
+        vm.mmu.freeObsoleteRoot(self)
     }
 
     /// Drops every cached translation. Called by the vCPU's own task, outside of guest mode.
@@ -38,6 +85,7 @@ open class VirtualCPU: @unchecked Sendable {
     /// Serves requests and enters guest mode. Kernel: the entry half of `vcpu_enter_guest`.
     public final func enterGuest() {
         while true {
+            vm.runPostponedWork()
             serveRequests()
             if root == nil { vm.mmu.loadRoot(self) }
             schedulingPoint(.guestEnter, identity.value)

@@ -20,7 +20,7 @@ public enum AccessResult: Sendable, Equatable {
     case emulated
     /// Userspace must emulate it. Kernel: `KVM_EXIT_MMIO`.
     case mmio
-    /// KVM_RUN failed.
+    /// KVM_RUN failed; with a memory fault if the vCPU's `memoryFault` is there.
     case failed(Errno)
 }
 
@@ -45,6 +45,8 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
 
     /// One access at `address`, 8-byte aligned; `value` for stores. No lock held.
     public func access(_ kind: AccessKind, _ address: GuestAddress, value: UInt64 = 0) -> AccessResult {
+        memoryFault = nil
+        defer { vm.runPostponedWork() }
         for round in 0..<patience {
             // A fault that was to be tried again waits for others. Kernel: `xfer_to_guest_mode_handle_work`. After the
             // second it waits for what it fails on, so that an explorer sees two tries and not a thousand.
@@ -117,7 +119,7 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
         switch vm.mmu.handleFault(self, fault) {
         case .retry, .fixed, .spurious: return nil
         case .writeProtected, .emulate: return emulate(fault, value)
-        case .failed(let errno): return .failed(errno)
+        case .failed(let errno), .memoryFault(let errno): return .failed(errno)
         }
     }
 
@@ -125,7 +127,7 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
     /// all else is MMIO. Caller is inside `withSlots`. Spec: generic section 7, real-kvm "a live finding".
     private func emulate(_ fault: GuestFault, _ value: UInt64) -> AccessResult {
         if fault.access == .write, tables.emulatorWritesMemory,
-            let slot = vm.slot(containing: fault.frame), !slot.isInvalid, !slot.flags.readOnly
+            let slot = slot(containing: fault.frame), !slot.isInvalid, !slot.flags.readOnly
         {
             let address = slot.userAddress(of: fault.frame) + fault.address.offset
             do throws(Errno) {
@@ -183,9 +185,10 @@ public enum StageTwoTables: Sendable {
 }
 
 extension Architecture {
-    func makeTables() -> StageTwoTables {
+    /// - Parameter addressSpaces: 2 on x86 for vCPUs with system management mode; other architectures have one.
+    func makeTables(addressSpaces: Int = 1) -> StageTwoTables {
         switch self {
-        case .x86TDP: .tdp(TDPMMU(largestPage: .page1G))
+        case .x86TDP: .tdp(TDPMMU(largestPage: .page1G, addressSpaces: addressSpaces))
         case .riscvSv39x4: .gStage(GStageMMU(mode: .sv39x4))
         case .riscvSv48x4: .gStage(GStageMMU(mode: .sv48x4))
         }

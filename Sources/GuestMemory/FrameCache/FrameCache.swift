@@ -90,10 +90,13 @@ public final class FrameCache: @unchecked Sendable {
         try renew(place)
     }
 
-    /// In the list before it is active: a cache that a refresh may make valid must hear of invalidations. Kernel: the VM
-    /// is declared bugged where an inactive cache is valid; here the call fails, which cannot happen (I-24).
+    /// In the list before it is active: a cache that a refresh may make valid must hear of invalidations. EIO: it is
+    /// valid already, which can't be (I-24); the VM is done for. Kernel: `KVM_BUG_ON`.
     private func enlist() throws(Errno) {
-        guard !isValid else { throw .EIO }
+        guard !isValid else {
+            vm.die()
+            throw .EIO
+        }
         vm.frameCaches.add(self)
         lock.lockForWrite()
         isActive = true

@@ -43,14 +43,13 @@ extension FrameCache {
             slot = nil
             return address
         case .guest(let address):
-            let slots = vm.slots.active
+            let slots = vm.slotSets[0].active
             let current = slots.generation.load(ordering: .acquiring)
             if address == guestAddress, generation == current, let userAddress { return userAddress }
             guestAddress = address
             generation = current
             slot = slots.slot(containing: address.frame)
-            guard let slot, !slot.isInvalid, !slot.flags.readOnly else { return nil }
-            return slot.userAddress(of: address.frame) + address.offset
+            return slot?.checkedAddress(of: address.frame, write: true).map { $0 + address.offset }
         }
     }
 

@@ -42,9 +42,11 @@ public final class GuestAddressCache: @unchecked Sendable {
         var first: UserAddress?
         var next = address.frame
         while next <= last {
-            guard let found = view.slot(next), found.allows(write: true) else { throw .EFAULT }
+            guard let found = view.slot(next), let user = found.checkedAddress(of: next, write: true) else {
+                throw .EFAULT
+            }
             if next == address.frame {
-                first = found.userAddress(of: next)
+                first = user
                 slot = found
             }
             next = found.frames.upperBound

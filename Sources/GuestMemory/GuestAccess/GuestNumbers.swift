@@ -37,7 +37,7 @@ extension VirtualCPU {
         let section = vm.slotReaders.enter()
         defer { vm.slotReaders.exit(section) }
         let view = GuestView(vm: vm, cpu: self)
-        guard let slot = view.slot(frame), slot.allows(write: false) else { return pageSize }
-        return vm.addressSpace.areaPageSize(slot.userAddress(of: frame)).bytes
+        guard let address = view.slot(frame)?.checkedAddress(of: frame, write: false) else { return pageSize }
+        return vm.addressSpace.areaPageSize(address).bytes
     }
 }

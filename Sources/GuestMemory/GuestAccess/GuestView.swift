@@ -14,7 +14,10 @@ struct GuestView {
     let cpu: VirtualCPU?
 
     /// Kernel: `gfn_to_memslot` or `kvm_vcpu_gfn_to_memslot`. Caller is inside a read-side section of the slots.
-    func slot(_ frame: GuestFrame) -> MemorySlot? { vm.slot(containing: frame) }
+    func slot(_ frame: GuestFrame) -> MemorySlot? {
+        if let cpu { return cpu.slot(containing: frame) }
+        return vm.slot(containing: frame)
+    }
 
     /// Kernel: `mark_page_dirty` or `kvm_vcpu_mark_page_dirty`.
     func markDirty(_ frame: GuestFrame, in slot: MemorySlot) { vm.markDirty(frame, in: slot) }
@@ -26,15 +29,11 @@ struct GuestView {
     ) throws(Errno) -> R {
         let section = vm.slotReaders.enter()
         defer { vm.slotReaders.exit(section) }
-        guard let slot = slot(frame), slot.allows(write: write) else { throw .EFAULT }
-        return try body(slot, slot.userAddress(of: frame))
+        guard let slot = slot(frame), let address = slot.checkedAddress(of: frame, write: write) else {
+            throw .EFAULT
+        }
+        return try body(slot, address)
     }
-}
-
-extension MemorySlot {
-    /// Whether a lookup yields an address: not while the slot is being deleted, and not for a write to a read-only one.
-    /// Kernel: `__gfn_to_hva_many`. Spec: generic 2.1.
-    func allows(write: Bool) -> Bool { !isInvalid && !(write && flags.readOnly) }
 }
 
 /// Cuts `count` bytes from `address` on at page boundaries and calls `body` for each piece: its frame, its offset there,

@@ -160,6 +160,25 @@ extension TestGuest {
         #expect(try viewer.read(guest, gfn(0).address, 8192) == [UInt8](repeating: 0, count: 8192))
     }
 
+    @Test func `a vCPU reads and writes the address space that it is in, the VM its first`() throws {
+        let guest = TestGuest(addressSpaces: 2)
+        try guest.space.mapPages(0, 2)
+        try guest.setSlot(0, pages: 1, log: true)
+        try guest.setSlot(1 << 16, pages: 1, host: 1, log: true)
+        for page in 0..<2 { try guest.space.store(at(page), UInt64(page + 1)) }
+        #expect(try Viewer.processor.read(guest, gfn(0).address, 1) == [1])
+        guest.cpus[0].switchAddressSpace(to: 1)
+        #expect(try Viewer.processor.read(guest, gfn(0).address, 1) == [2])
+        #expect(try guest.readAtomically(gfn(0).address, 1) == [2])
+        #expect(try Viewer.machine.read(guest, gfn(0).address, 1) == [1])
+        try Viewer.processor.write(guest, gfn(0).address, [9])
+        #expect(try guest.logged() == [])
+        #expect(try guest.vm.getDirtyLog(slot: 1 << 16) == [1])
+        #expect(try guest.space.load(at(0)) == 1 && guest.space.load(at(1)) == 9)
+        guest.cpus[0].switchAddressSpace(to: 0)
+        #expect(try Viewer.processor.read(guest, gfn(0).address, 1) == [1])
+    }
+
     @Test func `clear writes zeros and nothing beside them`() throws {
         let guest = TestGuest()
         try guest.addMemory(0, 2, log: true)

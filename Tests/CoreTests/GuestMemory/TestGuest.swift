@@ -31,16 +31,17 @@ final class TestGuest: @unchecked Sendable {
     init(
         _ architecture: Architecture = .x86TDP, policy: PolicyName = .precise, ramFrames: Int = 384,
         deviceFrames: Int = 64, thp: Bool = false, unsafe: Bool = false, cpus count: Int = 1, keepsEvents: Bool = true,
-        reclaims: Bool = false
+        reclaims: Bool = false, addressSpaces: Int = 1, type: VirtualMachineType = .standard
     ) {
         test = TestHost(
             ramFrames: ramFrames, deviceFrames: deviceFrames, thp: thp, keepsEvents: keepsEvents, reclaims: reclaims)
         framesAtStart = test.memory.freeFrames
         space = test.space()
-        tables = architecture.makeTables()
+        tables = architecture.makeTables(addressSpaces: addressSpaces)
         self.policy = policy
         vm = VirtualMachine(
-            addressSpace: space, mmu: tables.mmu, policy: policy.kind, allowUnsafeMappings: unsafe)
+            addressSpace: space, mmu: tables.mmu, policy: policy.kind, allowUnsafeMappings: unsafe,
+            type: type)
         var made: [GuestCPU] = []
         for number in 0..<count { made.append(GuestCPU(number: number, vm: vm, tables: tables)) }
         cpus = made

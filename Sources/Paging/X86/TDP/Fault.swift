@@ -18,8 +18,9 @@ extension TDPMMU {
     func serve(_ cpu: VirtualCPU, _ fault: GuestFault) -> FaultOutcome {
         if cpu.root == nil { takeRoot(cpu) }
         guard let root = cpu.root else { return .failed(.ENOMEM) }
-        let slot = vm.slot(containing: fault.frame)
-        if let outcome = fixWithoutLock(root, fault, slot) {
+        let slot = cpu.slot(containing: fault.frame)
+        let isPrivate = vm.wantsPrivate(fault)
+        if agrees(fault, isPrivate), let outcome = fixWithoutLock(root, fault, slot) {
             Statistics.bump(vm.statistics.pf_fast)
             return outcome
         }
@@ -27,10 +28,13 @@ extension TDPMMU {
             return .failed(.ENOMEM)
         }
         let snapshot = vm.snapshot()
-        guard let slot else { return .emulate }
+        // A fault that wants the other kind of memory is userspace's to settle, slot or none.
+        guard agrees(fault, isPrivate) else { return memoryFault(cpu, fault, isPrivate, .EFAULT) }
+        guard let slot else { return isPrivate ? memoryFault(cpu, fault, true, .EFAULT) : .emulate }
         // A slot on its way out: no MMIO yet, for its entries may still be there. Spec: x86 2.7 step 4.
         if slot.isInvalid { return .retry }
         if vm.mayBeStale(snapshot, fault.frame) { return .retry }
+        if isPrivate { return servePrivate(cpu, root, fault, slot, snapshot, &reserve) }
         switch translate(fault, slot, snapshot) {
         case .failed(let error, _): return outcome(of: error)
         case .frame(let faulted): return resolve(root, fault, faulted, &reserve)
@@ -62,7 +66,7 @@ extension TDPMMU {
     }
 
     /// Takes mmu_lock, checks, maps, releases the page, unlocks. Spec: x86 2.7 steps 10 and "finish".
-    private func resolve(
+    func resolve(
         _ root: HostFrame, _ fault: GuestFault, _ faulted: consuming FaultedFrame, _ reserve: inout TableReserve
     ) -> FaultOutcome {
         if vm.mayBeStale(faulted) {
