@@ -42,7 +42,7 @@ extension VirtualMachine {
     }
 
     /// Kernel: `hva_to_pfn`. Spec: generic 2.3: A fast, B slow, C the PFN map.
-    private func translate(_ address: UserAddress, _ request: FollowRequest) -> Followed {
+    func translate(_ address: UserAddress, _ request: FollowRequest) -> Followed {
         mightSleep()
         if let page = fast(address, request) { return .page(page, writable: true) }
         switch slow(address, request) {

@@ -22,6 +22,7 @@ struct Checks {
         checkLeaves(leaves, journal)
         checkTranslationBuffers(leaves, journal)
         checkProtocol(journal)
+        vm.checkFrameCaches(journal)
         journal.checkQuiescent()
         return leaves
     }
