@@ -54,4 +54,5 @@ public enum Errno: Int32, Error, Equatable, Sendable {
     case EOVERFLOW = 75
     case EOPNOTSUPP = 95
     case EREMOTEIO = 121
+    case ENODEV = 19
 }

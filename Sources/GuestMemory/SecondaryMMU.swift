@@ -9,13 +9,19 @@ public struct GuestFault: Sendable, Equatable {
     public var entryPresent: Bool
     /// No guest waits for it: it never changes an entry that is there (Spec: I-26). Kernel: `fault->prefetch`.
     public var isPrefetch: Bool
+    /// Whether the access wants private memory. Nil: it does not say, as in a VM without a shared bit in its guest's
+    /// addresses. Kernel: PFERR_PRIVATE_ACCESS.
+    public var isPrivate: Bool?
     /// Out: the level of the mapping that serves it. Kernel: `fault->goal_level`.
     public var level = PageLevel.page4K
-    public init(address: GuestAddress, access: AccessKind, entryPresent: Bool, isPrefetch: Bool = false) {
+    public init(
+        address: GuestAddress, access: AccessKind, entryPresent: Bool, isPrefetch: Bool = false, isPrivate: Bool? = nil
+    ) {
         self.address = address
         self.access = access
         self.entryPresent = entryPresent
         self.isPrefetch = isPrefetch
+        self.isPrivate = isPrivate
     }
     public var frame: GuestFrame { address.frame }
 }
@@ -34,6 +40,9 @@ public enum FaultOutcome: Sendable, Equatable {
     case spurious
     /// KVM_RUN fails with this errno.
     case failed(Errno)
+    /// The same, and the exit reason is a memory fault: the vCPU's `memoryFault` says which. Kernel:
+    /// `KVM_EXIT_MEMORY_FAULT`.
+    case memoryFault(Errno)
 
     /// For the journal.
     public var code: UInt64 {
@@ -44,6 +53,7 @@ public enum FaultOutcome: Sendable, Equatable {
         case .fixed: 5
         case .spurious: 6
         case .failed(let errno): UInt64(100 + errno.rawValue)
+        case .memoryFault(let errno): UInt64(1000 + errno.rawValue)
         }
     }
 }
@@ -103,6 +113,12 @@ open class SecondaryMMU: @unchecked Sendable {
     /// Whether rings may have a bitmap beside them. Kernel: `NEED_KVM_DIRTY_RING_WITH_BITMAP`, which only arm64 selects,
     /// for interrupt tables that it writes without a vCPU. Set before the VM runs, to have it elsewhere.
     public final var offersBackupBitmap = false
+
+    /// Whether faults know private memory. Kernel: `kvm_arch_has_private_mem`, as far as the MMU is concerned.
+    open var hasPrivateFaults: Bool { false }
+    /// Makes a page of private memory the guest's before it is first mapped. The page is zeroed and locked.
+    /// Kernel: `kvm_arch_gmem_prepare`.
+    open func preparePrivatePage(_ page: HostFrame, at frame: GuestFrame) throws(Errno) {}
 
     /// Handles a guest fault. Caller: the vCPU's task, outside guest mode, inside `vm.withSlots`, no lock held.
     open func handleFault(_ cpu: VirtualCPU, _ fault: GuestFault) -> FaultOutcome { .failed(.EIO) }

@@ -48,6 +48,9 @@ open class VirtualCPU: @unchecked Sendable {
     public private(set) final lazy var asyncFaults = AsyncFaultQueue(self)
     /// The vCPU waits for a page. Kernel: `apf.halted`. The vCPU's own task's.
     public internal(set) final var isHalted = false
+    /// What the last fault said to userspace, if it ended in a memory fault; whoever begins a run clears it. Written by
+    /// the vCPU's task. Kernel: `run->memory_fault`.
+    public final var memoryFault: MemoryFaultExit?
 
     /// The address space that the vCPU is in: 1 in system management mode. Kernel: `kvm_arch_vcpu_memslots_id`.
     public final var addressSpaceNumber: UInt8 { currentSpace.load(ordering: .relaxed) }
@@ -109,6 +112,7 @@ open class VirtualCPU: @unchecked Sendable {
     @discardableResult
     public final func enterGuest() -> EntryRefusal? {
         while true {
+            vm.runPostponedWork()
             if let refusal = serveRequests() { return refusal }
             if root == nil { vm.mmu.loadRoot(self) }
             schedulingPoint(.guestEnter, identity.value)

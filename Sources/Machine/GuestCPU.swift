@@ -22,7 +22,7 @@ public enum AccessResult: Sendable, Equatable {
     case mmio
     /// The guest was not entered: userspace must reset the dirty ring and try again. Kernel: `KVM_EXIT_DIRTY_RING_FULL`.
     case dirtyRingFull
-    /// KVM_RUN failed.
+    /// KVM_RUN failed; with a memory fault if the vCPU's `memoryFault` is there.
     case failed(Errno)
 }
 
@@ -47,6 +47,8 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
 
     /// One access at `address`, 8-byte aligned; `value` for stores. No lock held.
     public func access(_ kind: AccessKind, _ address: GuestAddress, value: UInt64 = 0) -> AccessResult {
+        memoryFault = nil
+        defer { vm.runPostponedWork() }
         for round in 0..<patience {
             // A fault that was to be tried again waits for others. Kernel: `xfer_to_guest_mode_handle_work`. After the
             // second it waits for what it fails on, so that an explorer sees two tries and not a thousand.
@@ -130,7 +132,7 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
         switch vm.mmu.handleFault(self, fault) {
         case .retry, .fixed, .spurious: return nil
         case .writeProtected, .emulate: return emulate(fault, value)
-        case .failed(let errno): return .failed(errno)
+        case .failed(let errno), .memoryFault(let errno): return .failed(errno)
         }
     }
 

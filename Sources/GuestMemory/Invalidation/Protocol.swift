@@ -86,7 +86,7 @@ extension VirtualMachine {
 
     // MARK: begin and end. Caller holds mmuLock for writing. Kernel: kvm_mmu_invalidate_begin, _range_add, _end.
 
-    private func beginInvalidation() {
+    func beginInvalidation() {
         schedulingPoint(.atomicUpdate, invalidateIdentity.value)
         if Defect.sequenceBumpedEarly.isOn { invalidateSequence.add(1, ordering: .acquiringAndReleasing) }
         if invalidateInProgress.add(1, ordering: .acquiringAndReleasing).newValue == 1 {
@@ -95,7 +95,7 @@ extension VirtualMachine {
         }
     }
 
-    private func addRange(_ frames: Range<GuestFrame>) {
+    func addRange(_ frames: Range<GuestFrame>) {
         let start = invalidateStart.load(ordering: .relaxed)
         if start == .max {
             invalidateStart.store(frames.lowerBound.number, ordering: .relaxed)
@@ -107,7 +107,7 @@ extension VirtualMachine {
         }
     }
 
-    private func endInvalidation() {
+    func endInvalidation() {
         schedulingPoint(.atomicUpdate, invalidateIdentity.value)
         if !Defect.sequenceBumpedEarly.isOn { invalidateSequence.add(1, ordering: .acquiringAndReleasing) }
         schedulingPoint(.atomicUpdate, invalidateIdentity.value)

@@ -41,6 +41,8 @@ struct Checks {
             return journal.add(
                 Finding(.i21, "an entry maps a guest frame that no slot contains", frame: frame, guest: guest))
         }
+        // Private memory is in no primary table; I-25 is its rule.
+        if vm.isPrivate(guest) { return }
         guard let primary = vm.addressSpace.translate(slot.userAddress(of: guest)) else {
             return journal.add(
                 Finding(.i6, "an entry maps memory that the process no longer maps", frame: frame, guest: guest))
@@ -116,6 +118,7 @@ struct Checks {
             journal.add(Finding(.i9, "an invalidation is counted as running although none runs"))
         }
         if !vm.slotSetsAgree() { journal.add(Finding(.i20, "the two sets of slots differ at rest")) }
+        for finding in vm.checkBindings() { journal.add(finding) }
         noteLockViolations(journal)
         if let zero = vm.memory.inspect(vm.host.zeroPage), zero.flags.isDirty || zero.flags.isAccessed {
             journal.add(Finding(.i14, "the zero page's flags were changed", frame: vm.host.zeroPage))

@@ -19,7 +19,7 @@ extension GStageMMU {
         case .fixed: Statistics.bump(vm.statistics.pf_fixed)
         case .spurious: Statistics.bump(vm.statistics.pf_spurious)
         case .emulate: Statistics.bump(vm.statistics.pf_emulate)
-        case .retry, .writeProtected, .failed: break
+        case .retry, .writeProtected, .failed, .memoryFault: break
         }
         note(Event(.faultResolved, guest: fault.frame.number, value: outcome.code, task: task))
         return outcome

@@ -174,6 +174,17 @@ extension TestGuest {
         #expect(guest.preFault(0, 1) == .failure(.EINTR))
     }
 
+    @Test func `private memory is mapped as its attribute says; a broken page of it is EHWPOISON`() throws {
+        let guest = PrivateGuest()
+        let file = try guest.bound(4, private: 1..<4)
+        #expect(guest.guest.preFault(0, 3) == .success(0))
+        #expect(guest.guest.leaf(1)?.frame == file.frame(of: 1) && guest.guest.leaf(0)?.frame == guest.guest.frame(0))
+        #expect(guest.guest.preFault(3, 1) == .success(0))
+        #expect(guest.test.host.poison(try #require(file.frame(of: 3))))
+        guest.brokenFrames = 1
+        #expect(guest.guest.preFault(3, 1) == .failure(.EHWPOISON) && guest.guest.preFault(2, 2) == .success(1))
+    }
+
     @Test func `a slot on its way out is EAGAIN at once, not a wait for its own caller`() throws {
         let guest = TestGuest()
         try guest.addMemory(0, 4)

@@ -22,7 +22,8 @@ extension TDPMMU {
         if cpu.root == nil { takeRoot(cpu) }
         guard let root = cpu.root else { return .failed(.ENOMEM) }
         let slot = cpu.slot(containing: fault.frame)
-        if !fault.isPrefetch, let outcome = fixWithoutLock(root, fault, slot, by: cpu) {
+        let isPrivate = vm.wantsPrivate(fault)
+        if !fault.isPrefetch, agrees(fault, isPrivate), let outcome = fixWithoutLock(root, fault, slot, by: cpu) {
             Statistics.bump(vm.statistics.pf_fast)
             return outcome
         }
@@ -30,11 +31,14 @@ extension TDPMMU {
             return .failed(.ENOMEM)
         }
         let snapshot = vm.snapshot()
-        guard let slot else { return .emulate }
+        // A fault that wants the other kind of memory is userspace's to settle, slot or none.
+        guard agrees(fault, isPrivate) else { return memoryFault(cpu, fault, isPrivate, .EFAULT) }
+        guard let slot else { return isPrivate ? memoryFault(cpu, fault, true, .EFAULT) : .emulate }
         // A slot on its way out: no MMIO yet, for its entries may still be there. Spec: x86 2.7 step 4.
         // A prefetch would wait for its own caller (6.18; see `VirtualMachine.preFault`).
         if slot.isInvalid { return fault.isPrefetch ? .failed(.EAGAIN) : .retry }
         if vm.mayBeStale(snapshot, fault.frame) { return .retry }
+        if isPrivate { return servePrivate(cpu, root, &fault, slot, snapshot, &reserve) }
         switch translate(cpu, fault, slot, snapshot) {
         case .failed(let error): return outcome(of: error)
         case .postponed: return .retry
@@ -78,7 +82,7 @@ extension TDPMMU {
     }
 
     /// Takes mmu_lock, checks, maps, releases the page, unlocks. Spec: x86 2.7 steps 10 and "finish".
-    private func resolve(
+    func resolve(
         _ cpu: VirtualCPU, _ root: HostFrame, _ fault: inout GuestFault, _ faulted: consuming FaultedFrame,
         _ reserve: inout TableReserve
     ) -> FaultOutcome {

@@ -75,6 +75,7 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     override public var marksPagesFromEntries: Bool { true }
     override public var elidesFlushIfYoung: Bool { true }
     override public var isTotalStoreOrder: Bool { true }
+    override public var hasPrivateFaults: Bool { true }
 
     /// The EPTP for a vCPU's hardware. Without a root it points to the host's page of zeros, where every access
     /// misses. Kernel: `construct_eptp`, the dummy root.
@@ -147,6 +148,7 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
         guard slot.largePages == nil else { return }
         guard vm.memory.allowsObject() else { throw .ENOMEM }
         slot.largePages = LargePageCounts(slot)
+        vm.initializeMixed(slot)
     }
 
     override public func flushSlot(_ slot: MemorySlot) { removeSlot(slot) }
