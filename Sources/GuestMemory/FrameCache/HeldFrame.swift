@@ -1,6 +1,7 @@
 import Audit
 import Frames
 import HostMemory
+import Synchrony
 
 /// A frame between its translation for a frame cache and the moment at which the cache is valid. Under `precise` a page
 /// that get-user-pages gave is referenced so long, and PFN-mapped memory never. Spec: generic 2.14, 2.20.
@@ -39,7 +40,12 @@ struct HeldFrame: ~Copyable {
     consuming func releaseRefused() {
         switch consume hold {
         case .nothing: break
-        case .page(let page): page.releaseUnused()
+        case .page(let page):
+            if SeriesPatch.refusedIsUnused.isUndone {
+                page.releaseClean(stabilisedBy: .exclusiveOwner)
+            } else {
+                page.releaseUnused()
+            }
         case .guessed(let reference): reference.release(.clean, underLock: false)
         }
     }
@@ -55,10 +61,9 @@ extension VirtualMachine {
         case .failed: return nil
         case .page(let page, _): return hold(page)
         case .mapped(let frame, _, let guessed, _):
-            if guessed, case .guess(let guess) = policy {
-                return HeldFrame(frame, .guessed(GuessedReference(guess, frame)))
-            }
-            return HeldFrame(frame, .nothing)
+            return guessed
+                ? HeldFrame(frame, .guessed(GuessedReference(Guess(memory: memory), frame)))
+                : HeldFrame(frame, .nothing)
         }
     }
 
@@ -66,7 +71,6 @@ extension VirtualMachine {
     private func hold(_ page: consuming PageReference) -> HeldFrame {
         let frame = page.frame
         guard case .guess(let guess) = policy else { return HeldFrame(frame, .page(page)) }
-        guess.forget(page)
-        return HeldFrame(frame, .guessed(GuessedReference(guess, frame)))
+        return HeldFrame(frame, .guessed(forget(page, guess)))
     }
 }

@@ -12,7 +12,7 @@ struct KernelMapping: ~Copyable {
 
     /// Nil: nothing there can be mapped.
     init?(_ frame: HostFrame, _ vm: VirtualMachine) {
-        guard vm.memory.exists(frame), vm.memory.hasPageFrame(frame) || vm.remapsDeviceMemory else { return nil }
+        guard vm.canMap(frame) else { return nil }
         self.frame = frame
         bytes = vm.memory.bytes(of: frame)
         self.vm = vm
@@ -21,4 +21,11 @@ struct KernelMapping: ~Copyable {
     }
 
     deinit { vm.frameCaches.mappings.subtract(1, ordering: .relaxed) }
+}
+
+extension VirtualMachine {
+    /// Whether `frame` can be mapped into the kernel's address space.
+    func canMap(_ frame: HostFrame) -> Bool {
+        memory.hasPageFrame(frame) || (remapsDeviceMemory && memory.exists(frame))
+    }
 }

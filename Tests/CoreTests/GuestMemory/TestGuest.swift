@@ -166,7 +166,9 @@ extension TestGuest {
                 let answer = Answer(frame: frame, writable: faulted.isWritable, references: heldReferences)
                 let owns = faulted.ownsReference
                 // From here on the test's own looks: no interposer belongs between them.
+                let task = fl_current()
                 fl_attach(nil)
+                defer { fl_attach(task) }
                 let during = test.memory.inspect(frame)?.headReferenceCount
                 faulted.releaseUnused()
                 let after = test.memory.inspect(frame)?.headReferenceCount
