@@ -65,10 +65,7 @@ extension AddressSpace {
     private func tryAccess(_ address: UserAddress, store value: UInt64?) -> UInt64? {
         pageTableLock.lock()
         defer { pageTableLock.unlock() }
-        guard let leaf = leaf(address), leaf.entry.isPresent else { return nil }
-        if value != nil, !leaf.entry.isWritable { return nil }
-        let bits = value == nil ? HostEntry.accessed : HostEntry.accessed | HostEntry.dirty
-        if leaf.entry.bits & bits != bits { _ = leaf.word.fetchOr(bits) }
+        guard let leaf = usableLeaf(address, write: value != nil) else { return nil }
         let word = memory.word(at: leaf.frame(of: address).physicalAddress | address.offset)
         schedulingNote(.pageUse, leaf.frame(of: address).physicalAddress)
         guard let value else { return word.loadData() }
@@ -76,8 +73,17 @@ extension AddressSpace {
         return value
     }
 
+    /// The leaf for an access of the process, with its accessed and dirty bits set; nil if the entry doesn't allow it.
+    /// Caller holds `pageTableLock`.
+    func usableLeaf(_ address: UserAddress, write: Bool) -> HostLeaf? {
+        guard let leaf = leaf(address), leaf.entry.isPresent, leaf.entry.isWritable || !write else { return nil }
+        let bits = write ? HostEntry.accessed | HostEntry.dirty : HostEntry.accessed
+        if leaf.entry.bits & bits != bits { _ = leaf.word.fetchOr(bits) }
+        return leaf
+    }
+
     /// One fault of the process itself: a signal if it may not. Kernel: `do_user_addr_fault`.
-    private func fault(_ address: UserAddress, write: Bool) throws(UserFault) {
+    func fault(_ address: UserAddress, write: Bool) throws(UserFault) {
         mmapLock.lockForRead()
         guard let vma = find(address), vma.allows(write: write) else {
             mmapLock.unlockRead()

@@ -16,6 +16,8 @@ final class StepChecks: EventObserver {
     unowned(unsafe) let vm: VirtualMachine
     let cpus: [GuestCPU]
     unowned(unsafe) let journal: Journal
+    /// Who wants to hear of the guest's writes.
+    unowned(unsafe) var consumers: Consumers?
     private(set) var mirror = LeafMirror()
     /// The rights of stage-2 entries, as checks of other tasks' events look at them.
     let rights = ObjectIdentity()
