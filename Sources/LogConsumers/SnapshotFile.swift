@@ -13,6 +13,7 @@ public struct SnapshotFile: Sendable, Equatable {
         public var place: UInt64
         public var content: PageContent
     }
+    init() {}
     public internal(set) var slots: [Slot] = []
     /// Ascending by place, no place twice.
     public internal(set) var pages: [Page] = []

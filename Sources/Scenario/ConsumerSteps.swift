@@ -53,7 +53,8 @@ struct ConsumerBuilder {
                 isMigrating
                     ? ("a snapshot during a migration", "`precopy: stop` comes before it")
                     : action == .snapshot(.full) || hasSnapshot
-                        ? nil : ("there is no snapshot yet", "`snapshot: full` makes one; a migration ends what it began")
+                        ? nil
+                        : ("there is no snapshot yet", "`snapshot: full` makes one; a migration ends what it began")
             default: nil
             }
         guard let (message, hint) = wrong else { return true }

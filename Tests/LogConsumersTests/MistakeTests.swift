@@ -21,7 +21,7 @@ private struct Setting {
 /// The image at the stop is memory at the stop; each mistake of the field breaks that, and nothing else does.
 @Suite struct LOG1_ImageIsMemory {
     /// What happens in a test, and whether everything was as it should be.
-    private static func isRight(_ mistake: Mistake?, _ body: (borrowing Mistakes) throws -> PaperGuest) rethrows -> Bool {
+    private static func isRight(_ mistake: Mistake?, _ body: (Mistakes) throws -> PaperGuest) throws -> Bool {
         let guest = try body(mistake.map { Mistakes($0) } ?? Mistakes())
         #expect(guest.stops > 0)
         return guest.wrong.isEmpty
@@ -29,8 +29,8 @@ private struct Setting {
 
     @Test(arguments: [nil, Mistake.trailingPagesNotSkipped])
     func `clean pages at a slot's end are skipped in the file`(mistake: Mistake?) throws {
-        let right = try Self.isRight(mistake) { mistakes in
-            let setting = Setting(copy mistakes)
+        let right = try Self.isRight(mistake) { (mistakes: Mistakes) throws -> PaperGuest in
+            let setting = Setting(mistakes)
             let snapshots = Snapshots(setting.reader)
             #expect(try snapshots.full() == 78)
             setting.guest.write(7, slot: 0, page: 2)
@@ -43,8 +43,8 @@ private struct Setting {
 
     @Test(arguments: [nil, Mistake.secondFromFirst])
     func `a second migration copies everything again`(mistake: Mistake?) throws {
-        let right = try Self.isRight(mistake) { mistakes in
-            let setting = Setting(copy mistakes)
+        let right = try Self.isRight(mistake) { (mistakes: Mistakes) throws -> PaperGuest in
+            let setting = Setting(mistakes)
             let migration = Migration(setting.reader)
             #expect(try migration.start() == 78)
             #expect(try migration.stop() == 0)
@@ -58,27 +58,10 @@ private struct Setting {
         #expect(right == (mistake == nil))
     }
 
-    @Test(arguments: [nil, Mistake.runsOnAfterHarvest])
-    func `the last harvest comes when everything stands still`(mistake: Mistake?) throws {
-        let right = try Self.isRight(mistake) { mistakes in
-            let setting = Setting(copy mistakes)
-            let migration = Migration(setting.reader)
-            _ = try migration.start()
-            var value: UInt64 = 1000
-            setting.guest.meanwhile = {
-                value += 1
-                setting.guest.write(value, slot: 2, page: 1)
-            }
-            _ = try migration.stop()
-            return setting.guest
-        }
-        #expect(right == (mistake == nil))
-    }
-
     @Test(arguments: [nil, Mistake.newSlotTakenForClean])
     func `a slot that appears is copied whole`(mistake: Mistake?) throws {
-        let right = try Self.isRight(mistake) { mistakes in
-            let setting = Setting(copy mistakes)
+        let right = try Self.isRight(mistake) { (mistakes: Mistakes) throws -> PaperGuest in
+            let setting = Setting(mistakes)
             let migration = Migration(setting.reader)
             _ = try migration.start()
             setting.guest.add(5, pages: 2)
@@ -92,49 +75,77 @@ private struct Setting {
         #expect(right == (mistake == nil))
     }
 
-    @Test(arguments: [nil, Mistake.copiedBeforeLogging])
-    func `logging is on before anything is copied`(mistake: Mistake?) throws {
-        let right = try Self.isRight(mistake) { mistakes in
-            let setting = Setting(copy mistakes)
+    /// One write, of page 3 of slot 1, at each moment of `body` in turn. Whether every image was right.
+    private static func isRightAtEveryMoment(
+        _ mistake: Mistake?, manual: Bool = false, startsFull: Bool = false, _ before: (Migration) throws -> Void,
+        _ body: (Migration) throws -> Void
+    ) throws -> Bool {
+        var (moment, isRight, isLate) = (0, true, false)
+        while !isLate {
+            let setting = Setting(
+                mistake.map { Mistakes($0) } ?? Mistakes(), manual: manual, startsFull: startsFull)
             let migration = Migration(setting.reader)
-            var calls: UInt64 = 0
+            try before(migration)
+            setting.guest.write(7, slot: 1, page: 3)
+            setting.guest.write(7, slot: 1, page: 4)
+            var now = 0
             setting.guest.meanwhile = {
-                calls += 1
-                setting.guest.write(calls, slot: 1, page: calls % 5)
+                if now == moment { setting.guest.write(1000, slot: 1, page: 3) }
+                now += 1
             }
-            _ = try migration.start()
+            try body(migration)
             setting.guest.meanwhile = {}
-            _ = try migration.stop()
-            return setting.guest
+            if migration.isRunning { _ = try migration.stop() }
+            if !setting.guest.wrong.isEmpty { isRight = false }
+            isLate = moment >= now
+            moment += 1
+        }
+        #expect(moment > 5)
+        return isRight
+    }
+
+    @Test(arguments: [nil, Mistake.copiedBeforeLogging], [false, true])
+    func `logging is on before anything is copied`(mistake: Mistake?, manual: Bool) throws {
+        let right = try Self.isRightAtEveryMoment(mistake, manual: manual) { _ in
+        } _: {
+            _ = try $0.start()
         }
         #expect(right == (mistake == nil))
     }
 
+    @Test func `a log that begins full hides that it was turned on late`() throws {
+        let right = try Self.isRightAtEveryMoment(.copiedBeforeLogging, manual: true, startsFull: true) { _ in
+        } _: {
+            _ = try $0.start()
+        }
+        #expect(right)
+    }
+
     @Test(arguments: [nil, Mistake.clearedAfterCopy], [false, true])
     func `the log is cleared before the pages are copied`(mistake: Mistake?, startsFull: Bool) throws {
-        let right = try Self.isRight(mistake) { mistakes in
-            let setting = Setting(copy mistakes, manual: true, startsFull: startsFull)
-            let migration = Migration(setting.reader)
-            _ = try migration.start()
-            setting.guest.write(7, slot: 1, page: 3)
-            setting.guest.write(7, slot: 1, page: 4)
-            var value: UInt64 = 1000
-            setting.guest.meanwhile = {
-                value += 1
-                setting.guest.write(value, slot: 1, page: 3)
-            }
-            _ = try migration.round()
-            setting.guest.meanwhile = {}
-            _ = try migration.stop()
-            return setting.guest
+        let right = try Self.isRightAtEveryMoment(mistake, manual: true, startsFull: startsFull) {
+            _ = try $0.start()
+        } _: {
+            _ = try $0.round()
+        }
+        #expect(right == (mistake == nil))
+    }
+
+    @Test(arguments: [nil, Mistake.runsOnAfterHarvest], [false, true])
+    func `nothing is written between the last harvest and the stop`(mistake: Mistake?, manual: Bool) throws {
+        let right = try Self.isRightAtEveryMoment(mistake, manual: manual) {
+            _ = try $0.start()
+        } _: {
+            _ = try $0.round()
+            _ = try $0.stop()
         }
         #expect(right == (mistake == nil))
     }
 
     @Test(arguments: [nil, Mistake.residentTakenForDirty])
     func `a page on the swap device may be dirty`(mistake: Mistake?) throws {
-        let right = try Self.isRight(mistake) { mistakes in
-            let setting = Setting(copy mistakes)
+        let right = try Self.isRight(mistake) { (mistakes: Mistakes) throws -> PaperGuest in
+            let setting = Setting(mistakes)
             let snapshots = Snapshots(setting.reader)
             _ = try snapshots.full()
             setting.guest.write(7, slot: 0, page: 66)

@@ -19,10 +19,14 @@ final class PaperGuest: LoggedGuest {
     /// Slots and pages in which an image differed from memory at a stop.
     private(set) var wrong: [(slot: UInt16, page: UInt64)] = []
     private(set) var stops = 0
+    private var makings: UInt64 = 0
     var meanwhile: () -> Void = {}
+    /// Writers come to an end of what they are doing before they stand still.
+    var beforePause: () -> Void = {}
 
     func add(_ id: UInt16, pages: UInt64, isLogged: Bool = false) {
-        let making = UInt64(paper.count) + 1
+        makings += 1
+        let making = makings
         let count = Int(pages)
         paper.append(
             Slot(
@@ -108,7 +112,10 @@ final class PaperGuest: LoggedGuest {
         paper.first { $0.slot.isSame(as: slot) }?.resident[Int(page)] ?? false
     }
 
-    override func pause() { isPaused = true }
+    override func pause() {
+        beforePause()
+        isPaused = true
+    }
     override func resume() { isPaused = false }
 
     override func stopped(with image: MemoryImage) {

@@ -42,6 +42,7 @@ final class StepChecks: EventObserver {
         case .slotDeleted, .slotMoved: slotGone()
         case .hostEntryCleared, .hostEntrySet: primaryChanged(event)
         case .pageFreed: freed(HostFrame(event.frame), 1 << event.value)
+        case .slotFlags where event.extra == 0: logEnded(GuestFrame(event.guest))
         case .dirtyLogged: toBeLogged.removeAll { $0.number == event.guest }
         default: break
         }
@@ -136,6 +137,7 @@ final class StepChecks: EventObserver {
         for leaf in mirror.leaves where vm.slot(containing: leaf.guest) == nil {
             report(.i21, "a slot is gone and an entry still maps its memory", leaf)
         }
+        logsEnded()
     }
 
     // MARK: At rest
