@@ -4,5 +4,6 @@ import Frames
 import GuestMemory
 
 func look(_ vm: VirtualMachine, _ frame: GuestFrame) {
-    _ = vm.faultIn(frame, slot: nil, write: false, atomic: true, snapshot: vm.snapshot())  // error: extra argument 'atomic'
+    let seen = vm.snapshot()
+    _ = vm.faultIn(frame, slot: nil, write: false, atomic: true, snapshot: seen)  // error: extra argument 'atomic'
 }
