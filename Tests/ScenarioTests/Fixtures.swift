@@ -15,7 +15,7 @@ let shipped = [
     "memslot-delete", "dirty-logging", "huge-page", "fork-under-guest", "pfnmap-write-upgrade", "zero-page",
     "reserved-memory", "counted-pfnmap", "mixed-map", "host-map-pfnmap", "hugetlb", "hugetlb-gigantic", "driver-fault",
     "signal", "race-signal", "precopy", "precopy-manual", "precopy-dma", "diff-snapshot", "race-precopy",
-    "race-precopy-manual", "race-snapshot",
+    "race-precopy-start", "race-precopy-manual", "race-snapshot",
 ]
 
 func load(shipped name: String) throws -> ScenarioFile {
