@@ -88,6 +88,16 @@ public struct Event: Sendable, Equatable {
         case dirtyLogged, dirtyHarvested, dirtyCleared
         /// MMIO exit: `guest` = address, `value` = data.
         case mmioRead, mmioWrite
+
+        // Users of the log. `guest` is the guest frame.
+        /// Guest memory was written: `value` = who (Writer raw value), `frame`. Told only where a consumer looks on.
+        case memoryWritten
+        /// A page was marked in the VMM's own log.
+        case writeMarked
+        /// A page was copied: `value` = slot.
+        case pageCopied
+        /// Whoever writes guest memory stands still; goes on.
+        case writersStopped, writersResumed
     }
 
     public var kind: Kind

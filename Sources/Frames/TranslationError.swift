@@ -36,6 +36,7 @@ public enum TranslationError: Error, Equatable, Sendable, CaseIterable {
 // swift-format-ignore: AlwaysUseLowerCamelCase
 public enum Errno: Int32, Error, Equatable, Sendable {
     case EIO = 5
+    case E2BIG = 7
     case EAGAIN = 11
     case ENOMEM = 12
     case EACCES = 13

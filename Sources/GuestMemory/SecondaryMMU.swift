@@ -10,11 +10,18 @@ public struct GuestFault: Sendable, Equatable {
     /// Whether the access wants private memory. Nil: it does not say, as in a VM without a shared bit in its guest's
     /// addresses. Kernel: PFERR_PRIVATE_ACCESS.
     public var isPrivate: Bool?
-    public init(address: GuestAddress, access: AccessKind, entryPresent: Bool, isPrivate: Bool? = nil) {
+    /// No guest waits for it: it never changes an entry that is there (Spec: I-26). Kernel: `fault->prefetch`.
+    public var isPrefetch: Bool
+    /// Out: the level of the mapping that serves it. Kernel: `fault->goal_level`.
+    public var level = PageLevel.page4K
+    public init(
+        address: GuestAddress, access: AccessKind, entryPresent: Bool, isPrivate: Bool? = nil, isPrefetch: Bool = false
+    ) {
         self.address = address
         self.access = access
         self.entryPresent = entryPresent
         self.isPrivate = isPrivate
+        self.isPrefetch = isPrefetch
     }
     public var frame: GuestFrame { address.frame }
 }
@@ -101,8 +108,27 @@ open class SecondaryMMU: @unchecked Sendable {
     /// Kernel: `kvm_arch_gmem_prepare`.
     open func preparePrivatePage(_ page: HostFrame, at frame: GuestFrame) throws(Errno) {}
 
+    // MARK: What the dirty rings ask. Spec: generic 5.6.
+
+    /// Whether vCPUs may have dirty rings. Kernel: `HAVE_KVM_DIRTY_RING_TSO` or `_ACQ_REL`.
+    open var supportsDirtyRings: Bool { true }
+    /// Whether the processor orders stores, so that userspace need not. Kernel: `HAVE_KVM_DIRTY_RING_TSO` (x86).
+    open var isTotalStoreOrder: Bool { false }
+    /// Writes that the processor may have logged itself and that come out of it at the next exit: PML's 512, or none.
+    open var hardwareLogEntries: UInt32 { 0 }
+    /// Whether rings may have a bitmap beside them. Kernel: `NEED_KVM_DIRTY_RING_WITH_BITMAP`, which only arm64 selects,
+    /// for interrupt tables that it writes without a vCPU. Set before the VM runs, to have it elsewhere.
+    public final var offersBackupBitmap = false
+
     /// Handles a guest fault. Caller: the vCPU's task, outside guest mode, inside `vm.withSlots`, no lock held.
     open func handleFault(_ cpu: VirtualCPU, _ fault: GuestFault) -> FaultOutcome { .failed(.EIO) }
+
+    /// Maps `address` ahead of the guest's first access; the level of the mapping. Caller as for `handleFault`. Spec:
+    /// generic 6.3. EOPNOTSUPP where the vCPU's mode or the architecture has no such faults.
+    open func preFault(_ cpu: VirtualCPU, _ address: GuestAddress) throws(Errno) -> PageLevel { throw .EOPNOTSUPP }
+    /// The page of a fault that `cpu` did not wait for is there: maps it. Caller as for `handleFault`. Kernel:
+    /// `kvm_arch_async_page_ready`.
+    open func asyncFaultReady(_ cpu: VirtualCPU, _ fault: GuestFault) {}
 
     /// Gives the vCPU a root. Caller: the vCPU's task, no lock held.
     open func loadRoot(_ cpu: VirtualCPU) {}

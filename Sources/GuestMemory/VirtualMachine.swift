@@ -4,9 +4,6 @@
 // It guarantees: every page reference taken for a guest is released exactly once, and nothing is mapped without the
 // retry check. It never derives a page from a stage-2 entry. Read `Translation/FollowFrame.swift` next, then
 // `Invalidation/Protocol.swift`.
-//
-// Of `spec/generic.md` not here yet: dirty rings (5.6), asynchronous faults and pre-fault (6). Each has its place beside
-// these folders.
 
 import Audit
 import Frames
@@ -69,6 +66,10 @@ public final class VirtualMachine: @unchecked Sendable {
     public internal(set) var manualProtect = ManualProtect()
     /// Slots with dirty logging. Kernel: `nr_memslots_dirty_logging`.
     let loggingSlots = Atomic<Int>(0)
+    /// Under `slotsLock`, and before any vCPU exists: whoever runs one may read it.
+    public internal(set) var dirtyRings = DirtyRings()
+    /// What fetches pages for vCPUs that go on meanwhile.
+    public let asyncFaults = AsyncFaultWork()
 
     /// Makes a VM for the process that owns `addressSpace` and registers its notifier there.
     public init(
@@ -93,8 +94,12 @@ public final class VirtualMachine: @unchecked Sendable {
         addressSpace.register(notifier)
     }
 
-    /// Adds a vCPU. Before any vCPU runs.
-    public func add(_ cpu: VirtualCPU) { virtualCPUs.append(cpu) }
+    /// Adds a vCPU. Before any vCPU runs. A VM with dirty rings has `create(_:)` instead, which can fail.
+    public func add(_ cpu: VirtualCPU) {
+        precondition(!usesDirtyRings, "a vCPU with a ring is made by create(_:)")
+        append(cpu)
+    }
+    func append(_ cpu: VirtualCPU) { virtualCPUs.append(cpu) }
 
     /// Closes the VM, whose vCPUs run no more. It ends with its last file of private memory (Spec: generic 2.15); without
     /// any, now. No lock held. Kernel: the release of the VM's descriptor.
@@ -120,6 +125,7 @@ public final class VirtualMachine: @unchecked Sendable {
         frameCaches.removeAll(memory.journal)
         addressSpace.unregister(notifier)
         self.notifier = nil
+        for cpu in virtualCPUs { cpu.end() }
         mmu.destroy()
         for sets in slotSets { sets.removeAll() }
         slotPages = 0

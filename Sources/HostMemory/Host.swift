@@ -20,7 +20,7 @@ public final class Host: @unchecked Sendable {
     private let anonymousIdentities = Atomic<UInt64>(0)
     let registry = SpinLock(.notifierList)
     var spaces: [Unmanaged<AddressSpace>] = []
-    /// Files that no process maps, from their making to `close`. Under `registry`.
+    /// Files that no process maps, from their making to `evict`. Under `registry`.
     var inaccessibleFiles: [InaccessibleFile] = []
     var spacesEntered: UInt64 = 0
     /// Where anonymous and shared memory goes when there is no room. Nil: it stays.

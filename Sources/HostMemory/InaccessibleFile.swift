@@ -7,7 +7,7 @@ import Synchrony
 /// guest_memfd, an `address_space` with `AS_INACCESSIBLE`. Spec: generic 2.15.
 ///
 /// The file owns one reference on each of its pages. They are in no list of reclaim, so they are neither evicted nor
-/// moved; only the owner's `removePages` and `close` take them away.
+/// moved; only the owner's `removePages` and `evict` take them away.
 ///
 /// Locks: a folio's lock (sleeping) covers making it, preparing it and taking it out. The kernel has one in each folio;
 /// here a folio shares its lock with every eighth, and a task holds one at a time. `indexLock` covers the index.
@@ -35,7 +35,7 @@ open class InaccessibleFile: @unchecked Sendable {
         }
     }
 
-    /// The file stays known to its host until `close`.
+    /// The file stays known to its host until `evict`.
     public init(host: Host, pageCount: UInt64) {
         self.host = host
         self.pageCount = pageCount
@@ -107,8 +107,8 @@ open class InaccessibleFile: @unchecked Sendable {
         }
     }
 
-    /// The inode dies: its pages go, the host forgets it. Nobody uses it any more. Kernel: `evict`.
-    public final func close() {
+    /// The inode dies: its pages go, the host forgets it. Nobody uses it any more. Kernel: `evict_inode`.
+    public final func evict() {
         host.leave(self)
         removePages(0..<pageCount)
     }

@@ -76,13 +76,19 @@ extension AddressSpace {
     func withFrame<R>(of address: UserAddress, write: Bool, _ body: (HostFrame) -> R) -> R? {
         pageTableLock.lock()
         defer { pageTableLock.unlock() }
-        guard let leaf = leaf(address), leaf.entry.isPresent else { return nil }
-        if write, !leaf.entry.isWritable { return nil }
-        let bits = write ? HostEntry.accessed | HostEntry.dirty : HostEntry.accessed
-        if leaf.entry.bits & bits != bits { _ = leaf.word.fetchOr(bits) }
+        guard let leaf = usableLeaf(address, write: write) else { return nil }
         let frame = leaf.frame(of: address)
         schedulingNote(.pageUse, frame.physicalAddress)
         return body(frame)
+    }
+
+    /// The leaf for an access of the process, with its accessed and dirty bits set; nil if the entry doesn't allow it.
+    /// Caller holds `pageTableLock`.
+    func usableLeaf(_ address: UserAddress, write: Bool) -> HostLeaf? {
+        guard let leaf = leaf(address), leaf.entry.isPresent, leaf.entry.isWritable || !write else { return nil }
+        let bits = write ? HostEntry.accessed | HostEntry.dirty : HostEntry.accessed
+        if leaf.entry.bits & bits != bits { _ = leaf.word.fetchOr(bits) }
+        return leaf
     }
 
     /// One fault of the process itself: a signal if it may not. Kernel: `do_user_addr_fault`.

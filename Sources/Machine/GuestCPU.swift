@@ -20,6 +20,8 @@ public enum AccessResult: Sendable, Equatable {
     case emulated
     /// Userspace must emulate it. Kernel: `KVM_EXIT_MMIO`.
     case mmio
+    /// The guest was not entered: userspace must reset the dirty ring and try again. Kernel: `KVM_EXIT_DIRTY_RING_FULL`.
+    case dirtyRingFull
     /// KVM_RUN failed; with a memory fault if the vCPU's `memoryFault` is there.
     case failed(Errno)
 }
@@ -51,7 +53,10 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
             // A fault that was to be tried again waits for others. Kernel: `xfer_to_guest_mode_handle_work`. After the
             // second it waits for what it fails on, so that an explorer sees two tries and not a thousand.
             if round > 1 { isExplorerAttached ? vm.waitForProgress(at: address.frame) : yieldProcessor() }
-            enterGuest()
+            if let refusal = enterGuest() {
+                if let end = answer(refusal) { return end }
+                continue
+            }
             let result = attempt(kind, address, value)
             exitGuest()
             switch result {
@@ -66,6 +71,14 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
         vm.memory.journal?.add(
             Finding(.i13, "the guest faults again and again without progress", guest: address.frame))
         return .failed(.EIO)
+    }
+
+    /// Nil: try to enter the guest again.
+    private func answer(_ refusal: EntryRefusal) -> AccessResult? {
+        switch refusal {
+        case .dirtyRingFull: .dirtyRingFull
+        case .halted: sleepUntilReady().map { .failed($0) }
+        }
     }
 
     // MARK: Speculation
@@ -132,7 +145,7 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
             let address = slot.userAddress(of: fault.frame) + fault.address.offset
             do throws(Errno) {
                 try vm.addressSpace.store(address, value)
-                vm.markDirty(fault.frame, in: slot)
+                vm.markDirty(fault.frame, in: slot, by: self)
                 return .emulated
             } catch {
                 return .failed(error)

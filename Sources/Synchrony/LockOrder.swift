@@ -3,6 +3,9 @@ import CSchedule
 /// The lock order: a task may take a lock only if every lock it holds has a *smaller* number here.
 /// Spec: generic 3.7, x86 section 7. Ranks marked *sleeping* may not be taken while a spinning lock is held.
 public enum LockRank: UInt8, Sendable, CaseIterable {
+    /// The VMM's, sleeping: held shared by whoever writes guest memory, and for itself by whoever makes all of them stand
+    /// still. Outermost: QEMU's `accel_ioctl_inhibit_begin` is such a lock around KVM_RUN.
+    case writers = 0
     /// `kvm->slots_lock`, sleeping: memslot updates and the dirty-log ioctls.
     case slots = 1
     /// `kvm->slots_arch_lock`, sleeping: slot metadata; never held over an SRCU grace period.
@@ -45,10 +48,16 @@ public enum LockRank: UInt8, Sendable, CaseIterable {
     case zone = 20
     /// The journal, spinning; taken anywhere and takes nothing.
     case journal = 21
+    /// `vcpu->async_pf.lock` and the queue of its work, spinning; taken with nothing held, and takes nothing.
+    case asyncFault = 22
+    /// The VMM's own dirty log, spinning; takes nothing.
+    case writerLog = 40
 
     /// Kernel name, for messages.
     public var kernelName: StaticString {
         switch self {
+        case .writers: "the VMM's writers"
+        case .writerLog: "the VMM's dirty log"
         case .slots: "slots_lock"
         case .slotsArch: "slots_arch_lock"
         case .fileInvalidate: "invalidate_lock"
@@ -70,6 +79,7 @@ public enum LockRank: UInt8, Sendable, CaseIterable {
         case .pageLists: "lru_lock"
         case .zone: "zone lock"
         case .journal: "journal"
+        case .asyncFault: "async_pf.lock"
         }
     }
 }

@@ -73,7 +73,7 @@ extension FrameCache {
             }
             lock.unlockWrite()
             found.refuse()
-            vm.waitForInvalidations()
+            vm.waitForNotifiers()
             lock.lockForWrite()
         }
     }
@@ -126,7 +126,7 @@ private struct Candidate: ~Copyable {
 extension VirtualMachine {
     /// Waits until no invalidation runs: as long as one does, a refresh would only translate in vain. No spinning lock
     /// held. (Linux translates all the same, and gives the processor away in between.)
-    fileprivate func waitForInvalidations() {
+    fileprivate func waitForNotifiers() {
         spinUntil(frameCaches.invalidationIdentity.value) { activeInvalidations.load(ordering: .acquiring) == 0 }
     }
 }

@@ -55,12 +55,17 @@ extension VirtualMachine {
     /// Waits for what makes a fault on `frame` be tried again and again: an invalidation that runs, a slot that is being
     /// deleted. No lock held, outside of guest mode and of `withSlots`.
     public func waitForProgress(at frame: GuestFrame) {
-        spinUntil(invalidateIdentity.value) { invalidateInProgress.load(ordering: .acquiring) == 0 }
+        waitForInvalidations()
         for (space, sets) in slotSets.enumerated() {
             spinUntil(sets.identity.value) {
                 withSlots { !(slot(containing: frame, in: UInt8(space))?.isInvalid ?? false) }
             }
         }
+    }
+
+    /// Waits until no invalidation runs. No lock held, outside of guest mode.
+    public func waitForInvalidations() {
+        spinUntil(invalidateIdentity.value) { invalidateInProgress.load(ordering: .acquiring) == 0 }
     }
 
     /// Whether any invalidation runs. Caller holds mmuLock.

@@ -22,7 +22,8 @@ extension VirtualMachine {
             return findings.append(Finding(.i25, "a slot has a file that is gone", guest: slot.baseFrame))
         }
         let pages = guestMemory.firstPage..<guestMemory.firstPage + slot.pageCount
-        if file.bindings.filter({ $0.slot === slot }).map(\.pages) != [pages] {
+        let known = file.bindings.filter { $0.slot === slot }
+        if known.count != 1 || known[0].pages != pages {
             findings.append(Finding(.i25, "a slot's file does not know the slot's pages", guest: slot.baseFrame))
         }
     }

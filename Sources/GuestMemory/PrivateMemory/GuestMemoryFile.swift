@@ -92,7 +92,7 @@ public final class GuestMemoryFile: InaccessibleFile, @unchecked Sendable {
         vm.privateMemory.remove(self)
         invalidateLock.unlockWrite()
         vm.slotsLock.unlock()
-        close()
+        evict()
         vm.dropReference()
     }
 

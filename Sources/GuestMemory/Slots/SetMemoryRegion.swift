@@ -133,10 +133,12 @@ extension VirtualMachine {
         guard memory.allowsObject() else { throw .ENOMEM }
     }
 
-    /// The bitmap of a slot that is to be logged: the one that it has, or a new one. Row 21.
+    /// The bitmap of a slot that is to be logged: the one that it has, or a new one; none in a VM that logs into rings
+    /// alone. Row 21.
     private func bitmap(of old: MemorySlot?, _ flags: SlotFlags, pages: UInt64) throws(Errno) -> DirtyBitmap? {
         guard flags.logDirtyPages else { return nil }
         if let bitmap = old?.dirtyBitmap { return bitmap }
+        guard usesDirtyBitmaps else { return nil }
         try allocateObject()
         return DirtyBitmap(pages: pages, initiallySet: manualProtect.initiallySet)
     }

@@ -52,10 +52,10 @@ public struct HostMap: ~Copyable {
     public var isRemapped: Bool { !vm.memory.hasPageFrame(frame) && !SeriesPatch.remappedHasNoPage.isUndone }
 
     /// Inside `withSlots`. The slot is looked up again: logging may have begun since the map was made (I-12).
-    /// Kernel: `kvm_vcpu_unmap`.
-    public consuming func unmap() {
+    /// `cpu`: the vCPU whose task does it, nil for none. Kernel: `kvm_vcpu_unmap`.
+    public consuming func unmap(by cpu: VirtualCPU? = nil) {
         let dirty = isWritable || SeriesPatch.writabilityFixedAtMap.isUndone
-        if dirty, let slot = vm.slot(containing: guestFrame) { vm.markDirty(guestFrame, in: slot) }
+        if dirty, let slot = vm.slot(containing: guestFrame) { vm.markDirty(guestFrame, in: slot, by: cpu) }
         switch consume hold {
         case .pin(let pin): pin.unpin(dirty: dirty)
         case .page(let page):

@@ -66,11 +66,11 @@ struct Checks {
     }
 
     private func checkLogged(_ guest: GuestFrame, _ leaf: StageTwoLeaf, _ slot: MemorySlot, _ journal: Journal) {
-        guard slot.isLogged, let bitmap = slot.dirtyBitmap else { return }
+        guard slot.isLogged else { return }
         if leaf.level > .page4K, !vm.manualProtect.initiallySet {
             journal.add(Finding(.x39, "a huge writable entry in a logged slot", guest: guest))
         }
-        if !bitmap.contains(guest.number - slot.baseFrame.number) {
+        if !vm.isInDirtyLog(guest, of: slot) {
             journal.add(Finding(.x44, "a page of a logged slot is writable and not in the log", guest: guest))
         }
     }

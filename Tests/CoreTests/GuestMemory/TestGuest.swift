@@ -31,10 +31,12 @@ final class TestGuest: @unchecked Sendable {
     init(
         _ architecture: Architecture = .x86TDP, policy: PolicyName = .precise, ramFrames: Int = 384,
         deviceFrames: Int = 64, thp: Bool = false, unsafe: Bool = false, cpus count: Int = 1, keepsEvents: Bool = true,
-        reclaims: Bool = false, addressSpaces: Int = 1, type: VirtualMachineType = .standard
+        reclaims: Bool = false, addressSpaces: Int = 1, type: VirtualMachineType = .standard,
+        swap: SwapDevice? = nil, before: (VirtualMachine) -> Void = { _ in }
     ) {
         test = TestHost(
-            ramFrames: ramFrames, deviceFrames: deviceFrames, thp: thp, keepsEvents: keepsEvents, reclaims: reclaims)
+            ramFrames: ramFrames, deviceFrames: deviceFrames, thp: thp, keepsEvents: keepsEvents, swap: swap,
+            reclaims: reclaims)
         framesAtStart = test.memory.freeFrames
         space = test.space()
         tables = architecture.makeTables(addressSpaces: addressSpaces)
@@ -42,10 +44,11 @@ final class TestGuest: @unchecked Sendable {
         vm = VirtualMachine(
             addressSpace: space, mmu: tables.mmu, policy: policy.kind, allowUnsafeMappings: unsafe,
             type: type)
+        before(vm)
         var made: [GuestCPU] = []
         for number in 0..<count { made.append(GuestCPU(number: number, vm: vm, tables: tables)) }
         cpus = made
-        for cpu in made { vm.add(cpu) }
+        for cpu in made { #expect(throws: Never.self) { try vm.create(cpu) } }
     }
 
     /// Ends the VM and its process.

@@ -21,13 +21,13 @@ extension TDPMMU {
 
     /// Kernel: `kvm_mmu_faultin_pfn_private`, and the rest of the fault.
     func servePrivate(
-        _ cpu: VirtualCPU, _ root: HostFrame, _ fault: GuestFault, _ slot: MemorySlot,
+        _ cpu: VirtualCPU, _ root: HostFrame, _ fault: inout GuestFault, _ slot: MemorySlot,
         _ snapshot: consuming InvalidationSnapshot, _ reserve: inout TableReserve
     ) -> FaultOutcome {
         guard slot.flags.guestMemory else { return memoryFault(cpu, fault, true, .EFAULT) }
         switch vm.faultInPrivate(fault.frame, slot: slot, snapshot: snapshot) {
         case .failed(let errno, _): return memoryFault(cpu, fault, true, errno)
-        case .frame(let faulted): return resolve(root, fault, faulted, &reserve)
+        case .frame(let faulted): return resolve(cpu, root, &fault, faulted, &reserve)
         }
     }
 }

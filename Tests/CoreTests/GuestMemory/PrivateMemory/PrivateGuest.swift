@@ -105,6 +105,14 @@ final class PrivateGuest: @unchecked Sendable {
         return outcome
     }
 
+    /// A fault in the middle of what holds locks: the work that it leaves is somebody else's.
+    func faultOnly(_ page: Int) -> FaultOutcome {
+        vm.withSlots {
+            vm.mmu.handleFault(
+                guest.cpus[0], GuestFault(address: gfn(page).address, access: .write, entryPresent: false))
+        }
+    }
+
     var memoryFault: MemoryFaultExit? { guest.cpus[0].memoryFault }
 
     /// `privatePage` of a page of slot 0, released; its errno, or nil.

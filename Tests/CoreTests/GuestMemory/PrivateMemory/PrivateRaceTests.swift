@@ -70,6 +70,65 @@ import Testing
             }, [.fixed, .retry, .memoryFault(.EHWPOISON)], atLeast: [.retry, .memoryFault(.EHWPOISON)])
     }
 
+    /// Runs `event` with a fault on page 1 at each of its points, and another after it; at rest every leaf maps what the
+    /// file has.
+    private func interposeFault(
+        in event: (PrivateGuest, GuestMemoryFile) throws(Errno) -> Void, _ allowed: [FaultOutcome]
+    ) throws {
+        for point in 0..<100 {
+            let guest = PrivateGuest()
+            let file = try guest.bound(4, private: 0..<4)
+            guest.guest.store(1, 5)
+            var outcomes: [FaultOutcome] = []
+            let interposer = Interposer(point) {
+                outcomes.append(guest.faultOnly(1))
+                outcomes.append(guest.faultOnly(3))
+            }
+            interposer.ignoring(.slots)
+            interposer.ignoring(.fileInvalidate)
+            try interposer.run { try event(guest, file) }
+            #expect(outcomes.allSatisfy(allowed.contains), "\(outcomes) at point \(point)")
+            #expect(guest.vm.checkBindings().isEmpty, "at point \(point)")
+            guest.vm.runPostponedWork()
+            guest.check()
+            guard interposer.hasFired else {
+                #expect(point > 3)
+                return
+            }
+        }
+        Issue.record("there are more points than were tried")
+    }
+
+    @Test func `a fault in the middle of a hole`() throws {
+        try interposeFault(
+            in: { (guest, file) throws(Errno) in try guest.punch(file, 1..<2) }, [.fixed, .spurious, .retry])
+    }
+
+    @Test func `a fault while the last descriptor goes`() throws {
+        try interposeFault(
+            in: { (guest, file) throws(Errno) in guest.close(file) },
+            [.fixed, .spurious, .retry, .memoryFault(.EFAULT)])
+    }
+
+    @Test func `a fault in the middle of a change of attributes`() throws {
+        try interposeFault(
+            in: { (guest, file) throws(Errno) in try guest.makePrivate(1..<2, false) },
+            [.fixed, .spurious, .retry])
+        try interposeFault(
+            in: { (guest, file) throws(Errno) in
+                try guest.makePrivate(1..<2, false)
+                try guest.makePrivate(1..<2)
+            }, [.fixed, .spurious, .retry])
+    }
+
+    @Test func `a fault while a page breaks`() throws {
+        try interposeFault(
+            in: { (guest, file) throws(Errno) in
+                guard let frame = file.frame(of: 1), guest.test.host.poison(frame) else { throw .ENOENT }
+                guest.brokenFrames = 1
+            }, [.fixed, .spurious, .retry, .memoryFault(.EHWPOISON)])
+    }
+
     /// A fault that puts the file's last reference leaves the release to a moment without locks.
     @Test func `a fault may be the last to let go of a file`() throws {
         var postponed = 0
