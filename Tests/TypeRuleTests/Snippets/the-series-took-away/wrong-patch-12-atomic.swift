@@ -4,6 +4,7 @@ import Frames
 import GuestMemory
 
 func look(_ vm: VirtualMachine, _ frame: GuestFrame) {
-    let seen = vm.snapshot()
-    _ = vm.faultIn(frame, slot: nil, write: false, atomic: true, snapshot: seen)  // error: extra argument 'atomic'
+    _ = vm.faultIn(
+        frame, slot: nil, write: false, atomic: true,  // error: extra argument 'atomic' in call
+        snapshot: vm.snapshot())
 }
