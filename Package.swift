@@ -51,8 +51,10 @@ let package = Package(
             name: "Laboratory",
             dependencies: ["Explorer", "Machine", "HostMemory", "Audit", "CSchedule", "CFiber", "Frames"],
             swiftSettings: strict),
+        // Texts that people write, and what is wrong with them.
+        .target(name: "TextInput", swiftSettings: strict),
         .target(
-            name: "Scenario", dependencies: ["Machine", .product(name: "Yams", package: "Yams")],
+            name: "Scenario", dependencies: ["Machine", "TextInput", .product(name: "Yams", package: "Yams")],
             swiftSettings: strict),
         .target(
             name: "TraceAudit",
@@ -107,7 +109,7 @@ let package = Package(
         .testTarget(name: "TraceAuditTests", dependencies: ["TraceAudit"], swiftSettings: strict),
         .testTarget(
             name: "ScenarioTests",
-            dependencies: ["Scenario", "Report", "SeededRandom", .product(name: "Yams", package: "Yams")],
+            dependencies: ["Scenario", "TextInput", "Report", "SeededRandom", .product(name: "Yams", package: "Yams")],
             swiftSettings: strict),
     ]
 )
