@@ -67,6 +67,13 @@ open class SecondaryMMU: @unchecked Sendable {
     /// Called once, when `vm` is set.
     open func attached() {}
 
+    /// Address spaces of a vCPU: 2 on x86 with system management mode, else 1. Kernel: `KVM_MAX_NR_ADDRESS_SPACES`.
+    open var addressSpaceCount: Int { 1 }
+    /// Whether a slot may be read-only. Kernel: `CONFIG_HAVE_KVM_READONLY_MEM`.
+    open var allowsReadOnlySlots: Bool { true }
+    /// Whether a slot that is logged from its beginning, or that moves, is protected like one that logging finds in use.
+    /// x86 does not: there is nothing to protect yet. Spec: generic 5.5.
+    open var protectsNewSlots: Bool { true }
     /// Bits of a guest physical address.
     open var guestAddressBits: Int { 48 }
     /// Whether faults hold `mmuLock` for reading only (x86 TDP, arm64).
@@ -88,14 +95,20 @@ open class SecondaryMMU: @unchecked Sendable {
     /// Takes the vCPU's root away if it is obsolete. Caller as for `loadRoot`.
     open func freeObsoleteRoot(_ cpu: VirtualCPU) {}
 
-    /// Removes every leaf that intersects `frames`. Returns whether TLBs must be flushed. Kernel: `kvm_unmap_gfn_range`.
-    open func unmap(_ frames: Range<GuestFrame>, holding guardian: borrowing MMUGuard, mayBlock: Bool) -> Bool {
+    /// Removes every leaf of address space `space` that intersects `frames`. Returns whether TLBs must be flushed. Kernel: `kvm_unmap_gfn_range`.
+    open func unmap(
+        _ frames: Range<GuestFrame>, in space: UInt8, holding guardian: borrowing MMUGuard, mayBlock: Bool
+    ) -> Bool {
         false
     }
     /// Clears accessed bits; whether any was set. Kernel: `kvm_age_gfn`.
-    open func age(_ frames: Range<GuestFrame>, holding guardian: borrowing MMUGuard) -> Bool { false }
+    open func age(_ frames: Range<GuestFrame>, in space: UInt8, holding guardian: borrowing MMUGuard) -> Bool {
+        false
+    }
     /// Whether any entry of `frames` was accessed. Kernel: `kvm_test_age_gfn`.
-    open func testAge(_ frames: Range<GuestFrame>, holding guardian: borrowing MMUGuard) -> Bool { false }
+    open func testAge(_ frames: Range<GuestFrame>, in space: UInt8, holding guardian: borrowing MMUGuard) -> Bool {
+        false
+    }
 
     /// Protects the pages of one bitmap word for logging: page `first + i` for each bit i of `mask`; only 4 KiB leaves
     /// (larger ones were split or protected before). Kernel: `kvm_arch_mmu_enable_log_dirty_pt_masked`.
@@ -123,6 +136,8 @@ open class SecondaryMMU: @unchecked Sendable {
 /// A present leaf, decoded for checks and reports.
 public struct StageTwoLeaf: Sendable, Equatable {
     public var guestFrame: GuestFrame
+    /// The address space whose tables hold it. Kernel: `as_id`.
+    public var space: UInt8
     public var frame: HostFrame
     public var level: PageLevel
     public var writable: Bool
@@ -131,9 +146,10 @@ public struct StageTwoLeaf: Sendable, Equatable {
     /// The raw entry.
     public var entry: UInt64
     public init(
-        guestFrame: GuestFrame, frame: HostFrame, level: PageLevel, writable: Bool, accessed: Bool, dirty: Bool,
-        entry: UInt64
+        guestFrame: GuestFrame, space: UInt8 = 0, frame: HostFrame, level: PageLevel, writable: Bool, accessed: Bool,
+        dirty: Bool, entry: UInt64
     ) {
+        self.space = space
         self.guestFrame = guestFrame
         self.frame = frame
         self.level = level

@@ -27,9 +27,36 @@ open class VirtualCPU: @unchecked Sendable {
     public final var entries: UInt64 = 0
     public final let identity = ObjectIdentity()
 
+    /// The address space that the vCPU is in: 1 in system management mode. Kernel: `kvm_arch_vcpu_memslots_id`.
+    public final private(set) var addressSpaceNumber: UInt8 = 0
+    /// The slot that the last lookup found, and the generation in which it did. Kernel: `last_used_slot`,
+    /// `last_used_slot_gen`. Generations differ between address spaces, so a change of those invalidates it too.
+    private final unowned(unsafe) var hintedSlot: MemorySlot?
+    private final var hintGeneration = UInt64.max
+
     public init(number: Int, vm: VirtualMachine) {
         self.number = number
         self.vm = vm
+    }
+
+    /// The slot that contains `frame` in the vCPU's address space. Caller: the vCPU's task, inside `withSlots`.
+    /// Kernel: `kvm_vcpu_gfn_to_memslot`. Spec: generic 2.1.
+    public final func slot(containing frame: GuestFrame) -> MemorySlot? {
+        let generation = vm.slotsGeneration(of: addressSpaceNumber)
+        if generation == hintGeneration, let slot = hintedSlot, slot.frames.contains(frame) { return slot }
+        guard let slot = vm.slot(containing: frame, in: addressSpaceNumber) else { return nil }
+        hintedSlot = slot
+        hintGeneration = generation
+        return slot
+    }
+
+    /// Enters or leaves system management mode: another address space, other tables. Caller: the vCPU's task, outside of
+    /// guest mode; the VM has that many address spaces. Kernel: `kvm_smm_changed`.
+    public final func switchAddressSpace(to space: UInt8) {
+        precondition(Int(space) < vm.slotSets.count, "the VM has no such address space")
+        guard space != addressSpaceNumber else { return }
+        addressSpaceNumber = space
+        vm.mmu.freeObsoleteRoot(self)
     }
 
     /// Drops every cached translation. Called by the vCPU's own task, outside of guest mode.

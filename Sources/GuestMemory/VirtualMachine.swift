@@ -34,7 +34,12 @@ public final class VirtualMachine: @unchecked Sendable {
     /// Kernel: `kvm->srcu`.
     public let slotReaders = ReadSideSections(atomic: false)
     public let mmuLock: ReadWriteLock
-    let slots: SlotSets
+    /// By address space. Kernel: `__memslots`. Spec: generic 1.5.
+    let slotSets: [SlotSets]
+    /// Pages of all slots. Kernel: `nr_memslot_pages`; under `slotsLock`.
+    var slotPages: UInt64 = 0
+    /// Something impossible happened, or the process said so: every call fails from now on. Kernel: `vm_dead`.
+    private let dead = Atomic<Bool>(false)
 
     // The notifier protocol. Spec: generic 3.2. The counters are written under mmuLock, read by anyone.
     let invalidateIdentity = ObjectIdentity()
@@ -67,7 +72,8 @@ public final class VirtualMachine: @unchecked Sendable {
         self.policy = Policy(policy, memory: addressSpace.host.memory, entryHasSoftwareBit: mmu.hasReferenceBit)
         self.allowUnsafeMappings = allowUnsafeMappings
         mmuLock = ReadWriteLock(.mmu, spinning: true)
-        slots = SlotSets()
+        // Generations never repeat among the address spaces: each begins with its number and goes on by their count.
+        slotSets = (0..<mmu.addressSpaceCount).map { SlotSets(generation: UInt64($0)) }
         mmu.attach(self)
         let notifier = VirtualMachineNotifier(self)
         self.notifier = notifier
@@ -84,7 +90,8 @@ public final class VirtualMachine: @unchecked Sendable {
         addressSpace.unregister(notifier)
         self.notifier = nil
         mmu.destroy()
-        slots.removeAll()
+        for sets in slotSets { sets.removeAll() }
+        slotPages = 0
         // Each vCPU holds the VM.
         virtualCPUs = []
     }
@@ -97,14 +104,48 @@ public final class VirtualMachine: @unchecked Sendable {
     }
 
     /// The slot that contains `frame`, valid or being deleted. Caller: inside `withSlots`, or holds `slotsLock`.
-    /// Kernel: `gfn_to_memslot`.
-    public func slot(containing frame: GuestFrame) -> MemorySlot? { slots.active.slot(containing: frame) }
+    /// Kernel: `gfn_to_memslot`; of the first address space if none is said.
+    @inline(__always)
+    public func slot(containing frame: GuestFrame, in space: UInt8 = 0) -> MemorySlot? {
+        slotSets[Int(space)].active.slot(containing: frame)
+    }
 
-    /// Every slot of the active set, by guest frame. Caller as for `slot(containing:)`.
-    public var activeSlots: [MemorySlot] { slots.active.byFrame }
+    /// The slot with the user's number, address space and identity: (space << 16 | id). Caller as above.
+    public func slot(numbered number: UInt32) -> MemorySlot? {
+        guard number >> 16 < slotSets.count else { return nil }
+        return slotSets[Int(number >> 16)].active.slot(id: UInt16(truncatingIfNeeded: number))
+    }
+
+    /// Whether the guest has memory there that its user gave it. Caller as above. Kernel: `kvm_is_visible_gfn`.
+    public func isVisible(_ frame: GuestFrame, in space: UInt8 = 0) -> Bool {
+        guard let slot = slot(containing: frame, in: space) else { return false }
+        return slot.id < Self.userSlots && !slot.isInvalid
+    }
+
+    /// Every slot of the active sets, by address space and guest frame. Caller as for `slot(containing:)`.
+    public var activeSlots: [MemorySlot] {
+        var all: [MemorySlot] = []
+        for sets in slotSets { all += sets.active.byFrame.all }
+        return all
+    }
 
     /// Kernel: `kvm_memslots.generation`. Spec: generic 4.2.
-    public var slotsGeneration: UInt64 { slots.active.generation.load(ordering: .acquiring) }
+    public var slotsGeneration: UInt64 { slotsGeneration(of: 0) }
+    public func slotsGeneration(of space: UInt8) -> UInt64 {
+        slotSets[Int(space)].active.generation.load(ordering: .acquiring)
+    }
+
+    // MARK: Who may call. Spec: generic 0.3, 4.4 row 0.
+
+    /// Every call fails from now on. Kernel: `kvm_vm_dead`, `KVM_BUG_ON`.
+    public func die() { dead.store(true, ordering: .releasing) }
+    public var isDead: Bool { dead.load(ordering: .acquiring) }
+
+    /// EIO: the process is not the one that made the VM, or the VM is dead. Kernel: the first check of each VM, vCPU and
+    /// device ioctl.
+    public func checkCaller(_ process: AddressSpace) throws(Errno) {
+        if process !== addressSpace || isDead { throw .EIO }
+    }
 
     @inlinable func record(_ event: @autoclosure () -> Event) {
         if let journal = memory.journal { journal.record(event()) }

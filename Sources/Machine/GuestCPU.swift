@@ -125,7 +125,7 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
     /// all else is MMIO. Caller is inside `withSlots`. Spec: generic section 7, real-kvm "a live finding".
     private func emulate(_ fault: GuestFault, _ value: UInt64) -> AccessResult {
         if fault.access == .write, tables.emulatorWritesMemory,
-            let slot = vm.slot(containing: fault.frame), !slot.isInvalid, !slot.flags.readOnly
+            let slot = slot(containing: fault.frame), !slot.isInvalid, !slot.flags.readOnly
         {
             let address = slot.userAddress(of: fault.frame) + fault.address.offset
             do throws(Errno) {
@@ -183,9 +183,10 @@ public enum StageTwoTables: Sendable {
 }
 
 extension Architecture {
-    func makeTables() -> StageTwoTables {
+    /// - Parameter addressSpaces: 2 on x86 for vCPUs with system management mode; other architectures have one.
+    func makeTables(addressSpaces: Int = 1) -> StageTwoTables {
         switch self {
-        case .x86TDP: .tdp(TDPMMU(largestPage: .page1G))
+        case .x86TDP: .tdp(TDPMMU(largestPage: .page1G, addressSpaces: addressSpaces))
         case .riscvSv39x4: .gStage(GStageMMU(mode: .sv39x4))
         case .riscvSv48x4: .gStage(GStageMMU(mode: .sv48x4))
         }

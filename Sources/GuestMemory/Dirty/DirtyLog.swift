@@ -24,10 +24,10 @@ extension VirtualMachine {
     /// Takes slotsLock. Kernel: `KVM_GET_DIRTY_LOG`. Spec: generic 5.3: bit taken, then protected, then flushed, then
     /// reported, so that a write through a stale translation is covered by this very report (X47).
     public func getDirtyLog(slot id: UInt32) throws(Errno) -> [UInt64] {
-        guard id & 0xffff < Self.userSlots, id >> 16 == 0 else { throw .EINVAL }
+        guard isUserSlot(id) else { throw .EINVAL }
         slotsLock.lock()
         defer { slotsLock.unlock() }
-        guard let slot = slots.active.slot(id: UInt16(id)), let bitmap = slot.dirtyBitmap else { throw .ENOENT }
+        guard let slot = slot(numbered: id), let bitmap = slot.dirtyBitmap else { throw .ENOENT }
         var report = [UInt64](repeating: 0, count: bitmap.wordCount)
         if manualProtect.enabled {
             for i in report.indices { report[i] = bitmap.word(i) }
@@ -55,11 +55,11 @@ extension VirtualMachine {
     /// Clears the bits that are set in `bitmap` (bit 0 is `firstPage`) and protects those pages again. Takes slotsLock.
     /// Kernel: `KVM_CLEAR_DIRTY_LOG`. Spec: generic 5.4, its checks in order.
     public func clearDirtyLog(slot id: UInt32, firstPage: UInt64, pages: UInt64, bitmap mask: [UInt64]) throws(Errno) {
-        guard id & 0xffff < Self.userSlots, id >> 16 == 0 else { throw .EINVAL }
+        guard isUserSlot(id) else { throw .EINVAL }
         guard firstPage % 64 == 0 else { throw .EINVAL }
         slotsLock.lock()
         defer { slotsLock.unlock() }
-        guard let slot = slots.active.slot(id: UInt16(id)), let bitmap = slot.dirtyBitmap else { throw .ENOENT }
+        guard let slot = slot(numbered: id), let bitmap = slot.dirtyBitmap else { throw .ENOENT }
         guard firstPage <= slot.pageCount, pages <= slot.pageCount - firstPage,
             pages % 64 == 0 || firstPage + pages == slot.pageCount
         else { throw .EINVAL }

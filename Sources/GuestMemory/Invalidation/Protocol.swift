@@ -56,7 +56,11 @@ extension VirtualMachine {
     /// deleted. No lock held, outside of guest mode and of `withSlots`.
     public func waitForProgress(at frame: GuestFrame) {
         spinUntil(invalidateIdentity.value) { invalidateInProgress.load(ordering: .acquiring) == 0 }
-        spinUntil(slots.identity.value) { withSlots { !(slot(containing: frame)?.isInvalid ?? false) } }
+        for (space, sets) in slotSets.enumerated() {
+            spinUntil(sets.identity.value) {
+                withSlots { !(slot(containing: frame, in: UInt8(space))?.isInvalid ?? false) }
+            }
+        }
     }
 
     /// Whether any invalidation runs. Caller holds mmuLock.
@@ -130,7 +134,7 @@ extension VirtualMachine {
         defer { slotReaders.exit(side) }
         forEachSlot(in: range, firstHit: .begin) { slot, frames, guardian in
             addRange(frames)
-            return mmu.unmap(frames, holding: guardian, mayBlock: blockable)
+            return mmu.unmap(frames, in: slot.addressSpace, holding: guardian, mayBlock: blockable)
         }
     }
 
@@ -153,8 +157,11 @@ extension VirtualMachine {
         let side = slotReaders.enter()
         defer { slotReaders.exit(side) }
         var young = false
-        forEachSlot(in: range, flushing: flush, firstHit: .nothing) { _, frames, guardian in
-            let hit = test ? mmu.testAge(frames, holding: guardian) : mmu.age(frames, holding: guardian)
+        forEachSlot(in: range, flushing: flush, firstHit: .nothing) { slot, frames, guardian in
+            let hit =
+                test
+                ? mmu.testAge(frames, in: slot.addressSpace, holding: guardian)
+                : mmu.age(frames, in: slot.addressSpace, holding: guardian)
             young = young || hit
             return hit
         }
@@ -170,9 +177,9 @@ extension VirtualMachine {
         in range: Range<UserAddress>, flushing: Bool = true, firstHit: FirstHit,
         _ handler: (MemorySlot, Range<GuestFrame>, borrowing MMUGuard) -> Bool
     ) {
-        let set = slots.active
+        // Every address space shows the same process.
         var hits = false
-        set.forEach(intersecting: range) { _, _ in hits = true }
+        for sets in slotSets { sets.active.forEach(intersecting: range) { _, _ in hits = true } }
         guard hits else { return }
         let guardian = lockMMU()
         switch firstHit {
@@ -183,8 +190,10 @@ extension VirtualMachine {
             endInvalidation()
         }
         var flush = false
-        set.forEach(intersecting: range) { slot, frames in
-            if handler(slot, frames, guardian) { flush = true }
+        for sets in slotSets {
+            sets.active.forEach(intersecting: range) { slot, frames in
+                if handler(slot, frames, guardian) { flush = true }
+            }
         }
         if flush && flushing && !Defect.flushMissing.isOn { flushRemoteTLBs() }
         guardian.unlock()

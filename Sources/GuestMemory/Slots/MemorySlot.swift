@@ -21,6 +21,8 @@ public struct SlotFlags: Sendable, Equatable {
 public final class MemorySlot: @unchecked Sendable {
     // Unchecked: immutable but for `dirtyBitmap` (atomic words) and `largePages` (under mmuLock, or not shared yet).
     public let id: UInt16
+    /// Kernel: `as_id`.
+    public let addressSpace: UInt8
     public let baseFrame: GuestFrame
     public let pageCount: UInt64
     /// The user address of the first page.
@@ -33,10 +35,12 @@ public final class MemorySlot: @unchecked Sendable {
     public var largePages: LargePageCounts?
 
     init(
-        id: UInt16, baseFrame: GuestFrame, pageCount: UInt64, userAddress: UserAddress, flags: SlotFlags,
+        id: UInt16, addressSpace: UInt8 = 0, baseFrame: GuestFrame, pageCount: UInt64, userAddress: UserAddress,
+        flags: SlotFlags,
         isInvalid: Bool = false, dirtyBitmap: DirtyBitmap?, largePages: LargePageCounts? = nil
     ) {
         self.id = id
+        self.addressSpace = addressSpace
         self.baseFrame = baseFrame
         self.pageCount = pageCount
         self.userAddress = userAddress
@@ -49,10 +53,12 @@ public final class MemorySlot: @unchecked Sendable {
     /// A copy that every lookup refuses. Spec: generic 4.5.
     func invalidCopy() -> MemorySlot {
         MemorySlot(
-            id: id, baseFrame: baseFrame, pageCount: pageCount, userAddress: userAddress, flags: flags,
-            isInvalid: true, dirtyBitmap: dirtyBitmap, largePages: largePages)
+            id: id, addressSpace: addressSpace, baseFrame: baseFrame, pageCount: pageCount,
+            userAddress: userAddress, flags: flags, isInvalid: true, dirtyBitmap: dirtyBitmap, largePages: largePages)
     }
 
+    /// What the user calls it: address space << 16 | identity.
+    public var number: UInt32 { UInt32(addressSpace) << 16 | UInt32(id) }
     public var frames: Range<GuestFrame> { baseFrame..<GuestFrame(baseFrame.number + pageCount) }
     public var userRange: Range<UserAddress> { userAddress..<(userAddress + pageCount << pageShift) }
     /// Whether writes to pages of the slot are logged.

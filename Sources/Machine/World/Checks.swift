@@ -37,7 +37,7 @@ struct Checks {
     }
 
     private func check(_ guest: GuestFrame, _ frame: HostFrame, _ leaf: StageTwoLeaf, _ journal: Journal) {
-        guard let slot = vm.slot(containing: guest), !slot.isInvalid else {
+        guard let slot = vm.slot(containing: guest, in: leaf.space), !slot.isInvalid else {
             return journal.add(
                 Finding(.i21, "an entry maps a guest frame that no slot contains", frame: frame, guest: guest))
         }
@@ -86,6 +86,7 @@ struct Checks {
     /// X11, I-13: a cached translation is backed by an entry that still grants it, or its flush is posted.
     private func checkTranslationBuffers(_ leaves: [StageTwoLeaf], _ journal: Journal) {
         for cpu in cpus where !cpu.hasRequest {
+            let leaves = leaves.filter { $0.space == cpu.addressSpaceNumber }
             for entry in cpu.buffer.entries {
                 let cached = entry.translation
                 let first = entry.guest

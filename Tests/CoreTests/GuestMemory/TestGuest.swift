@@ -30,12 +30,13 @@ final class TestGuest: @unchecked Sendable {
 
     init(
         _ architecture: Architecture = .x86TDP, policy: PolicyName = .precise, ramFrames: Int = 384,
-        deviceFrames: Int = 64, thp: Bool = false, unsafe: Bool = false, cpus count: Int = 1, keepsEvents: Bool = true
+        deviceFrames: Int = 64, thp: Bool = false, unsafe: Bool = false, cpus count: Int = 1, keepsEvents: Bool = true,
+        addressSpaces: Int = 1
     ) {
         test = TestHost(ramFrames: ramFrames, deviceFrames: deviceFrames, thp: thp, keepsEvents: keepsEvents)
         framesAtStart = test.memory.freeFrames
         space = test.space()
-        tables = architecture.makeTables()
+        tables = architecture.makeTables(addressSpaces: addressSpaces)
         self.policy = policy
         vm = VirtualMachine(
             addressSpace: space, mmu: tables.mmu, policy: policy.kind, allowUnsafeMappings: unsafe)

@@ -18,7 +18,7 @@ extension TDPMMU {
     func serve(_ cpu: VirtualCPU, _ fault: GuestFault) -> FaultOutcome {
         if cpu.root == nil { takeRoot(cpu) }
         guard let root = cpu.root else { return .failed(.ENOMEM) }
-        let slot = vm.slot(containing: fault.frame)
+        let slot = cpu.slot(containing: fault.frame)
         if let outcome = fixWithoutLock(root, fault, slot) {
             Statistics.bump(vm.statistics.pf_fast)
             return outcome

@@ -17,7 +17,7 @@ extension TDPMMU {
         guard !slot.isLogged else { return 0 }
         var count = 0
         for level in UInt8(2)...3 where PageLevel(level) <= largestPage {
-            for root in allRoots { count += recover(root, slot, PageLevel(level)) }
+            for root in roots(of: slot.addressSpace) { count += recover(root, slot, PageLevel(level)) }
         }
         freeRemovedTables()
         return count

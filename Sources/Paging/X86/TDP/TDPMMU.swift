@@ -5,7 +5,7 @@
 // it) and a grace period has passed. It never looks at a page frame, and never writes over a frozen entry.
 //
 // Read `EPTFormat.swift` next, then `Fault.swift`. Not here: MMIO markers (an access without a slot is emulated each
-// time), PML, the NX-huge-page workaround, write tracking, nested roots (`guest_mode`), SMM's second address space.
+// time), PML, the NX-huge-page workaround, write tracking, nested roots (`guest_mode`).
 
 import Audit
 import Frames
@@ -28,6 +28,8 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     /// Whether deleting a slot removes only that slot's leaves. Kernel: the quirk `SLOT_ZAP_ALL`, off.
     public let zapsOnlySlot: Bool
 
+    private let spaces: Int
+
     /// Kernel: RCU, as far as tables are concerned.
     let tables = ReadSideSections(atomic: true)
     /// Kernel: `tdp_mmu_pages_lock`.
@@ -41,12 +43,17 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     ///   - accessDirty: whether the processor has A and D in EPT entries.
     ///   - largestPage: up to 1 GiB.
     ///   - zapsOnlySlot: see the property.
-    public init(accessDirty: Bool = true, largestPage: PageLevel = .page2M, zapsOnlySlot: Bool = false) {
+    ///   - addressSpaces: 2 with system management mode.
+    public init(
+        accessDirty: Bool = true, largestPage: PageLevel = .page2M, zapsOnlySlot: Bool = false, addressSpaces: Int = 1
+    ) {
         precondition(largestPage <= .page1G, "EPT has no larger leaf")
+        precondition(addressSpaces == 1 || addressSpaces == 2, "a vCPU is in system management mode or not")
         EPT.checkLayout()
         self.accessDirty = accessDirty
         self.largestPage = largestPage
         self.zapsOnlySlot = zapsOnlySlot
+        spaces = addressSpaces
         super.init()
     }
 
@@ -56,6 +63,8 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     override public func isLeaf(_ entry: UInt64, _ level: PageLevel) -> Bool {
         EPTFormat().isLeaf(entry, level.rawValue)
     }
+    override public var addressSpaceCount: Int { spaces }
+    override public var protectsNewSlots: Bool { false }
     override public var guestAddressBits: Int { 48 }
     override public var faultsInParallel: Bool { true }
     override public var retryLooksAtRange: Bool { true }
@@ -101,21 +110,21 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     // MARK: The notifier. mmu_lock is held for writing.
 
     override public func unmap(
-        _ frames: Range<GuestFrame>, holding guardian: borrowing MMUGuard, mayBlock: Bool
-    ) -> Bool { zapLeaves(of: frames) }
+        _ frames: Range<GuestFrame>, in space: UInt8, holding guardian: borrowing MMUGuard, mayBlock: Bool
+    ) -> Bool { zapLeaves(of: frames, in: space) }
 
-    override public func age(_ frames: Range<GuestFrame>, holding guardian: borrowing MMUGuard) -> Bool {
-        ageLeaves(of: frames)
-    }
-    override public func testAge(_ frames: Range<GuestFrame>, holding guardian: borrowing MMUGuard) -> Bool {
-        anyAccessed(of: frames)
-    }
+    override public func age(
+        _ frames: Range<GuestFrame>, in space: UInt8, holding guardian: borrowing MMUGuard
+    ) -> Bool { ageLeaves(of: frames, in: space) }
+    override public func testAge(
+        _ frames: Range<GuestFrame>, in space: UInt8, holding guardian: borrowing MMUGuard
+    ) -> Bool { anyAccessed(of: frames, in: space) }
 
     // MARK: Dirty logging
 
     override public func protect(
         _ slot: MemorySlot, first: GuestFrame, mask: UInt64, holding guardian: borrowing MMUGuard
-    ) { protectPages(first, mask, holding: guardian) }
+    ) { protectPages(slot, first, mask, holding: guardian) }
 
     override public func loggingEnabled(_ slot: MemorySlot) { startLogging(slot) }
     override public func loggingDisabled(_ slot: MemorySlot) { recoverHugePages(slot) }
@@ -124,6 +133,9 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
 
     override public func prepare(_ slot: MemorySlot) throws(Errno) {
         guard slot.frames.upperBound.number <= 1 << UInt64(guestAddressBits - 12) else { throw .EINVAL }
+        // A change of flags hands the counts on.
+        guard slot.largePages == nil else { return }
+        guard vm.memory.allowsObject() else { throw .ENOMEM }
         slot.largePages = LargePageCounts(slot)
     }
 
