@@ -63,6 +63,16 @@ let package = Package(
         .target(
             name: "Report", dependencies: ["Scenario", "TraceAudit", "Machine", "Laboratory", "Explorer"],
             swiftSettings: strict),
+        // KVM's calls on the model, and scripts of such calls, which know no model.
+        .target(name: "CKVMInterface"),
+        .target(
+            name: "IoctlScript", dependencies: ["CKVMInterface", "TextInput", "SeededRandom"], swiftSettings: strict),
+        .target(
+            name: "Interface",
+            dependencies: [
+                "CKVMInterface", "IoctlScript", "Frames", "Audit", "HostMemory", "GuestMemory", "Machine",
+                "SeededRandom",
+            ], swiftSettings: strict),
         // The host model beside this machine's kernel.
         .target(name: "CHostProcess"),
         .target(
@@ -71,13 +81,14 @@ let package = Package(
             swiftSettings: strict),
         .target(name: "CBenchmarkLimits"),
         .target(
-            name: "Benchmarks", dependencies: ["Machine", "Report", "CBenchmarkLimits", "SeededRandom"],
+            name: "Benchmarks",
+            dependencies: ["Machine", "Report", "Interface", "IoctlScript", "CBenchmarkLimits", "SeededRandom"],
             swiftSettings: strict),
         .executableTarget(
             name: "faultline",
             dependencies: [
                 "Scenario", "TraceAudit", "Report", "Benchmarks", "Machine", "Explorer", "Laboratory",
-                "HostConformance",
+                "HostConformance", "TextInput", "IoctlScript", "Interface",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ], swiftSettings: strict),
 
@@ -97,6 +108,14 @@ let package = Package(
             swiftSettings: strict),
         .testTarget(
             name: "HostConformanceTests", dependencies: ["HostConformance", "HostMemory", "Machine", "SeededRandom"],
+            swiftSettings: strict),
+        .testTarget(
+            name: "InterfaceTests",
+            dependencies: [
+                "CKVMInterface", "IoctlScript", "Interface", "TextInput", "Machine", "GuestMemory", "HostMemory",
+                "Audit",
+                "Frames", "SeededRandom",
+            ],
             swiftSettings: strict),
         // Compiles the programs in `Snippets` itself, against the modules that this target makes SwiftPM build.
         .testTarget(

@@ -184,7 +184,7 @@ public enum StageTwoTables: Sendable {
 
 extension Architecture {
     /// - Parameter addressSpaces: 2 on x86 for vCPUs with system management mode; other architectures have one.
-    func makeTables(addressSpaces: Int = 1) -> StageTwoTables {
+    public func makeTables(addressSpaces: Int = 1) -> StageTwoTables {
         switch self {
         case .x86TDP: .tdp(TDPMMU(largestPage: .page1G, addressSpaces: addressSpaces))
         case .riscvSv39x4: .gStage(GStageMMU(mode: .sv39x4))
