@@ -5,8 +5,8 @@
 // retry check. It never derives a page from a stage-2 entry. Read `Translation/FollowFrame.swift` next, then
 // `Invalidation/Protocol.swift`.
 //
-// Of `spec/generic.md` not here yet: frame caches (2.14), guest_memfd (2.15), read and write of guest memory by KVM
-// (2.16, 2.17), dirty rings (5.6), asynchronous faults and pre-fault (6). Each has its place beside these folders.
+// Of `spec/generic.md` not here yet: frame caches (2.14), read and write of guest memory by KVM (2.16, 2.17). Each has its
+// place beside these folders.
 
 import Audit
 import Frames
@@ -34,6 +34,11 @@ public final class VirtualMachine: @unchecked Sendable {
     /// Kernel: `kvm->srcu`.
     public let slotReaders = ReadSideSections(atomic: false)
     public let mmuLock: ReadWriteLock
+    public let type: VirtualMachineType
+    let privateMemory = PrivateMemory()
+    /// The VM's own descriptor, and its files of private memory. Kernel: `users_count`.
+    private let references = Atomic<Int>(1)
+    private var isClosed = false
     /// By address space. Kernel: `__memslots`. Spec: generic 1.5.
     let slotSets: [SlotSets]
     /// Pages of all slots. Kernel: `nr_memslot_pages`; under `slotsLock`.
@@ -60,11 +65,18 @@ public final class VirtualMachine: @unchecked Sendable {
     public internal(set) var manualProtect = ManualProtect()
     /// Slots with dirty logging. Kernel: `nr_memslots_dirty_logging`.
     let loggingSlots = Atomic<Int>(0)
+    /// Under `slotsLock`, and before any vCPU exists: whoever runs one may read it.
+    public internal(set) var dirtyRings = DirtyRings()
+    /// What fetches pages for vCPUs that go on meanwhile.
+    public let asyncFaults = AsyncFaultWork()
 
     /// Makes a VM for the process that owns `addressSpace` and registers its notifier there.
     public init(
-        addressSpace: AddressSpace, mmu: SecondaryMMU, policy: PolicyKind = .precise, allowUnsafeMappings: Bool = false
+        addressSpace: AddressSpace, mmu: SecondaryMMU, policy: PolicyKind = .precise, allowUnsafeMappings: Bool = false,
+        type: VirtualMachineType = .standard
     ) {
+        precondition(!type.hasPrivateMemory || mmu.hasPrivateFaults, "the MMU knows no private memory")
+        self.type = type
         host = addressSpace.host
         self.addressSpace = addressSpace
         memory = addressSpace.host.memory
@@ -73,22 +85,45 @@ public final class VirtualMachine: @unchecked Sendable {
         self.allowUnsafeMappings = allowUnsafeMappings
         mmuLock = ReadWriteLock(.mmu, spinning: true)
         // Generations never repeat among the address spaces: each begins with its number and goes on by their count.
-        slotSets = (0..<mmu.addressSpaceCount).map { SlotSets(generation: UInt64($0)) }
+        // With private memory there is one. Spec: generic 1.1.
+        slotSets = (0..<(type.hasPrivateMemory ? 1 : mmu.addressSpaceCount)).map { SlotSets(generation: UInt64($0)) }
         mmu.attach(self)
         let notifier = VirtualMachineNotifier(self)
         self.notifier = notifier
         addressSpace.register(notifier)
     }
 
-    /// Adds a vCPU. Before any vCPU runs.
-    public func add(_ cpu: VirtualCPU) { virtualCPUs.append(cpu) }
+    /// Adds a vCPU. Before any vCPU runs. A VM with dirty rings has `create(_:)` instead, which can fail.
+    public func add(_ cpu: VirtualCPU) {
+        precondition(!usesDirtyRings, "a vCPU with a ring is made by create(_:)")
+        append(cpu)
+    }
+    func append(_ cpu: VirtualCPU) { virtualCPUs.append(cpu) }
+
+    /// Closes the VM, whose vCPUs run no more. It ends with its last file of private memory (Spec: generic 2.15); without
+    /// any, now. No lock held. Kernel: the release of the VM's descriptor.
+    public func destroy() {
+        guard !isClosed else { return }
+        isClosed = true
+        runPostponedWork()
+        dropReference()
+    }
+
+    /// Kernel: `kvm_get_kvm`.
+    func takeReference() { references.add(1, ordering: .relaxed) }
+
+    /// Kernel: `kvm_put_kvm`.
+    func dropReference() {
+        if references.subtract(1, ordering: .acquiringAndReleasing).newValue == 0 { tearDown() }
+    }
 
     /// Ends the VM: no callback begins afterwards, every entry and table goes, the slots go, and the vCPUs belong to it no
-    /// more; none may run. Spec: generic 4.7, I-28.
-    public func destroy() {
+    /// more; none may run. Kernel: `kvm_destroy_vm`. Spec: generic 4.7, I-28.
+    private func tearDown() {
         guard let notifier else { return }
         addressSpace.unregister(notifier)
         self.notifier = nil
+        for cpu in virtualCPUs { cpu.end() }
         mmu.destroy()
         for sets in slotSets { sets.removeAll() }
         slotPages = 0
@@ -107,7 +142,7 @@ public final class VirtualMachine: @unchecked Sendable {
     /// Kernel: `gfn_to_memslot`; of the first address space if none is said.
     @inline(__always)
     public func slot(containing frame: GuestFrame, in space: UInt8 = 0) -> MemorySlot? {
-        slotSets[Int(space)].active.slot(containing: frame)
+        activeSet(of: space)._withUnsafeGuaranteedRef { $0.slot(containing: frame) }
     }
 
     /// The slot with the user's number, address space and identity: (space << 16 | id). Caller as above.
@@ -132,7 +167,12 @@ public final class VirtualMachine: @unchecked Sendable {
     /// Kernel: `kvm_memslots.generation`. Spec: generic 4.2.
     public var slotsGeneration: UInt64 { slotsGeneration(of: 0) }
     public func slotsGeneration(of space: UInt8) -> UInt64 {
-        slotSets[Int(space)].active.generation.load(ordering: .acquiring)
+        activeSet(of: space)._withUnsafeGuaranteedRef { $0.generation.load(ordering: .acquiring) }
+    }
+
+    @inline(__always)
+    func activeSet(of space: UInt8) -> Unmanaged<SlotSet> {
+        Unmanaged.passUnretained(slotSets[Int(space)])._withUnsafeGuaranteedRef { $0.unretainedActive }
     }
 
     // MARK: Who may call. Spec: generic 0.3, 4.4 row 0.

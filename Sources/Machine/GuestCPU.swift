@@ -20,7 +20,9 @@ public enum AccessResult: Sendable, Equatable {
     case emulated
     /// Userspace must emulate it. Kernel: `KVM_EXIT_MMIO`.
     case mmio
-    /// KVM_RUN failed.
+    /// The guest was not entered: userspace must reset the dirty ring and try again. Kernel: `KVM_EXIT_DIRTY_RING_FULL`.
+    case dirtyRingFull
+    /// KVM_RUN failed; with a memory fault if the vCPU's `memoryFault` is there.
     case failed(Errno)
 }
 
@@ -45,11 +47,16 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
 
     /// One access at `address`, 8-byte aligned; `value` for stores. No lock held.
     public func access(_ kind: AccessKind, _ address: GuestAddress, value: UInt64 = 0) -> AccessResult {
+        memoryFault = nil
+        defer { vm.runPostponedWork() }
         for round in 0..<patience {
             // A fault that was to be tried again waits for others. Kernel: `xfer_to_guest_mode_handle_work`. After the
             // second it waits for what it fails on, so that an explorer sees two tries and not a thousand.
             if round > 1 { isExplorerAttached ? vm.waitForProgress(at: address.frame) : yieldProcessor() }
-            enterGuest()
+            if let refusal = enterGuest() {
+                if let end = answer(refusal) { return end }
+                continue
+            }
             let result = attempt(kind, address, value)
             exitGuest()
             switch result {
@@ -64,6 +71,14 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
         vm.memory.journal?.add(
             Finding(.i13, "the guest faults again and again without progress", guest: address.frame))
         return .failed(.EIO)
+    }
+
+    /// Nil: try to enter the guest again.
+    private func answer(_ refusal: EntryRefusal) -> AccessResult? {
+        switch refusal {
+        case .dirtyRingFull: .dirtyRingFull
+        case .halted: sleepUntilReady().map { .failed($0) }
+        }
     }
 
     // MARK: Speculation
@@ -117,7 +132,7 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
         switch vm.mmu.handleFault(self, fault) {
         case .retry, .fixed, .spurious: return nil
         case .writeProtected, .emulate: return emulate(fault, value)
-        case .failed(let errno): return .failed(errno)
+        case .failed(let errno), .memoryFault(let errno): return .failed(errno)
         }
     }
 
@@ -130,7 +145,7 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
             let address = slot.userAddress(of: fault.frame) + fault.address.offset
             do throws(Errno) {
                 try vm.addressSpace.store(address, value)
-                vm.markDirty(fault.frame, in: slot)
+                vm.markDirty(fault.frame, in: slot, by: self)
                 return .emulated
             } catch {
                 return .failed(error)

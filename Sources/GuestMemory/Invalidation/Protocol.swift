@@ -55,12 +55,17 @@ extension VirtualMachine {
     /// Waits for what makes a fault on `frame` be tried again and again: an invalidation that runs, a slot that is being
     /// deleted. No lock held, outside of guest mode and of `withSlots`.
     public func waitForProgress(at frame: GuestFrame) {
-        spinUntil(invalidateIdentity.value) { invalidateInProgress.load(ordering: .acquiring) == 0 }
+        waitForInvalidations()
         for (space, sets) in slotSets.enumerated() {
             spinUntil(sets.identity.value) {
                 withSlots { !(slot(containing: frame, in: UInt8(space))?.isInvalid ?? false) }
             }
         }
+    }
+
+    /// Waits until no invalidation runs. No lock held, outside of guest mode.
+    public func waitForInvalidations() {
+        spinUntil(invalidateIdentity.value) { invalidateInProgress.load(ordering: .acquiring) == 0 }
     }
 
     /// Whether any invalidation runs. Caller holds mmuLock.
@@ -81,7 +86,7 @@ extension VirtualMachine {
 
     // MARK: begin and end. Caller holds mmuLock for writing. Kernel: kvm_mmu_invalidate_begin, _range_add, _end.
 
-    private func beginInvalidation() {
+    func beginInvalidation() {
         schedulingPoint(.atomicUpdate, invalidateIdentity.value)
         if Defect.sequenceBumpedEarly.isOn { invalidateSequence.add(1, ordering: .acquiringAndReleasing) }
         if invalidateInProgress.add(1, ordering: .acquiringAndReleasing).newValue == 1 {
@@ -90,7 +95,7 @@ extension VirtualMachine {
         }
     }
 
-    private func addRange(_ frames: Range<GuestFrame>) {
+    func addRange(_ frames: Range<GuestFrame>) {
         let start = invalidateStart.load(ordering: .relaxed)
         if start == .max {
             invalidateStart.store(frames.lowerBound.number, ordering: .relaxed)
@@ -102,7 +107,7 @@ extension VirtualMachine {
         }
     }
 
-    private func endInvalidation() {
+    func endInvalidation() {
         schedulingPoint(.atomicUpdate, invalidateIdentity.value)
         if !Defect.sequenceBumpedEarly.isOn { invalidateSequence.add(1, ordering: .acquiringAndReleasing) }
         schedulingPoint(.atomicUpdate, invalidateIdentity.value)

@@ -1,3 +1,5 @@
+import Frames
+
 /// What slots are ordered by.
 protocol SlotOrder {
     /// Where the slot begins, and the first number after it.
@@ -20,17 +22,37 @@ enum ByAddress: SlotOrder {
 /// Slots in order, in short runs, so that a change moves a few hundred bytes and not the whole list. With 32,764 slots, as
 /// many as a user may have, there are some 500 runs. Kernel: the set's `gfn_tree` and `hva_tree`.
 struct OrderedSlots<Order: SlotOrder> {
-    /// Neighbours in the order, and the smallest first and largest end among them.
+    /// Neighbours in the order, and the smallest first and largest end among them. The numbers lie beside each other, so
+    /// that a search does not go from object to object.
     private struct Run {
         var slots: [MemorySlot]
+        var firsts: [UInt64]
+        var ends: [UInt64]
         var first: UInt64
         var end: UInt64
 
         init(_ slots: [MemorySlot]) {
             self.slots = slots
-            first = slots.isEmpty ? 0 : Order.first(slots[0])
-            end = 0
-            for slot in slots { end = max(end, Order.end(slot)) }
+            firsts = slots.map(Order.first)
+            ends = slots.map(Order.end)
+            first = firsts.first ?? 0
+            end = ends.max() ?? 0
+        }
+
+        mutating func insert(_ slot: MemorySlot, at place: Int) {
+            slots.insert(slot, at: place)
+            firsts.insert(Order.first(slot), at: place)
+            ends.insert(Order.end(slot), at: place)
+            first = firsts[0]
+            end = max(end, ends[place])
+        }
+
+        mutating func remove(at place: Int) {
+            slots.remove(at: place)
+            firsts.remove(at: place)
+            let gone = ends.remove(at: place)
+            first = firsts[0]
+            if gone == end { end = ends.max() ?? 0 }
         }
     }
 
@@ -53,7 +75,7 @@ struct OrderedSlots<Order: SlotOrder> {
     func last(startingAtOrBefore number: UInt64) -> MemorySlot? {
         let index = runs.firstIndex(from: { $0.first > number }) - 1
         guard index >= 0 else { return nil }
-        let place = runs[index].slots.firstIndex(from: { Order.first($0) > number })
+        let place = runs[index].firsts.firstIndex(from: { $0 > number })
         return runs[index].slots[place - 1]
     }
 
@@ -62,9 +84,9 @@ struct OrderedSlots<Order: SlotOrder> {
         for index in runs.indices {
             if runs[index].first >= end { return }
             if runs[index].end <= first { continue }
-            for slot in runs[index].slots {
-                if Order.first(slot) >= end { return }
-                if Order.end(slot) > first, !body(slot) { return }
+            for place in runs[index].firsts.indices {
+                if runs[index].firsts[place] >= end { return }
+                if runs[index].ends[place] > first, !body(runs[index].slots[place]) { return }
             }
         }
     }
@@ -77,10 +99,7 @@ struct OrderedSlots<Order: SlotOrder> {
         }
         let first = Order.first(slot)
         let index = max(runs.firstIndex(from: { $0.first > first }) - 1, 0)
-        let place = runs[index].slots.firstIndex(from: { Order.first($0) > first })
-        runs[index].slots.insert(slot, at: place)
-        runs[index].first = min(runs[index].first, first)
-        runs[index].end = max(runs[index].end, Order.end(slot))
+        runs[index].insert(slot, at: runs[index].firsts.firstIndex(from: { $0 > first }))
         if runs[index].slots.count > Self.most { split(index) }
     }
 
@@ -99,8 +118,7 @@ struct OrderedSlots<Order: SlotOrder> {
             runs.remove(at: index)
             return
         }
-        runs[index].slots.remove(at: place)
-        if runs[index].end == Order.end(slot) || place == 0 { runs[index] = Run(runs[index].slots) }
+        runs[index].remove(at: place)
     }
 
     /// Puts `new` in the place of `old`, which lies where it does.
@@ -114,8 +132,8 @@ struct OrderedSlots<Order: SlotOrder> {
         let first = Order.first(slot)
         var index = max(runs.firstIndex(from: { $0.first >= first }) - 1, 0)
         while index < runs.count, runs[index].first <= first {
-            var place = runs[index].slots.firstIndex(from: { Order.first($0) >= first })
-            while place < runs[index].slots.count, Order.first(runs[index].slots[place]) == first {
+            var place = runs[index].firsts.firstIndex(from: { $0 >= first })
+            while place < runs[index].slots.count, runs[index].firsts[place] == first {
                 if runs[index].slots[place] === slot { return (index, place) }
                 place += 1
             }

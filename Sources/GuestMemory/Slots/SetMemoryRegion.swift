@@ -12,15 +12,20 @@ public struct MemoryRegion: Sendable, Equatable {
     /// Bytes; 0 deletes the slot.
     public var size: UInt64
     public var userAddress: UserAddress
+    /// With `flags.guestMemory`: the file of private memory, and where in it the slot begins, in bytes.
+    public var guestMemory: GuestMemoryDescriptor
+    public var guestMemoryOffset: UInt64
     public init(
         slot: UInt32, flags: SlotFlags = SlotFlags(), guestAddress: GuestAddress, size: UInt64,
-        userAddress: UserAddress
+        userAddress: UserAddress, guestMemory: GuestMemoryDescriptor = .closed, guestMemoryOffset: UInt64 = 0
     ) {
         self.slot = slot
         self.flags = flags
         self.guestAddress = guestAddress
         self.size = size
         self.userAddress = userAddress
+        self.guestMemory = guestMemory
+        self.guestMemoryOffset = guestMemoryOffset
     }
 }
 
@@ -43,7 +48,10 @@ extension VirtualMachine {
         mightSleep()
         guard region.slot & 0xffff < Self.userSlots else { throw .EINVAL }  // row 3
         slotsLock.lock()
-        defer { slotsLock.unlock() }
+        defer {
+            slotsLock.unlock()
+            runPostponedWork()
+        }
         try changeSlots(region)
     }
 
@@ -83,6 +91,8 @@ extension VirtualMachine {
             if sets.active.overlaps(frames, except: id) { throw .EEXIST }  // row 17
             return try create(region)
         }
+        // Rows 14 and 14b. Linux 6.13 lets a request drop the flag and keeps the binding (I-25).
+        if region.flags.guestMemory || old.flags.guestMemory { throw .EINVAL }
         if old.userAddress != region.userAddress || old.pageCount != pages
             || old.flags.readOnly != region.flags.readOnly
         {
@@ -98,10 +108,17 @@ extension VirtualMachine {
     /// Deleting runs these checks too, so rubbish in the other fields fails a delete.
     private func checkShape(_ region: MemoryRegion) throws(Errno) {
         guard !region.flags.readOnly || mmu.allowsReadOnlySlots else { throw .EINVAL }  // row 4
+        if region.flags.guestMemory {
+            guard hasPrivateMemory, !region.flags.logDirtyPages, !region.flags.readOnly else { throw .EINVAL }  // row 4
+        }
         guard region.size & (pageSize - 1) == 0 else { throw .EINVAL }  // row 5
         guard region.guestAddress.offset == 0 else { throw .EINVAL }  // row 6
         let (end, wraps) = region.userAddress.value.addingReportingOverflow(region.size)
         guard region.userAddress.offset == 0, !wraps, end <= UserAddress.end.value else { throw .EINVAL }  // row 7
+        if region.flags.guestMemory {
+            let (_, wraps) = region.guestMemoryOffset.addingReportingOverflow(region.size)
+            guard region.guestMemoryOffset & (pageSize - 1) == 0, !wraps else { throw .EINVAL }  // row 8
+        }
         guard region.slot >> 16 < UInt32(slotSets.count), region.slot & 0xffff < Self.allSlots else {
             throw .EINVAL  // row 9
         }
@@ -116,15 +133,17 @@ extension VirtualMachine {
         guard memory.allowsObject() else { throw .ENOMEM }
     }
 
-    /// The bitmap of a slot that is to be logged: the one that it has, or a new one. Row 21.
+    /// The bitmap of a slot that is to be logged: the one that it has, or a new one; none in a VM that logs into rings
+    /// alone. Row 21.
     private func bitmap(of old: MemorySlot?, _ flags: SlotFlags, pages: UInt64) throws(Errno) -> DirtyBitmap? {
         guard flags.logDirtyPages else { return nil }
         if let bitmap = old?.dirtyBitmap { return bitmap }
+        guard usesDirtyBitmaps else { return nil }
         try allocateObject()
         return DirtyBitmap(pages: pages, initiallySet: manualProtect.initiallySet)
     }
 
-    /// The new slot as the MMU has prepared it. Rows 21 and 22. Caller holds slotsArchLock.
+    /// The new slot, bound to its file, as the MMU has prepared it. Rows 19, 21 and 22. Caller holds slotsArchLock.
     /// Kernel: `kvm_prepare_memory_region`.
     private func prepared(
         _ region: MemoryRegion, replacing old: MemorySlot?, keepsMetadata: Bool
@@ -134,8 +153,16 @@ extension VirtualMachine {
             id: UInt16(truncatingIfNeeded: region.slot), addressSpace: UInt8(region.slot >> 16),
             baseFrame: region.guestAddress.frame, pageCount: pages, userAddress: region.userAddress,
             flags: region.flags, dirtyBitmap: try bitmap(of: old, region.flags, pages: pages),
-            largePages: keepsMetadata ? old?.largePages : nil)
-        try mmu.prepare(new)
+            largePages: keepsMetadata ? old?.largePages : nil,
+            guestMemory: region.flags.guestMemory
+                ? SlotGuestMemory(firstPage: region.guestMemoryOffset >> pageShift) : nil)
+        if region.flags.guestMemory { try bind(new, to: region.guestMemory, offset: region.guestMemoryOffset) }
+        do throws(Errno) {
+            try mmu.prepare(new)
+        } catch {
+            unbind(new)
+            throw error
+        }
         return new
     }
 
@@ -189,6 +216,7 @@ extension VirtualMachine {
         sets(of: old).inactive.replace(invalid, by: nil)
         swapSets(mirroring: invalid, nil)
         slotPages -= old.pageCount
+        unbind(old)
         if old.isLogged { loggingSlots.subtract(1, ordering: .relaxed) }
         record(Event(.slotDeleted, guest: old.baseFrame.number, value: UInt64(old.id)))
     }

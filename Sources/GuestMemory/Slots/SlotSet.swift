@@ -31,6 +31,21 @@ final class SlotSet: @unchecked Sendable {
         return search(frame)
     }
 
+    /// The user's address of `frame`. The hinted slot is looked at where it lies: counting a reference up and down would
+    /// cost more than the lookup.
+    @inline(__always)
+    func checkedAddress(of frame: GuestFrame, write: Bool) -> UserAddress? {
+        if let hinted = hint.load(ordering: .relaxed) {
+            let slot = Unmanaged<MemorySlot>.fromOpaque(hinted)
+            let (isHit, address): (Bool, UserAddress?) = slot._withUnsafeGuaranteedRef {
+                frame.number &- $0.baseFrame.number < $0.pageCount
+                    ? (true, $0.checkedAddress(of: frame, write: write)) : (false, nil)
+            }
+            if isHit { return address }
+        }
+        return search(frame)?.checkedAddress(of: frame, write: write)
+    }
+
     private func search(_ frame: GuestFrame) -> MemorySlot? {
         guard let slot = byFrame.last(startingAtOrBefore: frame.number), slot.frames.contains(frame) else { return nil }
         hint.store(UnsafeRawPointer(Unmanaged.passUnretained(slot).toOpaque()), ordering: .relaxed)
@@ -123,6 +138,13 @@ final class SlotSets: Sendable {
     var active: SlotSet {
         schedulingNote(.atomicLoad, identity.value)
         return activeIndex.load(ordering: .acquiring) == 0 ? first : second
+    }
+    /// The same for the short of time: a lookup through the hint costs less than counting a reference up and down.
+    @inline(__always)
+    var unretainedActive: Unmanaged<SlotSet> {
+        schedulingNote(.atomicLoad, identity.value)
+        return activeIndex.load(ordering: .acquiring) == 0
+            ? Unmanaged.passUnretained(first) : Unmanaged.passUnretained(second)
     }
     var inactive: SlotSet { activeIndex.load(ordering: .acquiring) == 0 ? second : first }
 

@@ -14,6 +14,8 @@ public struct FaultedFrame: ~Copyable {
     public let isWritable: Bool
     /// Whether the policy thinks that a counted page stands behind the frame.
     public let isCounted: Bool
+    /// Whether the frame is private memory, of which the user's mappings say nothing.
+    public let isPrivate: Bool
     public let slot: MemorySlot
     let snapshot: InvalidationSnapshot
     let reference: FaultReference
@@ -137,14 +139,16 @@ extension VirtualMachine {
             note(frame, found, writable: writable, owned: true, mapped: false)
             return .frame(
                 FaultedFrame(
-                    guestFrame: frame, frame: found, isWritable: writable, isCounted: true, slot: slot!,
+                    guestFrame: frame, frame: found, isWritable: writable, isCounted: true, isPrivate: false,
+                    slot: slot!,
                     snapshot: snapshot, reference: hold(page)))
         case .mapped(let found, let writable, let guessed, let counted):
             let snapshot = Defect.snapshotAfterTranslate.isOn ? self.snapshot() : snapshot
             note(frame, found, writable: writable, owned: guessed, mapped: true)
             return .frame(
                 FaultedFrame(
-                    guestFrame: frame, frame: found, isWritable: writable, isCounted: counted, slot: slot!,
+                    guestFrame: frame, frame: found, isWritable: writable, isCounted: counted, isPrivate: false,
+                    slot: slot!,
                     snapshot: snapshot, reference: hold(mapped: found, guessed: guessed, counted: counted)))
         }
     }
@@ -154,7 +158,7 @@ extension VirtualMachine {
         record(Event(.translated, holder: .guestFault, frame: found, guest: frame.number, value: bits))
     }
 
-    private func hold(_ page: consuming PageReference) -> FaultReference {
+    func hold(_ page: consuming PageReference) -> FaultReference {
         switch policy {
         case .precise: return FaultReference(page)
         case .guess(let guess):

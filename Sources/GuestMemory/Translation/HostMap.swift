@@ -49,9 +49,9 @@ public struct HostMap: ~Copyable {
     }
 
     /// Inside `withSlots`. The slot is looked up again: logging may have begun since the map was made (I-12).
-    /// Kernel: `kvm_vcpu_unmap`.
-    public consuming func unmap() {
-        if isWritable, let slot = vm.slot(containing: guestFrame) { vm.markDirty(guestFrame, in: slot) }
+    /// `cpu`: the vCPU whose task does it, nil for none. Kernel: `kvm_vcpu_unmap`.
+    public consuming func unmap(by cpu: VirtualCPU? = nil) {
+        if isWritable, let slot = vm.slot(containing: guestFrame) { vm.markDirty(guestFrame, in: slot, by: cpu) }
         let dirty = isWritable
         switch consume hold {
         case .pin(let pin): pin.unpin(dirty: dirty)

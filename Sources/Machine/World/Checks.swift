@@ -49,6 +49,8 @@ public struct Checks {
             return journal.add(
                 Finding(.i21, "an entry maps a guest frame that no slot contains", frame: frame, guest: guest))
         }
+        // Private memory is in no primary table; I-25 is its rule.
+        if vm.isPrivate(guest) { return }
         guard let primary = vm.addressSpace.translate(slot.userAddress(of: guest)) else {
             return journal.add(
                 Finding(.i6, "an entry maps memory that the process no longer maps", frame: frame, guest: guest))
@@ -71,11 +73,11 @@ public struct Checks {
     }
 
     private func checkLogged(_ guest: GuestFrame, _ leaf: StageTwoLeaf, _ slot: MemorySlot, _ journal: Journal) {
-        guard slot.isLogged, let bitmap = slot.dirtyBitmap else { return }
+        guard slot.isLogged else { return }
         if leaf.level > .page4K, !vm.manualProtect.initiallySet {
             journal.add(Finding(.x39, "a huge writable entry in a logged slot", guest: guest))
         }
-        if !bitmap.contains(guest.number - slot.baseFrame.number) {
+        if !vm.isInDirtyLog(guest, of: slot) {
             journal.add(Finding(.x44, "a page of a logged slot is writable and not in the log", guest: guest))
         }
     }
@@ -124,6 +126,7 @@ public struct Checks {
             journal.add(Finding(.i9, "an invalidation is counted as running although none runs"))
         }
         if !vm.slotSetsAgree() { journal.add(Finding(.i20, "the two sets of slots differ at rest")) }
+        for finding in vm.checkBindings() { journal.add(finding) }
         noteLockViolations(journal)
         if let zero = vm.memory.inspect(vm.host.zeroPage), zero.flags.isDirty || zero.flags.isAccessed {
             journal.add(Finding(.i14, "the zero page's flags were changed", frame: vm.host.zeroPage))

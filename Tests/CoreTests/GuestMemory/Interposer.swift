@@ -25,8 +25,9 @@ final class Interposer {
         self.action = action
     }
 
-    /// Counts points at which only a lock of `rank` is held, too. The action may not take it.
-    func ignoring(_ rank: LockRank) { ignored = 1 << UInt64(rank.rawValue) }
+    /// Counts points at which a lock of `rank` is held, too, if no other is. The action may not take it. More than one rank
+    /// may be named.
+    func ignoring(_ rank: LockRank) { ignored |= 1 << UInt64(rank.rawValue) }
 
     func run<R>(_ body: () throws -> R) rethrows -> R {
         let task = UnsafeMutablePointer<Task>.allocate(capacity: 1)

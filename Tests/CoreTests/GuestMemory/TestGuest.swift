@@ -31,19 +31,23 @@ final class TestGuest: @unchecked Sendable {
     init(
         _ architecture: Architecture = .x86TDP, policy: PolicyName = .precise, ramFrames: Int = 384,
         deviceFrames: Int = 64, thp: Bool = false, unsafe: Bool = false, cpus count: Int = 1, keepsEvents: Bool = true,
-        addressSpaces: Int = 1
+        addressSpaces: Int = 1, type: VirtualMachineType = .standard, swap: SwapDevice? = nil,
+        before: (VirtualMachine) -> Void = { _ in }
     ) {
-        test = TestHost(ramFrames: ramFrames, deviceFrames: deviceFrames, thp: thp, keepsEvents: keepsEvents)
+        test = TestHost(
+            ramFrames: ramFrames, deviceFrames: deviceFrames, thp: thp, keepsEvents: keepsEvents, swap: swap)
         framesAtStart = test.memory.freeFrames
         space = test.space()
         tables = architecture.makeTables(addressSpaces: addressSpaces)
         self.policy = policy
         vm = VirtualMachine(
-            addressSpace: space, mmu: tables.mmu, policy: policy.kind, allowUnsafeMappings: unsafe)
+            addressSpace: space, mmu: tables.mmu, policy: policy.kind, allowUnsafeMappings: unsafe,
+            type: type)
+        before(vm)
         var made: [GuestCPU] = []
         for number in 0..<count { made.append(GuestCPU(number: number, vm: vm, tables: tables)) }
         cpus = made
-        for cpu in made { vm.add(cpu) }
+        for cpu in made { #expect(throws: Never.self) { try vm.create(cpu) } }
     }
 
     /// Ends the VM and its process.

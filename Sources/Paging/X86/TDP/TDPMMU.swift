@@ -28,6 +28,9 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     /// Whether deleting a slot removes only that slot's leaves. Kernel: the quirk `SLOT_ZAP_ALL`, off.
     public let zapsOnlySlot: Bool
 
+    /// Whether pages may be mapped ahead of use. Kernel: `pre_fault_allowed`: not before an SNP guest's launch is
+    /// finished. Set before the VM runs.
+    public var allowsPreFault = true
     private let spaces: Int
 
     /// Kernel: RCU, as far as tables are concerned.
@@ -71,6 +74,8 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     override public var hasReferenceBit: Bool { true }
     override public var marksPagesFromEntries: Bool { true }
     override public var elidesFlushIfYoung: Bool { true }
+    override public var hasPrivateFaults: Bool { true }
+    override public var isTotalStoreOrder: Bool { true }
 
     /// The EPTP for a vCPU's hardware. Without a root it points to the host's page of zeros, where every access
     /// misses. Kernel: `construct_eptp`, the dummy root.
@@ -94,7 +99,8 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
                 .fault, guest: fault.frame.number, value: UInt64(fault.access.rawValue), extra: UInt64(cpu.number),
                 task: UInt8(truncatingIfNeeded: cpu.number)))
         Statistics.bump(vm.statistics.pf_taken)
-        let outcome = serve(cpu, fault)
+        var served = fault
+        let outcome = serve(cpu, &served)
         count(outcome)
         record(
             Event(
@@ -103,6 +109,11 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
         freeRemovedTables()
         return outcome
     }
+
+    override public func preFault(_ cpu: VirtualCPU, _ address: GuestAddress) throws(Errno) -> PageLevel {
+        try mapAhead(cpu, address)
+    }
+    override public func asyncFaultReady(_ cpu: VirtualCPU, _ fault: GuestFault) { mapFetched(cpu, fault) }
 
     override public func loadRoot(_ cpu: VirtualCPU) { takeRoot(cpu) }
     override public func freeObsoleteRoot(_ cpu: VirtualCPU) { dropObsoleteRoot(cpu) }
@@ -137,6 +148,7 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
         guard slot.largePages == nil else { return }
         guard vm.memory.allowsObject() else { throw .ENOMEM }
         slot.largePages = LargePageCounts(slot)
+        vm.initializeMixed(slot)
     }
 
     override public func flushSlot(_ slot: MemorySlot) { removeSlot(slot) }
