@@ -7,6 +7,8 @@ import HostMemory
 enum InterfaceErrno {
     /// ENOTTY: a request that there is not.
     static let noSuchRequest = -25
+    /// EFBIG.
+    static let fileTooBig = -27
 }
 
 extension VirtualMachine {
@@ -17,7 +19,7 @@ extension VirtualMachine {
     ///     pointer: EFAULT where a structure is wanted.
     ///   - process: who calls; nil: who made the VM. Spec: generic 4.4, row 0.
     ///
-    /// Requests whose answer is a descriptor return 0 here; what they made is `cpus.last` and its like.
+    /// KVM_CREATE_VCPU returns 0 here, and what it made is `cpus.last`; other descriptors are numbers of `descriptors`.
     public func ioctl(_ request: UInt32, _ argument: UnsafeMutableRawPointer?, by process: AddressSpace? = nil) -> Int {
         result { () throws(Errno) in
             try core.checkCaller(process ?? core.addressSpace)
@@ -33,6 +35,12 @@ extension VirtualMachine {
             case KVM_CREATE_VCPU:
                 _ = try createCPU(id: UInt64(UInt(bitPattern: argument)))
                 return 0
+            case KVM_CREATE_GUEST_MEMFD:
+                return try createGuestMemory(try copy(argument, into: kvm_create_guest_memfd()))
+            case KVM_SET_MEMORY_ATTRIBUTES:
+                return try setAttributes(try copy(argument, into: kvm_memory_attributes()))
+            case KVM_RESET_DIRTY_RINGS: return Int(try core.resetDirtyRings())
+            case KVM_GET_STATS_FD: return descriptors.open(.statistics { [self] in statistics })
             default: return InterfaceErrno.noSuchRequest
             }
         }
@@ -55,14 +63,31 @@ extension VirtualMachine {
     /// Rows 3 to 22 are the core's; of the flags that its type can't spell, row 4's, every row before and after up to
     /// the overlap's gives the same EINVAL.
     private func setRegion(_ region: kvm_userspace_memory_region2) throws(Errno) -> Int {
-        guard region.flags & ~UInt32(KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY) == 0 else { throw .EINVAL }
-        let flags = SlotFlags(
+        let known = UInt32(KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY | KVM_MEM_GUEST_MEMFD)
+        guard region.flags & ~known == 0 else { throw .EINVAL }
+        var flags = SlotFlags(
             logDirtyPages: region.flags & UInt32(KVM_MEM_LOG_DIRTY_PAGES) != 0,
             readOnly: region.flags & UInt32(KVM_MEM_READONLY) != 0)
+        flags.guestMemory = region.flags & UInt32(KVM_MEM_GUEST_MEMFD) != 0
         try core.setMemoryRegion(
             MemoryRegion(
                 slot: region.slot, flags: flags, guestAddress: GuestAddress(region.guest_phys_addr),
-                size: region.memory_size, userAddress: UserAddress(region.userspace_addr)))
+                size: region.memory_size, userAddress: UserAddress(region.userspace_addr),
+                guestMemory: flags.guestMemory ? descriptors.guestMemory(region.guest_memfd) : .closed,
+                guestMemoryOffset: region.guest_memfd_offset))
+        return 0
+    }
+
+    // MARK: Private memory
+
+    private func createGuestMemory(_ request: kvm_create_guest_memfd) throws(Errno) -> Int {
+        descriptors.open(.guestMemory(try core.createGuestMemory(size: request.size, flags: request.flags)))
+    }
+
+    private func setAttributes(_ request: kvm_memory_attributes) throws(Errno) -> Int {
+        try core.setMemoryAttributes(
+            address: request.address, size: request.size, MemoryAttributes(bits: request.attributes),
+            flags: request.flags)
         return 0
     }
 

@@ -9,7 +9,12 @@ extension VirtualMachine {
     func checkExtension(_ capability: UInt64) -> Int {
         switch capability {
         case UInt64(KVM_CAP_MULTI_ADDRESS_SPACE):
-            return core.mmu.addressSpaceCount > 1 ? core.mmu.addressSpaceCount : 0
+            return core.addressSpaceCount
+        case UInt64(KVM_CAP_MEMORY_ATTRIBUTES): return Int(core.supportedMemoryAttributes.bits)
+        case UInt64(KVM_CAP_GUEST_MEMFD): return core.hasPrivateMemory ? 1 : 0
+        case UInt64(KVM_CAP_DIRTY_LOG_RING): return Int(core.largestDirtyRing(.totalStoreOrder))
+        case UInt64(KVM_CAP_DIRTY_LOG_RING_ACQ_REL): return Int(core.largestDirtyRing(.acquireRelease))
+        case UInt64(KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP): return core.mmu.offersBackupBitmap ? 1 : 0
         case UInt64(KVM_CAP_READONLY_MEM): return core.mmu.allowsReadOnlySlots ? 1 : 0
         default: return Self.checkDeviceExtension(capability)
         }
@@ -29,7 +34,11 @@ extension VirtualMachine {
         case KVM_CAP_MAX_VCPU_ID: return Int(mostCPUIdentities)
         case KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2:
             return KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET
-        case KVM_CAP_VM_TYPES: return 1 << KVM_X86_DEFAULT_VM
+        case KVM_CAP_VM_TYPES: return Int(types)
+        case KVM_CAP_MEMORY_ATTRIBUTES: return Int(MemoryAttributes.isPrivate.bits)
+        case KVM_CAP_GUEST_MEMFD, KVM_CAP_PRE_FAULT_MEMORY: return 1
+        case KVM_CAP_DIRTY_LOG_RING, KVM_CAP_DIRTY_LOG_RING_ACQ_REL:
+            return Int(DirtyRing.mostEntries * DirtyRingEntry.bytes)
         default: return 0
         }
     }
@@ -46,6 +55,16 @@ extension VirtualMachine {
             flags.enabled = bits & UInt64(KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE) != 0
             flags.initiallySet = bits & UInt64(KVM_DIRTY_LOG_INITIALLY_SET) != 0
             try core.setManualProtect(flags)
+            return 0
+        case KVM_CAP_DIRTY_LOG_RING:
+            try core.enableDirtyRings(bytes: request.args.0, .totalStoreOrder)
+            return 0
+        case KVM_CAP_DIRTY_LOG_RING_ACQ_REL:
+            try core.enableDirtyRings(bytes: request.args.0, .acquireRelease)
+            return 0
+        case KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP:
+            guard request.flags == 0 else { throw .EINVAL }
+            try core.enableBackupBitmap()
             return 0
         default: throw .EINVAL
         }

@@ -8,7 +8,7 @@ import Machine
 public struct GuestProgram: Sendable, Equatable {
     public var kind: AccessKind
     public var address: GuestAddress
-    /// Bytes of one access: 8; the address is a multiple of it.
+    /// Bytes of one access: 1, 2, 4 or 8; the address is a multiple of it.
     public var size: UInt64
     public var count: UInt64
     /// Bytes from one access to the next, modulo 2^64.
@@ -62,8 +62,9 @@ public final class VirtualCPU {
 
     /// Gives the guest a new program, of aligned accesses; what the last one has left undone is forgotten.
     public func load(_ program: GuestProgram) {
-        precondition(program.size == 8 && program.address.value % 8 == 0, "accesses of 8 bytes, aligned")
-        precondition(program.count < 2 || program.stride % 8 == 0, "accesses of 8 bytes, aligned")
+        precondition([1, 2, 4, 8].contains(program.size), "an access of 1, 2, 4 or 8 bytes")
+        precondition(program.address.value % program.size == 0, "an aligned access")
+        precondition(program.count < 2 || program.stride % program.size == 0, "an aligned access")
         self.program = program
         done = 0
         values = []
@@ -78,6 +79,8 @@ public final class VirtualCPU {
             case KVM_RUN:
                 guard argument == nil else { throw .EINVAL }
                 return try run()
+            case KVM_PRE_FAULT_MEMORY: return try preFault(argument)
+            case KVM_GET_STATS_FD: return vm.descriptors.open(.statistics { [self] in statistics })
             default: return InterfaceErrno.noSuchRequest
             }
         }
@@ -96,9 +99,12 @@ public final class VirtualCPU {
             let address = program.address + done &* program.stride
             let result = program.emulated ? emulate(program, address) : perform(program, address)
             switch result {
-            case .value(let value): values.append(value & Self.mask(program.size))
+            case .value(let value): if program.kind == .read { values.append(value) }
             case .stored, .emulated: break
-            case .mmio: return exitForMMIO(program, address)
+            case .mmio: return program.kind == .execute ? exitForCode() : exitForMMIO(program, address)
+            case .dirtyRingFull:
+                shared.pointee.exit_reason = UInt32(KVM_EXIT_DIRTY_RING_FULL)
+                return 0
             case .failed(let errno): throw exit(with: errno)
             }
             done += 1
@@ -107,7 +113,11 @@ public final class VirtualCPU {
     }
 
     private func perform(_ program: GuestProgram, _ address: GuestAddress) -> AccessResult {
-        core.access(program.kind, address, value: program.value)
+        let part = WordPart(address, program.size)
+        let result = core.access(
+            program.kind, part.word, value: program.value << part.shift, mask: part.mask)
+        guard case .value(let word) = result else { return result }
+        return .value(part.value(of: word))
     }
 
     /// The user has done what the last exit asked for. Kernel: `complete_userspace_io`.
@@ -115,7 +125,8 @@ public final class VirtualCPU {
         guard isPending, let program else { return }
         isPending = false
         if program.kind == .read {
-            values.append(withUnsafeBytes(of: shared.pointee.mmio.data) { $0.loadUnaligned(as: UInt64.self) })
+            let data = withUnsafeBytes(of: shared.pointee.mmio.data) { $0.loadUnaligned(as: UInt64.self) }
+            values.append(data & WordPart.mask(program.size))
         }
         done += 1
     }
@@ -128,8 +139,16 @@ public final class VirtualCPU {
         shared.pointee.mmio.len = UInt32(program.size)
         shared.pointee.mmio.is_write = program.kind == .write ? 1 : 0
         withUnsafeMutableBytes(of: &shared.pointee.mmio.data) {
-            $0.storeBytes(of: program.kind == .write ? program.value & Self.mask(program.size) : 0, as: UInt64.self)
+            $0.storeBytes(of: program.kind == .write ? program.value & WordPart.mask(program.size) : 0, as: UInt64.self)
         }
+        return 0
+    }
+
+    /// There is no instruction to emulate: the emulator gives up. Kernel: `prepare_emulation_failure_exit`.
+    private func exitForCode() -> Int {
+        shared.pointee.exit_reason = UInt32(KVM_EXIT_INTERNAL_ERROR)
+        shared.pointee.internal.suberror = UInt32(KVM_INTERNAL_ERROR_EMULATION)
+        shared.pointee.internal.ndata = 0
         return 0
     }
 
@@ -145,6 +164,13 @@ public final class VirtualCPU {
 
     /// The run ends with `errno`. A poisoned page is a signal to the process, SIGBUS, which ends the run. Spec: generic 7.
     private func exit(with errno: Errno) -> Errno {
+        if let fault = core.memoryFault {
+            shared.pointee.exit_reason = UInt32(KVM_EXIT_MEMORY_FAULT)
+            shared.pointee.memory_fault.flags = fault.flags
+            shared.pointee.memory_fault.gpa = fault.address.value
+            shared.pointee.memory_fault.size = fault.size
+            return errno
+        }
         switch errno {
         case .EINTR, .EHWPOISON:
             shared.pointee.exit_reason = UInt32(KVM_EXIT_INTR)
@@ -153,7 +179,29 @@ public final class VirtualCPU {
         }
     }
 
-    private static func mask(_ size: UInt64) -> UInt64 { size >= 8 ? .max : (1 << (size * 8)) - 1 }
+    // MARK: KVM_PRE_FAULT_MEMORY
+
+    /// What is left of the range is written back, whatever came of it. Spec: generic 6.3.
+    private func preFault(_ argument: UnsafeMutableRawPointer?) throws(Errno) -> Int {
+        let request = try copy(argument, into: kvm_pre_fault_memory())
+        let range = PreFaultRange(address: GuestAddress(request.gpa), size: request.size, flags: request.flags)
+        let left = try vm.core.preFault(core, range)
+        argument?.storeBytes(of: left.address.value, as: UInt64.self)
+        argument?.storeBytes(of: left.size, toByteOffset: 8, as: UInt64.self)
+        return 0
+    }
+
+    // MARK: The dirty ring
+
+    /// The user's side of the ring, in the descriptor's mapping.
+    private var reader: DirtyRingReader?
+
+    /// Reads what is dirty, at most `limit` entries, and marks it to be reset. EINVAL: there is no ring to map.
+    public func collectRing(atMost limit: Int = .max) throws(Errno) -> [kvm_dirty_gfn] {
+        if reader == nil { reader = core.ring.map { DirtyRingReader($0) } }
+        guard let reader else { throw .EINVAL }
+        return reader.collect(atMost: limit).map { kvm_dirty_gfn(flags: $0.flags, slot: $0.slot, offset: $0.offset) }
+    }
 
     // MARK: The emulator
 
@@ -165,15 +213,34 @@ public final class VirtualCPU {
             guard let slot = core.slot(containing: address.frame), !slot.isInvalid,
                 program.kind != .write || !slot.flags.readOnly
             else { return .mmio }
-            let place = slot.userAddress(of: address.frame) + address.offset
+            let part = WordPart(address, program.size)
+            let place = slot.userAddress(of: address.frame) + part.word.offset
             do throws(Errno) {
-                guard program.kind == .write else { return .value(try memory.addressSpace.load(place)) }
-                try memory.addressSpace.store(place, program.value)
-                memory.markDirty(address.frame, in: slot)
+                let word = part.mask == .max && program.kind == .write ? 0 : try memory.addressSpace.load(place)
+                guard program.kind == .write else { return .value(part.value(of: word)) }
+                try memory.addressSpace.store(place, word & ~part.mask | program.value << part.shift & part.mask)
+                memory.markDirty(address.frame, in: slot, by: core)
                 return .emulated
             } catch {
                 return .mmio
             }
         }
     }
+}
+
+/// An access of up to 8 bytes as a part of the aligned word around it, which is what the model's accesses are.
+private struct WordPart {
+    let word: GuestAddress
+    let shift: UInt64
+    let mask: UInt64
+
+    init(_ address: GuestAddress, _ size: UInt64) {
+        word = GuestAddress(address.value & ~7)
+        shift = (address.value & 7) * 8
+        mask = Self.mask(size) << shift
+    }
+
+    func value(of word: UInt64) -> UInt64 { (word & mask) >> shift }
+
+    static func mask(_ size: UInt64) -> UInt64 { size >= 8 ? .max : (1 << (size * 8)) - 1 }
 }

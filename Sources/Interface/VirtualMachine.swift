@@ -19,18 +19,29 @@ public final class VirtualMachine {
     /// The VM itself, `GuestMemory`'s.
     public let core: GuestMemory.VirtualMachine
     let tables: StageTwoTables
+    /// Where the descriptors that calls make are put, and those that they name are looked up.
+    public let descriptors: Descriptors
     /// By creation.
     public private(set) var cpus: [VirtualCPU] = []
 
+    /// Types that there are, a bit for each. Kernel: `KVM_CAP_VM_TYPES`.
+    static let types: UInt64 = 1 << KVM_X86_DEFAULT_VM | 1 << KVM_X86_SW_PROTECTED_VM
+
     /// Kernel: `KVM_CREATE_VM`. EINVAL for a type that there is not.
-    public init(process: AddressSpace, type: UInt64 = UInt64(KVM_X86_DEFAULT_VM)) throws(Errno) {
-        guard type == UInt64(KVM_X86_DEFAULT_VM) else { throw .EINVAL }
+    public init(
+        process: AddressSpace, type: UInt64 = UInt64(KVM_X86_DEFAULT_VM), descriptors: Descriptors = Descriptors()
+    ) throws(Errno) {
+        guard type < 64, Self.types >> type & 1 == 1 else { throw .EINVAL }
+        self.descriptors = descriptors
         // With system management mode, as KVM is built by default.
         tables = Architecture.x86TDP.makeTables(addressSpaces: 2)
-        core = GuestMemory.VirtualMachine(addressSpace: process, mmu: tables.mmu)
+        core = GuestMemory.VirtualMachine(
+            addressSpace: process, mmu: tables.mmu,
+            type: type == UInt64(KVM_X86_SW_PROTECTED_VM) ? .softwareProtected : .standard)
     }
 
-    /// Ends it, when no descriptor leads here any more. Kernel: `kvm_destroy_vm`.
+    /// No descriptor of the VM or of its vCPUs is open any more. It ends now, or with its last file of private memory.
+    /// Kernel: `kvm_put_kvm`.
     public func destroy() {
         core.destroy()
         cpus = []
@@ -46,12 +57,13 @@ public final class VirtualMachine {
     /// Kernel: `KVM_MAX_VCPU_IDS` on x86.
     public static let mostCPUIdentities: UInt64 = 4096
 
-    /// Kernel: `KVM_CREATE_VCPU`. EINVAL: no such identity, or too many; EEXIST: it is taken.
+    /// Kernel: `KVM_CREATE_VCPU`. EINVAL: no such identity, or too many; EEXIST: it is taken; ENOMEM: no
+    /// memory for its dirty ring.
     public func createCPU(id: UInt64) throws(Errno) -> VirtualCPU {
         guard id < Self.mostCPUIdentities, cpus.count < Self.mostCPUs else { throw .EINVAL }
         guard !cpus.contains(where: { $0.id == id }) else { throw .EEXIST }
         let cpu = GuestCPU(number: cpus.count, vm: core, tables: tables)
-        core.add(cpu)
+        try core.create(cpu)
         let made = VirtualCPU(id: id, core: cpu, vm: self)
         cpus.append(made)
         return made

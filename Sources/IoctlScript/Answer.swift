@@ -72,8 +72,25 @@ extension Answer.Value: CustomStringConvertible {
         case .hex(let value): hexText(value)
         case .word(let word): word
         case .list(let values): Self.shortened(values.map(hexText))
-        case .entries(let entries): entries.isEmpty ? "none" : entries.map(\.description).joined(separator: ",")
+        case .entries(let entries): Self.ranges(entries)
         }
+    }
+
+    /// `0:1+0x3-0x9,0:1+0x2`: ascending neighbours of one slot, then another.
+    static func ranges(_ entries: [RingEntry]) -> String {
+        var parts: [String] = []
+        var start = 0
+        while start < entries.count {
+            var end = start + 1
+            while end < entries.count, entries[end].slot == entries[start].slot,
+                entries[end].offset == entries[end - 1].offset &+ 1
+            {
+                end += 1
+            }
+            parts.append("\(entries[start])" + (end - start == 1 ? "" : "-\(hexText(entries[end - 1].offset))"))
+            start = end
+        }
+        return parts.isEmpty ? "none" : parts.joined(separator: ",")
     }
 
     /// `0x0*3,0x1`: a run of three, then another.

@@ -8,7 +8,7 @@ extension ModelExecutor {
     private func open(_ number: Int) -> OpenVM? { vms.indices.contains(number) ? vms[number] : nil }
 
     /// The VM behind a descriptor that is open.
-    private func machine(_ number: Int) -> VirtualMachine? {
+    func machine(_ number: Int) -> VirtualMachine? {
         guard let open = open(number), open.isOpen else { return nil }
         return open.vm
     }
@@ -19,7 +19,7 @@ extension ModelExecutor {
     }
 
     /// One ioctl with a structure.
-    private func call<T>(_ vm: Int, _ request: UInt32, _ argument: inout T, _ space: AddressSpace) -> Int {
+    func call<T>(_ vm: Int, _ request: UInt32, _ argument: inout T, _ space: AddressSpace) -> Int {
         guard let machine = machine(vm) else { return -Int(Errno.EBADF.rawValue) }
         return withUnsafeMutablePointer(to: &argument) { machine.ioctl(request, $0, by: space) }
     }
@@ -29,7 +29,7 @@ extension ModelExecutor {
     func createVM(_ number: Int, type: UInt64, _ space: AddressSpace) -> Answer {
         while vms.count <= number { vms.append(nil) }
         do throws(Errno) {
-            vms[number] = OpenVM(try VirtualMachine(process: space, type: type))
+            vms[number] = OpenVM(try VirtualMachine(process: space, type: type, descriptors: descriptors))
             return .done
         } catch {
             return Answer(error)
@@ -55,7 +55,9 @@ extension ModelExecutor {
             guard cpu(place) != nil, let open = open(place.vm) else { return .badDescriptor }
             open.cpus[place.cpu] = nil
             endIfUnused(place.vm)
-        case .memfd: return .badDescriptor
+        case .memfd(let number):
+            do throws(Errno) { try descriptors.close(fileNumber(number)) } catch { return Answer(error) }
+            memfds[number] = nil
         }
         return .done
     }
@@ -78,7 +80,7 @@ extension ModelExecutor {
         new.memory_size = region.size
         new.userspace_addr = region.userAddress.address
         new.guest_memfd_offset = region.memfdOffset
-        new.guest_memfd = .max
+        new.guest_memfd = region.memfd.map { UInt32(truncatingIfNeeded: fileNumber($0)) } ?? .max
         if version == 2 { return Answer(result: call(vm, KVM_SET_USER_MEMORY_REGION2, &new, space)) }
         var old = kvm_userspace_memory_region()
         old.slot = new.slot
@@ -130,6 +132,43 @@ extension ModelExecutor {
         return Answer(result: result)
     }
 
+    // MARK: Private memory, and what comes ahead of the guest
+
+    /// -1 for a file that could not be made, or is closed.
+    func fileNumber(_ memfd: Int) -> Int { memfds.indices.contains(memfd) ? memfds[memfd] ?? -1 : -1 }
+
+    func createMemfd(_ vm: Int, _ memfd: Int, size: UInt64, flags: UInt64, _ space: AddressSpace) -> Answer {
+        while memfds.count <= memfd { memfds.append(nil) }
+        var request = kvm_create_guest_memfd()
+        request.size = size
+        request.flags = flags
+        let result = call(vm, KVM_CREATE_GUEST_MEMFD, &request, space)
+        guard result >= 0 else { return Answer(result: result) }
+        memfds[memfd] = result
+        return .done
+    }
+
+    func preFault(_ place: CPU, address: UInt64, size: UInt64, flags: UInt64, _ space: AddressSpace) -> Answer {
+        guard let cpu = cpu(place) else { return .badDescriptor }
+        var request = kvm_pre_fault_memory()
+        request.gpa = address
+        request.size = size
+        request.flags = flags
+        let result = withUnsafeMutablePointer(to: &request) { cpu.ioctl(KVM_PRE_FAULT_MEMORY, $0, by: space) }
+        return Answer(result: result, [.init("gpa", .hex(request.gpa)), .init("size", .hex(request.size))])
+    }
+
+    func collectRing(_ place: CPU, most: Int) -> Answer {
+        guard let cpu = cpu(place) else { return .badDescriptor }
+        do throws(Errno) {
+            let entries = try cpu.collectRing(atMost: most).map { RingEntry(slot: $0.slot, offset: $0.offset) }
+            return Answer(
+                .returned(0), [.init("count", .decimal(UInt64(entries.count))), .init("entries", .entries(entries))])
+        } catch {
+            return Answer(error)
+        }
+    }
+
     // MARK: Capabilities and statistics
 
     func enableCapability(
@@ -169,7 +208,6 @@ extension ModelExecutor {
 
     func run(_ place: CPU, _ access: GuestAccess, _ space: AddressSpace) -> Answer {
         guard let cpu = cpu(place) else { return .badDescriptor }
-        guard access.size == 8 else { return Answer(.notHere("the model's guest makes accesses of 8 bytes")) }
         cpu.load(
             GuestProgram(
                 access.kind.modelled, GuestAddress(access.address), size: access.size,

@@ -10,6 +10,9 @@ public final class ModelExecutor: Executor {
     public let journal: Journal
     let machine: ModelMachine
     var vms: [OpenVM?] = []
+    let descriptors = Descriptors()
+    /// Numbers of descriptors, by the script's number; nil: never made, or closed.
+    var memfds: [Int?] = []
 
     /// Nil: no room for its memory.
     public convenience init?() {
@@ -40,8 +43,21 @@ public final class ModelExecutor: Executor {
         case .checkExtension(let vm, let capability): return checkExtension(vm, capability, space)
         case .statistics(let vm, let cpu, let names): return statistics(vm, cpu: cpu, names, space)
         case .guest(let cpu, let access): return run(cpu, access, space)
-        case .createMemfd, .allocate, .setAttributes, .preFault, .collectRing, .resetRings:
-            return Answer(.notHere("not modelled"))
+        case .createMemfd(let vm, let memfd, let size, let flags):
+            return createMemfd(vm, memfd, size: size, flags: flags, space)
+        case .allocate(let memfd, let mode, let offset, let length):
+            return Answer(
+                result: descriptors.allocate(
+                    fileNumber(memfd), mode: UInt32(truncatingIfNeeded: mode), offset: offset, length: length))
+        case .setAttributes(let vm, let address, let size, let attributes, let flags):
+            var request = kvm_memory_attributes(address: address, size: size, attributes: attributes, flags: flags)
+            return Answer(result: call(vm, KVM_SET_MEMORY_ATTRIBUTES, &request, space))
+        case .preFault(let cpu, let address, let size, let flags):
+            return preFault(cpu, address: address, size: size, flags: flags, space)
+        case .collectRing(let cpu, let most): return collectRing(cpu, most: Int(clamping: most))
+        case .resetRings(let vm):
+            guard let machine = machine(vm) else { return .badDescriptor }
+            return Answer(result: machine.ioctl(KVM_RESET_DIRTY_RINGS, nil, by: space))
         }
     }
 
@@ -53,6 +69,7 @@ public final class ModelExecutor: Executor {
             open.vm.destroy()
             vms[index] = nil
         }
+        descriptors.closeAll()
         journal.checkQuiescent()
         machine.finish()
     }
