@@ -12,7 +12,10 @@ let package = Package(
     products: [
         .library(
             name: "Faultline",
-            targets: ["Frames", "Synchrony", "Audit", "HostMemory", "GuestMemory", "Paging", "Hardware", "Machine"]),
+            targets: [
+                "Frames", "Synchrony", "Audit", "HostMemory", "GuestMemory", "Paging", "Hardware", "LogConsumers",
+                "Machine",
+            ]),
         .library(name: "FaultlineTools", targets: ["Scenario", "TraceAudit", "Report"]),
         .executable(name: "faultline", targets: ["faultline"]),
     ],
@@ -35,11 +38,12 @@ let package = Package(
             swiftSettings: core),
         .target(name: "Hardware", dependencies: ["Frames", "Synchrony", "Audit", "HostMemory"], swiftSettings: core),
 
-        // Outside the core.
+        // Outside the core, but compiled in Embedded Swift with it.
+        .target(name: "LogConsumers", dependencies: ["Frames", "Synchrony"], swiftSettings: core),
         .target(
             name: "Machine",
             dependencies: [
-                "Frames", "Synchrony", "Audit", "HostMemory", "GuestMemory", "Paging", "Hardware",
+                "Frames", "Synchrony", "Audit", "HostMemory", "GuestMemory", "Paging", "Hardware", "LogConsumers",
             ], swiftSettings: core),
         // Fibers and the handler of traps.
         .target(name: "CFiber"),
@@ -71,7 +75,6 @@ let package = Package(
             name: "Interface",
             dependencies: [
                 "CKVMInterface", "IoctlScript", "Frames", "Audit", "HostMemory", "GuestMemory", "Machine",
-                "SeededRandom",
             ], swiftSettings: strict),
         // The host model beside this machine's kernel.
         .target(name: "CHostProcess"),
@@ -113,10 +116,15 @@ let package = Package(
             name: "InterfaceTests",
             dependencies: [
                 "CKVMInterface", "IoctlScript", "Interface", "TextInput", "Machine", "GuestMemory", "HostMemory",
-                "Audit",
-                "Frames", "SeededRandom",
+                "Audit", "Frames", "SeededRandom",
             ],
             swiftSettings: strict),
+        .testTarget(
+            name: "LogConsumersTests",
+            dependencies: [
+                "LogConsumers", "Machine", "HostMemory", "GuestMemory", "Audit", "Frames", "Synchrony", "SeededRandom",
+            ],
+            swiftSettings: core),
         // Compiles the programs in `Snippets` itself, against the modules that this target makes SwiftPM build.
         .testTarget(
             name: "TypeRuleTests",

@@ -20,8 +20,9 @@ if [[ ${1-} == -O ]]; then
 fi
 if (($# > 0)); then triples=("$@"); fi
 
-# Leaf first: a module sees only those before it. Machine is no core module, but a hypervisor wants it.
-modules=(Frames Synchrony Audit HostMemory GuestMemory Paging Hardware Machine)
+# Leaf first: a module sees only those before it. LogConsumers and Machine are no core modules, but a
+# hypervisor wants them.
+modules=(Frames Synchrony Audit HostMemory GuestMemory Paging Hardware LogConsumers Machine)
 
 if [[ ! -f Package.swift || ! -d Sources/Frames ]]; then
     echo "run me from the package root" >&2

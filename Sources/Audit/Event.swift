@@ -15,6 +15,8 @@ public enum Holder: UInt8, Sendable, CaseIterable {
     case hostMap
     /// A page handed out for itself. Kernel: `gfn_to_page`. Spec: generic 2.10.
     case framePage
+    /// A frame cache, from the translation of a refresh to its end. Kernel: `gfn_to_pfn_cache`. Spec: generic 2.14.
+    case frameCache
     /// The heuristic of the policies `guess` and `tracked`: nobody knows. Spec: generic 10.1.
     case heuristic
     /// Get-user-pages outside of KVM.
@@ -27,7 +29,7 @@ public enum Holder: UInt8, Sendable, CaseIterable {
     /// Whether the holder is KVM, whose references must be gone when it is idle (I-1).
     public var isKVM: Bool {
         switch self {
-        case .guestFault, .prefetch, .hostMap, .framePage, .heuristic: true
+        case .guestFault, .prefetch, .hostMap, .framePage, .frameCache, .heuristic: true
         case .getUserPages, .primary, .driver: false
         }
     }
@@ -86,6 +88,16 @@ public struct Event: Sendable, Equatable {
         case dirtyLogged, dirtyHarvested, dirtyCleared
         /// MMIO exit: `guest` = address, `value` = data.
         case mmioRead, mmioWrite
+
+        // Users of the log. `guest` is the guest frame.
+        /// Guest memory was written: `value` = who (Writer raw value), `frame`. Told only where a consumer looks on.
+        case memoryWritten
+        /// A page was marked in the VMM's own log.
+        case writeMarked
+        /// A page was copied: `value` = slot.
+        case pageCopied
+        /// Whoever writes guest memory stands still; goes on.
+        case writersStopped, writersResumed
     }
 
     public var kind: Kind

@@ -13,10 +13,12 @@ public struct Finding: Sendable, Equatable {
     public var event: Int
     /// The driver that is to blame, by its name; nil if it is the core.
     public var driver: StaticReason?
+    /// The page of a slot that the finding is about, where that says more than the frame.
+    public var place: SlotPlace?
 
     public init(
         _ invariant: Invariant, _ reason: StaticReason, frame: HostFrame? = nil, guest: GuestFrame? = nil,
-        event: Int = 0, driver: StaticReason? = nil
+        event: Int = 0, driver: StaticReason? = nil, place: SlotPlace? = nil
     ) {
         self.invariant = invariant
         self.reason = reason
@@ -24,6 +26,18 @@ public struct Finding: Sendable, Equatable {
         self.guest = guest?.number ?? Event.none
         self.event = event
         self.driver = driver
+        self.place = place
+    }
+}
+
+/// A page of a memslot.
+public struct SlotPlace: Sendable, Equatable {
+    public var slot: UInt16
+    /// From the slot's start.
+    public var page: UInt64
+    public init(slot: UInt16, page: UInt64) {
+        self.slot = slot
+        self.page = page
     }
 }
 

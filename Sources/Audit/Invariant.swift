@@ -1,6 +1,7 @@
 /// The numbered rules that a run or a recording is checked against. The raw value's hundreds tell the family:
 /// 1xx generic `I-n`, 2xx x86 `Xn`, 3xx RISC-V `RV-n`. Spec: generic section 8, x86 section 8, arches 2.4.
 /// 4xx `D-n`: what a host driver owes the memory management; the project's own, see "Writing a driver" in the documentation.
+/// 5xx `LOG-n`: what those who use the dirty log owe; the project's own too.
 public enum Invariant: UInt16, Sendable, CaseIterable {
     case i1 = 101
     case i2, i3, i4, i5, i6, i7, i8, i9, i10, i11, i12, i13, i14, i15, i16, i17, i18, i19, i20, i21, i22
@@ -24,14 +25,17 @@ public enum Invariant: UInt16, Sendable, CaseIterable {
     case rv2, rv3, rv4, rv5, rv6, rv7
     /// A driver's contract. Kernel: the rules of `vm_operations_struct` and `vmf_insert_pfn`, which nobody checks.
     case d1 = 401
+    /// A consumer's contract, which users.md P5 to P9 tell the breaches of.
+    case log1 = 501
 
-    /// The rule's name in the specification: `I-6`, `X19`, `RV-2`; `D-1`.
+    /// The rule's name in the specification: `I-6`, `X19`, `RV-2`; `D-1`, `LOG-1`.
     public var family: StaticString {
         switch rawValue / 100 {
         case 1: "I-"
         case 2: "X"
         case 3: "RV-"
-        default: "D-"
+        case 4: "D-"
+        default: "LOG-"
         }
     }
     public var number: Int { Int(rawValue % 100) }
@@ -91,6 +95,7 @@ public enum Invariant: UInt16, Sendable, CaseIterable {
         case .rv6: "a page is marked dirty only with a writable leaf"
         case .rv7: "a change is followed by a fence before mmu_lock is dropped"
         case .d1: "a driver maps only frames of its own, where it was asked to, and gives none back that is mapped"
+        case .log1: "the image of a migration or a snapshot is the guest's memory at the stop"
         }
     }
 }

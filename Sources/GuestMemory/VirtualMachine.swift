@@ -4,9 +4,6 @@
 // It guarantees: every page reference taken for a guest is released exactly once, and nothing is mapped without the
 // retry check. It never derives a page from a stage-2 entry. Read `Translation/FollowFrame.swift` next, then
 // `Invalidation/Protocol.swift`.
-//
-// Of `spec/generic.md` not here yet: frame caches (2.14), read and write of guest memory by KVM (2.16, 2.17). Each has its
-// place beside these folders.
 
 import Audit
 import Frames
@@ -58,6 +55,10 @@ public final class VirtualMachine: @unchecked Sendable {
     /// Where a swap of slot sets waits for running invalidations. Kernel: `mn_memslots_update_rcuwait`.
     let invalidationsEnded = SleepQueue()
     private var notifier: VirtualMachineNotifier?
+    /// Kernel: `gpc_list`.
+    let frameCaches = FrameCaches()
+    /// Whether the kernel can map memory without page frames. Set before anything runs. Kernel: `CONFIG_HAS_IOMEM`.
+    public var remapsDeviceMemory = true
 
     /// vCPUs, in order of their numbers. Written before any of them runs.
     public private(set) var virtualCPUs: [VirtualCPU] = []
@@ -121,6 +122,7 @@ public final class VirtualMachine: @unchecked Sendable {
     /// more; none may run. Kernel: `kvm_destroy_vm`. Spec: generic 4.7, I-28.
     private func tearDown() {
         guard let notifier else { return }
+        frameCaches.removeAll(memory.journal)
         addressSpace.unregister(notifier)
         self.notifier = nil
         for cpu in virtualCPUs { cpu.end() }

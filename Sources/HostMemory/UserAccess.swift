@@ -63,21 +63,36 @@ extension AddressSpace {
 
     /// Nil: the entry doesn't allow it.
     private func tryAccess(_ address: UserAddress, store value: UInt64?) -> UInt64? {
+        withFrame(of: address, write: value != nil) { frame in
+            let word = memory.word(at: frame.physicalAddress | address.offset)
+            guard let value else { return word.loadData() }
+            word.storeData(value)
+            return value
+        }
+    }
+
+    /// Calls `body` with the frame that the entry of `address` allows to be read, or written, and marks the entry as the
+    /// processor does. Nil: the entry doesn't allow it. The page-table lock is held meanwhile.
+    func withFrame<R>(of address: UserAddress, write: Bool, _ body: (HostFrame) -> R) -> R? {
         pageTableLock.lock()
         defer { pageTableLock.unlock() }
-        guard let leaf = leaf(address), leaf.entry.isPresent else { return nil }
-        if value != nil, !leaf.entry.isWritable { return nil }
-        let bits = value == nil ? HostEntry.accessed : HostEntry.accessed | HostEntry.dirty
+        guard let leaf = usableLeaf(address, write: write) else { return nil }
+        let frame = leaf.frame(of: address)
+        schedulingNote(.pageUse, frame.physicalAddress)
+        return body(frame)
+    }
+
+    /// The leaf for an access of the process, with its accessed and dirty bits set; nil if the entry doesn't allow it.
+    /// Caller holds `pageTableLock`.
+    func usableLeaf(_ address: UserAddress, write: Bool) -> HostLeaf? {
+        guard let leaf = leaf(address), leaf.entry.isPresent, leaf.entry.isWritable || !write else { return nil }
+        let bits = write ? HostEntry.accessed | HostEntry.dirty : HostEntry.accessed
         if leaf.entry.bits & bits != bits { _ = leaf.word.fetchOr(bits) }
-        let word = memory.word(at: leaf.frame(of: address).physicalAddress | address.offset)
-        schedulingNote(.pageUse, leaf.frame(of: address).physicalAddress)
-        guard let value else { return word.loadData() }
-        word.storeData(value)
-        return value
+        return leaf
     }
 
     /// One fault of the process itself: a signal if it may not. Kernel: `do_user_addr_fault`.
-    private func fault(_ address: UserAddress, write: Bool) throws(UserFault) {
+    func fault(_ address: UserAddress, write: Bool) throws(UserFault) {
         mmapLock.lockForRead()
         guard let vma = find(address), vma.allows(write: write) else {
             mmapLock.unlockRead()

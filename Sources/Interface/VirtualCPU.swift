@@ -206,26 +206,41 @@ public final class VirtualCPU {
     // MARK: The emulator
 
     /// The access through the process's mapping; no stage-2 entry is used or made. What can't be read or written that way
-    /// is MMIO, whatever the reason. Code can't be fetched from there. Spec: generic 2.16, section 7.
+    /// is MMIO, whatever the reason; code can't be fetched from there. Spec: generic 2.16, section 7.
     private func emulate(_ program: GuestProgram, _ address: GuestAddress) -> AccessResult {
-        let memory = vm.core
-        return memory.withSlots {
-            guard let slot = core.slot(containing: address.frame), !slot.isInvalid,
-                program.kind != .write || !slot.flags.readOnly
-            else { return .mmio }
-            let part = WordPart(address, program.size)
-            let place = slot.userAddress(of: address.frame) + part.word.offset
-            do throws(Errno) {
-                let word = part.mask == .max && program.kind == .write ? 0 : try memory.addressSpace.load(place)
-                guard program.kind == .write else { return .value(part.value(of: word)) }
-                try memory.addressSpace.store(place, word & ~part.mask | program.value << part.shift & part.mask)
-                memory.markDirty(address.frame, in: slot, by: core)
-                return .emulated
-            } catch {
-                return .mmio
+        // Little-endian: the first bytes of the word are the low ones.
+        var word: UInt64 = program.value
+        do throws(Errno) {
+            guard program.kind == .write else {
+                word = 0
+                try withBytes(of: &word, program.size) { (bytes) throws(Errno) in
+                    try core.readGuest(address, into: bytes)
+                }
+                return .value(word)
             }
+            try withBytes(of: &word, program.size) { (bytes) throws(Errno) in
+                try core.writeGuest(address, from: UnsafeRawBufferPointer(bytes))
+            }
+            return .emulated
+        } catch {
+            return .mmio
         }
     }
+}
+
+/// The first `size` bytes of `word`.
+private func withBytes(
+    of word: inout UInt64, _ size: UInt64, _ body: (UnsafeMutableRawBufferPointer) throws(Errno) -> Void
+) throws(Errno) {
+    var copy = word
+    var failure: Errno?
+    withUnsafeMutableBytes(of: &copy) { bytes in
+        do throws(Errno) { try body(UnsafeMutableRawBufferPointer(rebasing: bytes[..<Int(size)])) } catch {
+            failure = error
+        }
+    }
+    if let failure { throw failure }
+    word = copy
 }
 
 /// An access of up to 8 bytes as a part of the aligned word around it, which is what the model's accesses are.

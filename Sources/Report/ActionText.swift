@@ -178,6 +178,13 @@ struct ActionText {
         case .mapGuestPage(let at, let write): return "kvm_vcpu_map \(address(at.value)) \(write ? "write" : "read")"
         case .getGuestPage(let at, let write): return "gfn_to_page \(address(at.value)) \(write ? "write" : "read")"
         case .age(let region, let offset, let length): return "age \(stretch(region, offset, length))"
+        case .precopy(let step): return "precopy \(step)"
+        case .snapshot(let kind): return "snapshot \(kind == .full ? "full" : "diff")"
+        case .restore: return "restore"
+        case .ownStore(let region, let offset, let value):
+            return "the VMM stores \(place(region, offset)) = \(address(value))"
+        case .deviceStore(let region, let offset, let value):
+            return "a device stores \(place(region, offset)) = \(address(value))"
         default: return ""
         }
     }

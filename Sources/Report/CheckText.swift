@@ -127,6 +127,7 @@ public struct CheckText {
             var text = "  \(terminal.bad(finding.invariant.code))  \(finding.sentence)"
             if finding.frame != Event.none { text += ", pfn \(hex(finding.frame))" }
             if finding.guest != Event.none { text += ", gfn \(hex(finding.guest))" }
+            if let place = finding.place { text += ", \(place.text)" }
             lines.append(text)
             lines.append(terminal.dim("       the rule: \(finding.invariant.statement)"))
         }

@@ -1,6 +1,7 @@
 import Audit
 import Frames
 import GuestMemory
+import Machine
 
 /// An event in a few words, for the columns of a story.
 enum EventPhrase {
@@ -54,6 +55,11 @@ enum EventPhrase {
         case .dirtyHarvested: "report dirty \(address(event.value))"
         case .dirtyCleared: "clear dirty \(address(event.value))"
         case .mmioRead, .mmioWrite: "MMIO exit"
+        case .memoryWritten: "\(Writer(rawValue: UInt8(truncatingIfNeeded: event.value)) ?? .guest) writes gfn \(page)"
+        case .writeMarked: "mark gfn \(page) in the VMM's log"
+        case .pageCopied: "copy gfn \(page)"
+        case .writersStopped: "everything stands still"
+        case .writersResumed: "everything goes on"
         default: "\(event.kind)"
         }
     }

@@ -23,6 +23,9 @@ public struct RunJSON: Codable, Sendable, Equatable {
         public var driver: String?
         public var pfn: String?
         public var gfn: String?
+        /// The page of a slot, where the finding names one.
+        public var slot: UInt16?
+        public var page: UInt64?
     }
     public struct RegionEntry: Codable, Sendable, Equatable {
         public var name: String
@@ -72,7 +75,8 @@ public struct RunJSON: Codable, Sendable, Equatable {
                 rule: finding.invariant.code, statement: finding.invariant.statement.description,
                 reason: finding.reason.text.description, driver: finding.driver?.text.description,
                 pfn: finding.frame == Event.none ? nil : address(finding.frame),
-                gfn: finding.guest == Event.none ? nil : address(finding.guest))
+                gfn: finding.guest == Event.none ? nil : address(finding.guest),
+                slot: finding.place?.slot, page: finding.place?.page)
         }
         held = outcome.holdings.map {
             "pfn \(hex($0.frame)) by \($0.holder): \($0.references) references, \($0.pins) pins"

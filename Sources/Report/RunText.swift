@@ -222,6 +222,7 @@ struct FindingGroup {
             var text = group.finding.sentence
             if group.finding.frame != Event.none { text += ", pfn \(hex(group.finding.frame))" }
             if group.finding.guest != Event.none { text += ", gfn \(hex(group.finding.guest))" }
+            if let place = group.finding.place { text += ", \(place.text)" }
             if group.count > 1 { text += ", and \(group.count - 1) more" }
             return FindingGroup(code: group.finding.invariant.code, text: text)
         }
@@ -236,7 +237,11 @@ extension Finding {
     }
 }
 
+extension SlotPlace {
+    var text: String { "slot \(slot) page \(page)" }
+}
+
 extension Invariant {
-    /// `I-6`, `X19`, `RV-2`, `D-1`.
+    /// `I-6`, `X19`, `RV-2`, `D-1`, `LOG-1`.
     public var code: String { "\(family)\(number)" }
 }

@@ -13,11 +13,15 @@ struct PhaseBuilder {
     var layout: GuestLayout
     /// Children that live.
     var children = 0
+    private var consumers: ConsumerBuilder
+    /// Whose steps are being read.
+    private var actor = TaskPlan.Actor.host
     /// Device memory is never used twice, so that a stale mapping of it shows.
     private var deviceFramesLeft: UInt64
 
     init(_ complaints: Complaints, _ plan: Plan, _ layout: GuestLayout) {
         self.complaints = complaints
+        consumers = ConsumerBuilder(complaints)
         regions = plan.regions
         reclaims = plan.reclaims
         swaps = plan.swapPages > 0
@@ -38,6 +42,7 @@ struct PhaseBuilder {
             } else if let background = BackgroundTask.allCases.first(where: { "\($0.name)" == field.key.name }) {
                 task.actor = .background(background)
             }
+            actor = task.actor
             task.steps = steps.compactMap { step($0) }
             phase.tasks.append(task)
         }
@@ -72,6 +77,7 @@ struct PhaseBuilder {
 
     private mutating func action(_ field: Field, _ fields: Fields, _ answer: AnswerReading) -> Action? {
         if Self.backgroundWords.contains(field.key.name) { return backgroundAction(field) }
+        if ConsumerBuilder.words.contains(field.key.name) { return consumers.action(field, by: actor, answer) }
         switch field.reading {
         case .guestPlace(let place): return guestAction(field, place, fields, answer)
         case .regionPlace(let place): return regionAction(field, place, fields, answer)
@@ -263,6 +269,8 @@ struct PhaseBuilder {
         if field.key.name.hasPrefix("child_") && !hasChild(field) { return nil }
         switch field.key.name {
         case "store": return .store(region: region, offset: offset, value: value)
+        case "vmm_store": return .ownStore(region: region, offset: offset, value: value)
+        case "dma_store": return .deviceStore(region: region, offset: offset, value: value)
         case "load": return .load(region: region, offset: offset)
         case "child_store": return .childStore(region: region, offset: offset, value: value)
         case "child_load": return .childLoad(region: region, offset: offset)

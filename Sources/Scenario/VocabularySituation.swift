@@ -207,6 +207,8 @@ extension Vocabulary {
         case .flusher: "the task that writes files back"
         case .oomReaper: "the task that takes a dying process's memory"
         case .memoryFailure: "the task that deals with broken memory"
+        case .vmm: "the VMM's thread that migrates and takes snapshots"
+        case .device: "a device that writes guest memory"
         case .userFaultServer:
             "the VMM's task that serves userfaults; `run` begins it when another task waits for one, if that stands first"
         }
@@ -221,6 +223,8 @@ extension Vocabulary {
         case .flusher: "[{fsync: data}]"
         case .oomReaper: "[reap]"
         case .memoryFailure: "[{memory_failure: ram}]"
+        case .vmm: "[precopy: start]"
+        case .device: "[{dma_store: ram, value: 7}]"
         case .userFaultServer: "[uffd_wait, {uffd_copy: ram, value: 7}]"
         }
     }

@@ -36,6 +36,17 @@ extension Vocabulary {
         Choice("plain", "one that has a handler"), Choice("fatal", "SIGKILL"),
         Choice("handled", "the plain one was handled: none is pending"),
     ]
+    /// In the order of `PrecopyStep`.
+    static let precopySteps: [Choice] = [
+        Choice("start", "logging is turned on for every slot, and every page is copied to a new destination"),
+        Choice("round", "the logs are taken, and the pages that they name are copied"),
+        Choice("stop", "everything stands still, the rest is copied, the image is checked, logging is turned off"),
+    ]
+    /// In the order of `SnapshotKind`.
+    static let snapshotKinds: [Choice] = [
+        Choice("full", "every page; logging is turned on"),
+        Choice("diff", "the pages that the logs name since the last snapshot; the others are holes in the file"),
+    ]
     static let destinations: [Choice] = [
         Choice("device_memory", "device memory, no struct pages"),
         Choice("system", "system memory, in blocks of `order`"),
@@ -92,7 +103,7 @@ extension Vocabulary {
     }
 
     private static let hostSteps: [Key] =
-        userSteps + fileSteps + backgroundSteps + userFaultSteps + driverSteps + windowSteps + kvmSteps
+        userSteps + fileSteps + backgroundSteps + userFaultSteps + driverSteps + windowSteps + kvmSteps + consumerSteps
 
     private static let userSteps: [Key] = [
         action(
@@ -275,6 +286,30 @@ extension Vocabulary {
         action(
             "get_guest_page", .hostStep, .guestPlace, "KVM takes a guest page's struct page and puts it (gfn_to_page)",
             example: "{get_guest_page: ram}", ["access"]),
+    ]
+
+    private static let consumerSteps: [Key] = [
+        action(
+            "precopy", .hostStep, .choice(precopySteps),
+            "a step of a pre-copy migration, under `vmm:`; gives the pages copied", example: "{precopy: start}",
+            answers: [.ok, .value, .errno]),
+        action(
+            "snapshot", .hostStep, .choice(snapshotKinds),
+            "everything stands still and a snapshot is written, under `vmm:`; what it restores to is checked; gives the "
+                + "pages written",
+            example: "{snapshot: diff}", answers: [.ok, .value, .errno]),
+        action(
+            "restore", .hostStep, .nothing,
+            "guest memory becomes what it was at the last snapshot, under `vmm:`; gives the pages that differed",
+            example: "restore", answers: [.ok, .value, .errno]),
+        action(
+            "vmm_store", .hostStep, .regionPlace,
+            "the VMM stores 8 bytes through its own mapping, as the device that it emulates, and marks the page in its log",
+            example: "{vmm_store: ram+0x10, value: 7}", ["value"]),
+        action(
+            "dma_store", .hostStep, .regionPlace,
+            "a device stores 8 bytes into the page that a `pin` there holds, and the VMM marks it: else EFAULT",
+            example: "{dma_store: ram+0x10, value: 7}", ["value"]),
     ]
 
     /// What goes beside an action; one meaning everywhere.

@@ -85,12 +85,17 @@ public struct AtomicWord: @unchecked Sendable {
         return pointer.pointee.load(ordering: .acquiring)
     }
 
-    /// Writes a word of data.
+    /// Writes a word of data. Noted for the page as well, for whoever copies pages whole; writes of other words of the page
+    /// commute with it.
     @inlinable @inline(__always)
     public func storeData(_ value: UInt64) {
         schedulingPoint(.dataWrite, identity)
         pointer.pointee.store(value, ordering: .releasing)
+        schedulingNote(.atomicAccumulate, pageIdentity)
     }
+
+    /// The name of the bytes of the word's page, 4 KiB, as a whole.
+    @inlinable @inline(__always) public var pageIdentity: UInt64 { identity & ~0xfff | 1 }
 
     @inlinable @inline(__always)
     public func store(_ value: UInt64) {

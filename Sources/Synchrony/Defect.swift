@@ -21,6 +21,9 @@ public enum Defect: UInt32, Sendable, CaseIterable {
     case logBitTakenLate
     /// The lockless path makes a page writable and does not log it.
     case fastFaultUnlogged
+    // Mistakes of the log's users: `Mistake` of `LogConsumers` says what each is.
+    case trailingPagesNotSkipped, secondFromFirst, runsOnAfterHarvest, ownWritesUnlogged, deviceWritesUnlogged
+    case markedBeforeWrite, residentTakenForDirty, newSlotTakenForClean, copiedBeforeLogging, clearedAfterCopy
 
     /// Whether the running task is to make this mistake. One branch, never taken without an explorer.
     @inlinable @inline(__always) public var isOn: Bool { fl_defect(rawValue) != 0 }

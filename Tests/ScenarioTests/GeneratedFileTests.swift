@@ -32,10 +32,11 @@ import Testing
             }
         }
     }
+    private func isOfTheLog(_ key: Key) -> Bool { ConsumerBuilder.words.contains(key.name) }
     @Test func `examples of steps are steps`() {
         for place in [Place.guestStep, .hostStep] {
             for key in Vocabulary.actions(of: place) {
-                let actor = place == .guestStep ? "vcpu0" : "host"
+                let actor = place == .guestStep ? "vcpu0" : isOfTheLog(key) ? "vmm" : "host"
                 let text = """
                     name: example
                     host:
@@ -58,6 +59,7 @@ import Testing
                     phases:
                       - host: [fork, delete_memory_region: 1]
                       - host: [{set_memory_region: {slot: 1, guest_phys_addr: 0x30000000, userspace_addr: blob}}]
+                      - vmm: [snapshot: full]
                       - \(actor): [\(key.example)]
                     """
                 let found = errors(text)

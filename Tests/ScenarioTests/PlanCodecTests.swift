@@ -163,7 +163,7 @@ extension RandomSource {
 
     private mutating func task(_ cpus: Int, _ regions: Int) -> TaskPlan {
         var task = TaskPlan()
-        task.actor = flip() ? .host : .virtualCPU(below(cpus))
+        task.actor = pick([.host, .virtualCPU(below(cpus)), .background(pick(BackgroundTask.allCases))])
         task.steps = many(6) { random in
             var step = StepPlan(random.action(regions))
             step.line = random.below(10_000)
@@ -194,7 +194,7 @@ extension RandomSource {
 
     private mutating func action(_ regions: Int) -> Action {
         let region = below(regions)
-        switch below(33) {
+        switch below(38) {
         case 0:
             return .guest(
                 pick(AccessKind.allCases), at: GuestAddress(number()), count: below(1 << 20), stride: number(),
@@ -229,6 +229,11 @@ extension RandomSource {
         case 29: return .failFault(region: region, answer: pick(DriverAnswer.allCases), count: below(1000))
         case 30: return .signal(pick(SignalName.allCases))
         case 31: return .countHugePages(flip() ? .page1G : .page2M, reserved: flip())
+        case 32: return .precopy(pick(PrecopyStep.allCases))
+        case 33: return .snapshot(pick(SnapshotKind.allCases))
+        case 34: return .restore
+        case 35: return .ownStore(region: region, offset: number(), value: number())
+        case 36: return .deviceStore(region: region, offset: number(), value: number())
         case 22: return .getGuestPage(at: GuestAddress(number()), write: flip())
         default: return .age(region: region, offset: number(), length: number())
         }

@@ -246,3 +246,53 @@ import Testing
         #expect(step.action == .mapGuestPage(at: GuestAddress(0x10000), write: false))
     }
 }
+
+@Suite struct UsersOfTheLog {
+    private func vmm(_ text: String, task: String = "vmm") -> Sketch {
+        Sketch(phases: "  - \(task):\n      - \(text)")
+    }
+
+    @Test func `the whole list`() throws {
+        let text = vmm(
+            "precopy: start\n      - precopy: round\n      - {precopy: stop, expect: 3}\n      - snapshot: full\n"
+                + "      - snapshot: diff\n      - restore\n    host: [{vmm_store: ram+8, value: 5}, {pin: ram}]\n"
+                + "    device: [{dma_store: ram, value: 6}]"
+        ).text
+        let plan = try loadScenario(text: text, file: "test.yaml").plan
+        #expect(plan.phases[0].tasks.map(\.actor) == [.background(.vmm), .host, .background(.device)])
+        #expect(
+            plan.phases[0].tasks.flatMap(\.steps).map(\.action) == [
+                .precopy(.start), .precopy(.round), .precopy(.stop), .snapshot(.full), .snapshot(.difference), .restore,
+                .ownStore(region: 0, offset: 8, value: 5), .pin(region: 0, offset: 0, write: true),
+                .deviceStore(region: 0, offset: 0, value: 6),
+            ])
+        #expect(plan.phases[0].tasks[0].steps[2].expectation == .value(3))
+    }
+    @Test(arguments: ["precopy: start", "snapshot: full", "restore"])
+    func `one task of the VMM uses the log`(_ step: String) {
+        let word = step.split(separator: ":")[0]
+        expectOne(
+            vmm(step, task: "host"), at: step, after: "- ", "`\(word)` outside of `vmm:`",
+            hint: "one task of the VMM uses the log: put it under `vmm:`")
+    }
+    @Test(arguments: ["round", "stop"])
+    func `a migration begins with its start`(_ step: String) {
+        expectOne(
+            vmm("precopy: \(step)"), at: "precopy", "no migration is running", hint: "`precopy: start` begins one")
+        #expect(errors(vmm("{precopy: \(step), expect: EINVAL}").text).isEmpty)
+    }
+    @Test func `one migration at a time`() {
+        let text = vmm("precopy: start\n      - precopy: start").text
+        #expect(errors(text).map(\.message) == ["a second migration"])
+        #expect(errors(vmm("precopy: start\n      - {precopy: start, expect: EBUSY}").text).isEmpty)
+    }
+    @Test func `snapshots begin with a full one, and not during a migration`() {
+        #expect(errors(vmm("snapshot: diff").text).map(\.message) == ["there is no snapshot yet"])
+        #expect(errors(vmm("restore").text).map(\.message) == ["there is no snapshot yet"])
+        #expect(
+            errors(vmm("precopy: start\n      - snapshot: full").text).map(\.message)
+                == ["a snapshot during a migration"])
+        let ended = "snapshot: full\n      - precopy: start\n      - precopy: stop\n      - snapshot: diff"
+        #expect(errors(vmm(ended).text).map(\.message) == ["there is no snapshot yet"])
+    }
+}

@@ -137,6 +137,19 @@ extension VirtualMachine {
     }
 }
 
+extension VirtualCPU {
+    /// Pages from the start of the vCPU's file to its ring. Kernel: `KVM_DIRTY_LOG_PAGE_OFFSET`.
+    public static let dirtyRingPageOffset: UInt64 = 64
+
+    /// Userspace maps the ring. EINVAL: privately, or for execution. Nil: the vCPU has none; the mapping succeeds, and an
+    /// access to it is SIGBUS. Kernel: `kvm_vcpu_mmap`. Spec: generic 5.6.
+    public final func mapDirtyRing(shared: Bool, executable: Bool) throws(Errno) -> DirtyRing? {
+        guard let ring else { return nil }
+        guard shared, !executable else { throw .EINVAL }
+        return ring
+    }
+}
+
 /// Pages of one slot within 64 frames, protected in one go. Spec: generic 5.6.
 struct RingBatch {
     private(set) var slot: UInt32 = 0

@@ -132,8 +132,10 @@ extension VirtualMachine {
         guard range.lowerBound < range.upperBound else { return }
         // From here to the end of the invalidation the sets of slots stay: start and end see the same slots.
         invalidateLock.lock()
-        activeInvalidations.add(1, ordering: .acquiringAndReleasing)
+        schedulingNote(.atomicAccumulate, frameCaches.invalidationIdentity.value)
+        activeInvalidations.add(1, ordering: .sequentiallyConsistent)
         invalidateLock.unlock()
+        frameCaches.invalidate(range)
 
         let side = slotReaders.enter()
         defer { slotReaders.exit(side) }
@@ -150,6 +152,7 @@ extension VirtualMachine {
         slotReaders.exit(side)
 
         invalidateLock.lock()
+        frameCaches.noteEnd()
         let old = activeInvalidations.subtract(1, ordering: .acquiringAndReleasing).oldValue
         invalidateLock.unlock()
         if old == 1 { invalidationsEnded.wake() }

@@ -13,6 +13,7 @@ private enum ActionCode: UInt8 {
     case reclaim, migrate, compact, mergePages, collapsePages, reap, hintNUMA, breakMemory, failAllocation, failTransfer
     case userFaultWait, userFaultCopy, userFaultZero, userFaultContinue, userFaultProtect
     case signal, countHugePages, failFault
+    case precopy, snapshot, restore, ownStore, deviceStore
 }
 
 extension PlanWriter {
@@ -45,6 +46,7 @@ extension PlanWriter {
             backgroundAction(action)
         case .userFaultWait, .userFaultCopy, .userFaultZero, .userFaultContinue, .userFaultProtect:
             userFaultAction(action)
+        case .precopy, .snapshot, .restore, .ownStore, .deviceStore: consumerAction(action)
         default: hostAction(action)
         }
     }
@@ -120,6 +122,21 @@ extension PlanWriter {
             range(.userFaultProtect, region, offset, length)
             flag(on)
         default: preconditionFailure("not an action of whoever serves userfaults")
+        }
+    }
+
+    private mutating func consumerAction(_ action: Action) {
+        switch action {
+        case .precopy(let step):
+            code(.precopy)
+            bytes.append(step.rawValue)
+        case .snapshot(let kind):
+            code(.snapshot)
+            bytes.append(kind.rawValue)
+        case .restore: code(.restore)
+        case .ownStore(let region, let offset, let value): range(.ownStore, region, offset, value)
+        case .deviceStore(let region, let offset, let value): range(.deviceStore, region, offset, value)
+        default: preconditionFailure("not an action of a user of the log")
         }
     }
 
@@ -220,6 +237,9 @@ extension PlanReader {
         case .userFaultWait: return .userFaultWait
         case .failAllocation: return .failAllocation(count: try count())
         case .signal: return .signal(try enumeration())
+        case .precopy: return .precopy(try enumeration())
+        case .snapshot: return .snapshot(try enumeration())
+        case .restore: return .restore
         case .countHugePages: return .countHugePages(try hugeLevel(), reserved: try flag())
         case .failTransfer:
             let region = try count()
@@ -284,6 +304,8 @@ extension PlanReader {
         case .migrate: return .migrate(region: region, offset: offset, length: try number())
         case .hintNUMA: return .hintNUMA(region: region, offset: offset, length: try number())
         case .breakMemory: return .breakMemory(region: region, offset: offset)
+        case .ownStore: return .ownStore(region: region, offset: offset, value: try number())
+        case .deviceStore: return .deviceStore(region: region, offset: offset, value: try number())
         case .age: return .age(region: region, offset: offset, length: try number())
         default: throw bad(.badValue)
         }

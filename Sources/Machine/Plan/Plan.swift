@@ -112,6 +112,10 @@ public enum BackgroundTask: UInt8, Sendable, CaseIterable {
     case kswapd, kcompactd, khugepaged, ksmd, flusher, oomReaper, memoryFailure
     /// The VMM's own task that serves userfaults.
     case userFaultServer
+    /// The VMM's own thread that migrates and takes snapshots.
+    case vmm
+    /// A device that the VMM emulates or has passed through.
+    case device
 
     /// The name in scenarios and reports.
     public var name: StaticString {
@@ -124,6 +128,8 @@ public enum BackgroundTask: UInt8, Sendable, CaseIterable {
         case .oomReaper: "oom_reaper"
         case .memoryFailure: "memory_failure"
         case .userFaultServer: "uffd"
+        case .vmm: "vmm"
+        case .device: "device"
         }
     }
 }
@@ -147,6 +153,15 @@ public enum SignalName: UInt8, Sendable, CaseIterable {
     case plain, fatal
     /// The plain one was taken: none is pending any more.
     case handled
+}
+
+/// A step of a pre-copy migration.
+public enum PrecopyStep: UInt8, Sendable, CaseIterable {
+    case start, round, stop
+}
+
+public enum SnapshotKind: UInt8, Sendable, CaseIterable {
+    case full, difference
 }
 
 /// A memory slot. Kernel: `kvm_userspace_memory_region`.
@@ -306,6 +321,16 @@ public enum Action: Sendable, Equatable {
     case getGuestPage(at: GuestAddress, write: Bool)
     /// Ages the region's entries through the notifier. Kernel: `clear_flush_young`.
     case age(region: Int, offset: UInt64, length: UInt64)
+
+    // Users of the dirty log, on the VMM's thread. EBUSY, EINVAL: out of order.
+    case precopy(PrecopyStep)
+    case snapshot(SnapshotKind)
+    /// The guest's memory becomes what it was at the last snapshot.
+    case restore
+    // Writers that KVM's log does not see, and that mark the VMM's own.
+    case ownStore(region: Int, offset: UInt64, value: UInt64)
+    /// EFAULT: the page is not pinned.
+    case deviceStore(region: Int, offset: UInt64, value: UInt64)
 }
 
 /// A counter at the end of the run, by KVM's name.

@@ -30,6 +30,7 @@ public struct Checks {
         checkLeaves(leaves, journal)
         checkTranslationBuffers(leaves, journal)
         checkProtocol(journal)
+        vm.checkFrameCaches(journal)
         journal.checkQuiescent()
         return leaves
     }

@@ -16,6 +16,8 @@ final class StepChecks: EventObserver {
     unowned(unsafe) let vm: VirtualMachine
     let cpus: [GuestCPU]
     unowned(unsafe) let journal: Journal
+    /// Who wants to hear of the guest's writes.
+    unowned(unsafe) var consumers: Consumers?
     private(set) var mirror = LeafMirror()
     /// The rights of stage-2 entries, as checks of other tasks' events look at them.
     let rights = ObjectIdentity()
@@ -40,6 +42,7 @@ final class StepChecks: EventObserver {
         case .slotDeleted, .slotMoved: slotGone()
         case .hostEntryCleared, .hostEntrySet: primaryChanged(event)
         case .pageFreed: freed(HostFrame(event.frame), 1 << event.value)
+        case .slotFlags where event.extra == 0: logEnded(GuestFrame(event.guest))
         case .dirtyLogged: toBeLogged.removeAll { $0.number == event.guest }
         default: break
         }
@@ -134,6 +137,7 @@ final class StepChecks: EventObserver {
         for leaf in mirror.leaves where vm.slot(containing: leaf.guest) == nil {
             report(.i21, "a slot is gone and an entry still maps its memory", leaf)
         }
+        logsEnded()
     }
 
     // MARK: At rest

@@ -143,6 +143,9 @@ extension StepChecks {
         } else if isStore, primary?.writable == false {
             report(.i13, "the guest writes a page that the process may not write", frame, guest)
         }
-        if isStore { stored(guest, slot) }
+        if isStore {
+            consumers?.noteWrite(by: .guest, to: guest, frame)
+            stored(guest, slot)
+        }
     }
 }

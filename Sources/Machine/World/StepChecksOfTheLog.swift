@@ -13,6 +13,20 @@ extension StepChecks {
         if !written.contains(page) { written.append(page) }
     }
 
+    /// The VMM turned logging off: the log is gone, and so is what it owed. `first` is a page of the slot.
+    func logEnded(_ first: GuestFrame) {
+        guard let slot = vm.slot(containing: first) else { return }
+        schedulingNote(.atomicUpdate, harvests.value)
+        written.removeAll { slot.frames.contains($0) }
+    }
+
+    /// The same for slots that are gone or elsewhere.
+    func logsEnded() {
+        guard written.contains(where: { vm.slot(containing: $0) == nil }) else { return }
+        schedulingNote(.atomicUpdate, harvests.value)
+        written.removeAll { vm.slot(containing: $0) == nil }
+    }
+
     /// The lockless path gave W back: it logs the pages next, before its vCPU runs on.
     func expectLogging(_ leaf: LeafMirror.Leaf, _ slot: MemorySlot) {
         guard slot.isLogged else { return }

@@ -23,6 +23,8 @@ extension World {
     }
 
     private func access(_ cpu: Int, _ kind: AccessKind, _ address: GuestAddress, _ value: UInt64) -> StepOutcome {
+        consumers?.writers.lockForRead()
+        defer { consumers?.writers.unlockRead() }
         switch cpus[cpu].access(kind, address, value: value) {
         case .value(let value): return kind == .execute ? .done : .value(value)
         case .stored: return .done
@@ -45,7 +47,9 @@ extension World {
         switch action {
         case .guest: throw .EINVAL
         case .load(let region, let offset): return .value(try addressSpace.load(address(region, offset)))
-        case .store(let region, let offset, let value): try addressSpace.store(address(region, offset), value)
+        case .store(let region, let offset, let value):
+            try addressSpace.store(address(region, offset), value)
+            consumers?.noteWrite(by: .vmm, at: address(region, offset))
         case .munmap(let region, let offset, let length): try addressSpace.unmap(range(region, offset, length))
         case .mprotect(let region, let offset, let length, let read, let write):
             try addressSpace.protect(range(region, offset, length), Protection(read: read, write: write))
@@ -70,6 +74,8 @@ extension World {
         case .countHugePages(let level, let reserved): return .value(try countHugePages(level, reserved: reserved))
         case .userFaultWait, .userFaultCopy, .userFaultZero, .userFaultContinue, .userFaultProtect:
             try serveUserFault(action)
+        case .precopy, .snapshot, .restore: return .value(try useLog(action))
+        case .ownStore, .deviceStore: try storeUnseen(action)
         default: return try performOnMachine(action)
         }
         return .done
@@ -98,9 +104,9 @@ extension World {
 
     private func performOnMachine(_ action: Action) throws(Errno) -> StepOutcome {
         switch action {
-        case .setMemoryRegion(let slot): try vm.setMemoryRegion(memoryRegion(slot))
+        case .setMemoryRegion(let slot): try setMemoryRegion(memoryRegion(slot))
         case .deleteMemoryRegion(let id):
-            try vm.setMemoryRegion(
+            try setMemoryRegion(
                 MemoryRegion(slot: UInt32(id), guestAddress: GuestAddress(0), size: 0, userAddress: UserAddress(0)))
         case .getDirtyLog(let id):
             let found = pages(in: try vm.getDirtyLog(slot: UInt32(id)))
@@ -125,7 +131,7 @@ extension World {
         return .done
     }
 
-    private func noteHarvest(_ id: UInt16, _ pages: [UInt64]) {
+    func noteHarvest(_ id: UInt16, _ pages: [UInt64]) {
         for slot in vm.activeSlots where slot.id == id { stepChecks.harvested(slot, pages) }
     }
 
@@ -143,7 +149,7 @@ extension World {
         page.releaseClean(stabilisedBy: .exclusiveOwner)
     }
 
-    private func pages(in bitmap: [UInt64]) -> [UInt64] {
+    func pages(in bitmap: [UInt64]) -> [UInt64] {
         var pages: [UInt64] = []
         for (index, word) in bitmap.enumerated() {
             var rest = word

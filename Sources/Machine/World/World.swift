@@ -44,6 +44,8 @@ public final class World {
     let pools: [HugePagePool]
     /// Who serves the VMM's faults, if a region wants it.
     var userFaults: UserFaults?
+    /// Who uses the log, where the plan has such steps.
+    private(set) var consumers: Consumers?
     /// Tasks of the running phase that `run` has begun, when one of them serves the faults of another.
     private var begun: [Int] = []
     /// One task plays all parts, in the order written.
@@ -114,6 +116,11 @@ public final class World {
         stepChecks = StepChecks(vm, cpus, journal)
         journal.observer = stepChecks
         try setUp()
+        if Consumers.areWanted(by: plan) {
+            let consumers = Consumers(self)
+            self.consumers = consumers
+            stepChecks.consumers = consumers
+        }
     }
 
     private static func setAside(_ plan: Plan, _ host: Host) throws(PlanError) -> [HugePagePool] {
@@ -308,10 +315,12 @@ extension PolicyName {
 /// A pin that a step took, until another step or the world's end gives it back.
 final class HeldPin {
     let address: UserAddress
+    let frame: HostFrame
     private var pin: PagePin?
 
     init(_ address: UserAddress, _ pin: consuming PagePin) {
         self.address = address
+        frame = pin.frame
         self.pin = consume pin
     }
 

@@ -131,6 +131,17 @@ extension TestGuest {
         #expect(plain.vm.usesDirtyBitmaps && plain.vm.usesDirtyRings)
     }
 
+    @Test func `a ring is mapped shared and not for execution`() throws {
+        let guest = TestGuest.withRings()
+        let plain = TestGuest()
+        let cpu = guest.cpus[0]
+        for (shared, executable) in [(false, false), (false, true), (true, true)] {
+            #expect(throws: Errno.EINVAL) { try cpu.mapDirtyRing(shared: shared, executable: executable) }
+        }
+        #expect(try cpu.mapDirtyRing(shared: true, executable: false) === cpu.ring)
+        #expect(try plain.cpus[0].mapDirtyRing(shared: false, executable: true) == nil, "there is none")
+    }
+
     @Test func `resetting without rings is EINVAL`() {
         let guest = TestGuest()
         #expect(throws: Errno.EINVAL) { try guest.vm.resetDirtyRings() }

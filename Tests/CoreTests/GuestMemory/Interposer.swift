@@ -40,9 +40,11 @@ final class Interposer {
         base.note = { _, _, _ in }
         task.initialize(to: Task(base: base, owner: Unmanaged.passUnretained(self)))
         let raw = UnsafeMutableRawPointer(task).assumingMemoryBound(to: fl_task.self)
+        let outer = fl_current()
+        raw.pointee.undone = outer?.pointee.undone ?? (0, 0)
         fl_attach(raw)
         defer {
-            fl_attach(nil)
+            fl_attach(outer)
             #expect(raw.pointee.held.order_violations == 0 && raw.pointee.held.sleep_violations == 0)
             task.deinitialize(count: 1)
             task.deallocate()

@@ -174,6 +174,17 @@ extension TestGuest {
         #expect(guest.preFault(0, 1) == .failure(.EINTR))
     }
 
+    @Test func `private memory is mapped as its attribute says; a broken page of it is EHWPOISON`() throws {
+        let guest = PrivateGuest()
+        let file = try guest.bound(4, private: 1..<4)
+        #expect(guest.guest.preFault(0, 3) == .success(0))
+        #expect(guest.guest.leaf(1)?.frame == file.frame(of: 1) && guest.guest.leaf(0)?.frame == guest.guest.frame(0))
+        #expect(guest.guest.preFault(3, 1) == .success(0))
+        #expect(guest.test.host.poison(try #require(file.frame(of: 3))))
+        guest.brokenFrames = 1
+        #expect(guest.guest.preFault(3, 1) == .failure(.EHWPOISON) && guest.guest.preFault(2, 2) == .success(1))
+    }
+
     @Test func `a slot on its way out is EAGAIN at once, not a wait for its own caller`() throws {
         let guest = TestGuest()
         try guest.addMemory(0, 4)
@@ -268,6 +279,32 @@ extension TestGuest {
         cpu.exitGuest()
         #expect(guest.vm.statistics.pf_fixed.load(ordering: .relaxed) == fixed)
         #expect(guest.leaf(0)?.accessed == true && guest.leaf(0)?.dirty == true)
+    }
+
+    @Test func `a write whose page was fetched adds no right to an entry that was protected meanwhile`() throws {
+        let guest = TestGuest(cpus: 2)
+        _ = try guest.addSlowMemory(1, log: true)
+        let cpu = guest.cpus[0]
+        cpu.allowsAsyncFaults = true
+        #expect(guest.vm.withSlots { guest.vm.mmu.handleFault(cpu, guest.fault(0, .write)) } == .retry)
+        #expect(guest.vm.asyncFaults.runOne())
+        _ = guest.load(0, cpu: 1)
+        #expect(try guest.log() == [0], "the read made it writable, and so logged")
+        let before = guest.entries
+        #expect(guest.leaf(0)?.writable == false)
+        #expect(cpu.enterGuest() == nil && guest.entries == before)
+        cpu.exitGuest()
+        #expect(try guest.log() == [])
+    }
+
+    @Test func `a table is not replaced by a huge entry: in 6_13 whatever is present ends a prefetch`() throws {
+        let guest = TestGuest(ramFrames: 4096)
+        try guest.addMemory(0, 512)
+        for page in 0..<512 { guest.store(page, 1) }
+        try guest.space.advise(pages(0..<512), .collapse)
+        #expect(guest.leafCount == 0)
+        #expect(guest.preFault(0, 512) == .success(0) && guest.leafCount == 0)
+        #expect(guest.load(0) == .value(1) && guest.leaf(0)?.level == .page2M)
     }
 
     @Test func `a huge entry is not split for small ones`() throws {

@@ -31,11 +31,12 @@ final class TestGuest: @unchecked Sendable {
     init(
         _ architecture: Architecture = .x86TDP, policy: PolicyName = .precise, ramFrames: Int = 384,
         deviceFrames: Int = 64, thp: Bool = false, unsafe: Bool = false, cpus count: Int = 1, keepsEvents: Bool = true,
-        addressSpaces: Int = 1, type: VirtualMachineType = .standard, swap: SwapDevice? = nil,
-        before: (VirtualMachine) -> Void = { _ in }
+        reclaims: Bool = false, addressSpaces: Int = 1, type: VirtualMachineType = .standard,
+        swap: SwapDevice? = nil, before: (VirtualMachine) -> Void = { _ in }
     ) {
         test = TestHost(
-            ramFrames: ramFrames, deviceFrames: deviceFrames, thp: thp, keepsEvents: keepsEvents, swap: swap)
+            ramFrames: ramFrames, deviceFrames: deviceFrames, thp: thp, keepsEvents: keepsEvents, swap: swap,
+            reclaims: reclaims)
         framesAtStart = test.memory.freeFrames
         space = test.space()
         tables = architecture.makeTables(addressSpaces: addressSpaces)
@@ -165,7 +166,9 @@ extension TestGuest {
                 let answer = Answer(frame: frame, writable: faulted.isWritable, references: heldReferences)
                 let owns = faulted.ownsReference
                 // From here on the test's own looks: no interposer belongs between them.
+                let task = fl_current()
                 fl_attach(nil)
+                defer { fl_attach(task) }
                 let during = test.memory.inspect(frame)?.headReferenceCount
                 faulted.releaseUnused()
                 let after = test.memory.inspect(frame)?.headReferenceCount

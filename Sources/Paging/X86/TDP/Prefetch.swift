@@ -16,7 +16,9 @@ extension TDPMMU {
         while true {
             if vm.addressSpace.signals.pending { throw .EINTR }
             dropObsoleteRoot(cpu)
-            var fault = GuestFault(address: address, access: .read, entryPresent: false, isPrefetch: true)
+            var fault = GuestFault(
+                address: address, access: .read, entryPresent: false, isPrefetch: true,
+                isPrivate: vm.isPrivate(address.frame))
             switch serve(cpu, &fault) {
             case .fixed, .spurious, .writeProtected: return fault.level
             case .emulate: throw .ENOENT
