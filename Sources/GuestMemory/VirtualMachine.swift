@@ -166,6 +166,9 @@ public final class VirtualMachine: @unchecked Sendable {
         return all
     }
 
+    /// Address spaces that slots can be in. Kernel: `kvm_arch_nr_memslot_as_ids`.
+    public var addressSpaceCount: Int { slotSets.count }
+
     /// Kernel: `kvm_memslots.generation`. Spec: generic 4.2.
     public var slotsGeneration: UInt64 { slotsGeneration(of: 0) }
     public func slotsGeneration(of space: UInt8) -> UInt64 {

@@ -85,6 +85,14 @@ open class InaccessibleFile: @unchecked Sendable {
         return number == 0 ? nil : HostFrame(UInt64(number))
     }
 
+    /// Whether `frame` is a page of the file. For checks, at rest.
+    public final func holds(_ frame: HostFrame) -> Bool {
+        guard host.memory.hasPageFrame(frame) else { return false }
+        let page = host.memory.page(frame)
+        guard page.pointee.flags.load(ordering: .relaxed) & PageFlags.inaccessible != 0 else { return false }
+        return self.frame(of: page.pointee.word0) == frame
+    }
+
     /// Pages that are there.
     public final var presentPages: Int {
         indexLock.lock()

@@ -124,7 +124,6 @@ public struct PageFlags: Sendable, Equatable {
 
     public var isReserved: Bool { bits & Self.reserved != 0 }
     public var isAccessed: Bool { bits & Self.anyAccessed != 0 }
-    public var isInaccessible: Bool { bits & Self.inaccessible != 0 }
     public var isDirty: Bool { bits & Self.anyDirty != 0 }
     public func isAccessed(by originator: Originator) -> Bool { bits & Self.accessed(originator) != 0 }
     public func isDirty(by originator: Originator) -> Bool { bits & Self.dirty(originator) != 0 }

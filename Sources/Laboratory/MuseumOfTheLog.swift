@@ -38,7 +38,7 @@ extension Exhibit {
         Exhibit(
             "copied-before-logging", .copiedBeforeLogging,
             "everything is copied, and then logging is turned on: what was written in between is in neither",
-            "generic 5.5; LOG-1", [("race-precopy", 1), ("precopy-dma", 1)]),
+            "generic 5.5; LOG-1", [("race-precopy-start", 1), ("precopy-dma", 1)]),
         Exhibit(
             "cleared-after-copy", .clearedAfterCopy,
             "with manual protection pages are copied and then cleared: CLEAR takes the mark of a write in between",

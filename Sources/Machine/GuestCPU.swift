@@ -45,8 +45,11 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
     /// waits for may be off the processor for long: raise it there.
     public var patience = 1000
 
-    /// One access at `address`, 8-byte aligned; `value` for stores. No lock held.
-    public func access(_ kind: AccessKind, _ address: GuestAddress, value: UInt64 = 0) -> AccessResult {
+    /// One access at `address`, 8-byte aligned; `value` for stores, of which only the bits of `mask` are stored. No lock
+    /// held.
+    public func access(
+        _ kind: AccessKind, _ address: GuestAddress, value: UInt64 = 0, mask: UInt64 = .max
+    ) -> AccessResult {
         memoryFault = nil
         defer { vm.runPostponedWork() }
         for round in 0..<patience {
@@ -57,13 +60,13 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
                 if let end = answer(refusal) { return end }
                 continue
             }
-            let result = attempt(kind, address, value)
+            let result = attempt(kind, address, value, mask)
             exitGuest()
             switch result {
             case .value(let value): return .value(value)
             case .stored: return .stored
             case .fault(let present):
-                if let end = handle(GuestFault(address: address, access: kind, entryPresent: present), value) {
+                if let end = handle(GuestFault(address: address, access: kind, entryPresent: present), value, mask) {
                     return end
                 }
             }
@@ -101,7 +104,9 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
         case fault(present: Bool)
     }
 
-    private func attempt(_ kind: AccessKind, _ address: GuestAddress, _ value: UInt64) -> Attempt {
+    private func attempt(
+        _ kind: AccessKind, _ address: GuestAddress, _ value: UInt64, _ mask: UInt64
+    ) -> Attempt {
         let port = GuestPort(stage: tables.stage(for: self), buffer: buffer)
         let observer = vm.memory.journal?.observer
         func reached(_ frame: HostFrame) {
@@ -110,7 +115,7 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
         let result =
             switch kind {
             case .read: port.load(address, reached: reached)
-            case .write: port.store(address, value, reached: reached)
+            case .write: port.store(address, value, mask: mask, reached: reached)
             case .execute: port.fetch(address, reached: reached)
             }
         switch result {
@@ -126,25 +131,26 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
     }
 
     /// Lets KVM handle the fault. Nil: run the guest again.
-    private func handle(_ fault: GuestFault, _ value: UInt64) -> AccessResult? {
+    private func handle(_ fault: GuestFault, _ value: UInt64, _ mask: UInt64) -> AccessResult? {
         let side = vm.slotReaders.enter()
         defer { vm.slotReaders.exit(side) }
         switch vm.mmu.handleFault(self, fault) {
         case .retry, .fixed, .spurious: return nil
-        case .writeProtected, .emulate: return emulate(fault, value)
+        case .writeProtected, .emulate: return emulate(fault, value, mask)
         case .failed(let errno), .memoryFault(let errno): return .failed(errno)
         }
     }
 
     /// The emulator: a store to memory that is not read-only goes through the user mapping, as KVM's emulator does;
     /// all else is MMIO. Caller is inside `withSlots`. Spec: generic section 7, real-kvm "a live finding".
-    private func emulate(_ fault: GuestFault, _ value: UInt64) -> AccessResult {
+    private func emulate(_ fault: GuestFault, _ value: UInt64, _ mask: UInt64) -> AccessResult {
         if fault.access == .write, tables.emulatorWritesMemory,
             let slot = slot(containing: fault.frame), !slot.isInvalid, !slot.flags.readOnly
         {
             let address = slot.userAddress(of: fault.frame) + fault.address.offset
             do throws(Errno) {
-                try vm.addressSpace.store(address, value)
+                let rest = mask == .max ? 0 : try vm.addressSpace.load(address) & ~mask
+                try vm.addressSpace.store(address, rest | value & mask)
                 vm.markDirty(fault.frame, in: slot, by: self)
                 return .emulated
             } catch {
@@ -199,7 +205,7 @@ public enum StageTwoTables: Sendable {
 
 extension Architecture {
     /// - Parameter addressSpaces: 2 on x86 for vCPUs with system management mode; other architectures have one.
-    func makeTables(addressSpaces: Int = 1) -> StageTwoTables {
+    public func makeTables(addressSpaces: Int = 1) -> StageTwoTables {
         switch self {
         case .x86TDP: .tdp(TDPMMU(largestPage: .page1G, addressSpaces: addressSpaces))
         case .riscvSv39x4: .gStage(GStageMMU(mode: .sv39x4))

@@ -1,5 +1,6 @@
 import Frames
 import Machine
+import TextInput
 
 // Reading a step's `expect`.
 

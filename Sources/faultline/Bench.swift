@@ -9,7 +9,7 @@ import Scenario
 struct Bench: ParsableCommand {
     static let configuration = CommandConfiguration(
         abstract: "Measure: KVM's memory operations (the default), slots, the host's operations, or the explorer.",
-        subcommands: [MemoryBench.self, SlotBench.self, HostBench.self, ExplorerBench.self],
+        subcommands: [MemoryBench.self, SlotBench.self, HostBench.self, ExplorerBench.self, IoctlBench.self],
         defaultSubcommand: MemoryBench.self)
 }
 

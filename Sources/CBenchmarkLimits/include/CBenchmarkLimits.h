@@ -51,3 +51,6 @@ void limit_fill_caches(void);
 size_t limit_heap_bytes(void);
 /// Bytes in the machine's memory; 0: the kernel doesn't tell.
 size_t limit_resident_bytes(void);
+
+/// So many system calls that do next to nothing. What a script on a kernel can't do without.
+void limit_system_calls(size_t count);

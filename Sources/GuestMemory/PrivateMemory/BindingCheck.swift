@@ -10,7 +10,7 @@ extension VirtualMachine {
         guard hasPrivateMemory || !files.isEmpty else { return [] }
         for slot in activeSlots { check(slot, files, &findings) }
         for file in files { check(file, &findings) }
-        mmu.forEachLeaf { leaf in check(leaf, &findings) }
+        mmu.forEachLeaf { leaf in check(leaf, files, &findings) }
         return findings
     }
 
@@ -44,7 +44,7 @@ extension VirtualMachine {
     }
 
     /// What a leaf maps of a private frame is the page that the slot's file has there; a file's page is mapped only so.
-    private func check(_ leaf: StageTwoLeaf, _ findings: inout [Finding]) {
+    private func check(_ leaf: StageTwoLeaf, _ files: [GuestMemoryFile], _ findings: inout [Finding]) {
         for i in 0..<leaf.level.frames {
             let guest = GuestFrame(leaf.guestFrame.number + i)
             let frame = HostFrame(leaf.frame.number + i)
@@ -53,7 +53,7 @@ extension VirtualMachine {
                     findings.append(
                         Finding(.i25, "a private frame maps what its file does not have", frame: frame, guest: guest))
                 }
-            } else if memory.inspect(frame)?.flags.isInaccessible ?? false {
+            } else if files.contains(where: { $0.holds(frame) }) {
                 findings.append(Finding(.i25, "a shared frame maps a private page", frame: frame, guest: guest))
             }
         }

@@ -7,14 +7,22 @@ import Synchrony
 
 /// The rules that hold whenever no operation is in flight: between the phases of a run and at its end. Each check
 /// computes its answer another way than the code it checks: from the primary tables, the counts, the bitmap.
-struct Checks {
+public struct Checks {
     let vm: VirtualMachine
     let tables: StageTwoTables
     let cpus: [GuestCPU]
     let policy: PolicyName
 
+    /// `tables` are those of `vm`, `cpus` all of its vCPUs.
+    public init(vm: VirtualMachine, tables: StageTwoTables, cpus: [GuestCPU], policy: PolicyName) {
+        self.vm = vm
+        self.tables = tables
+        self.cpus = cpus
+        self.policy = policy
+    }
+
     /// Returns the leaves, by guest frame, for whoever checks more.
-    @discardableResult func run(_ journal: Journal) -> [StageTwoLeaf] {
+    @discardableResult public func run(_ journal: Journal) -> [StageTwoLeaf] {
         for finding in tables.check() { journal.add(finding) }
         var leaves: [StageTwoLeaf] = []
         vm.mmu.forEachLeaf { leaves.append($0) }

@@ -71,7 +71,10 @@ extension TestGuest {
             try guest.addMemory(0, 1)
             try guest.space.store(at(0), 1)
             let frame = try #require(guest.frame(0))
-            guard let reference = guest.vm.page(of: gfn(0)) else { return Issue.record("no page") }
+            guard let reference = guest.vm.page(of: gfn(0)) else {
+                Issue.record("no page")
+                return
+            }
             let flags = guest.test.state(frame).flags
             #expect(guest.test.state(frame).referenceCount == 2)
             reference.releaseUnused()

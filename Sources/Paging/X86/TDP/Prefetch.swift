@@ -17,8 +17,8 @@ extension TDPMMU {
             if vm.addressSpace.signals.pending { throw .EINTR }
             dropObsoleteRoot(cpu)
             var fault = GuestFault(
-                address: address, access: .read, entryPresent: false, isPrefetch: true,
-                isPrivate: vm.isPrivate(address.frame))
+                address: address, access: .read, entryPresent: false,
+                isPrivate: vm.isPrivate(address.frame), isPrefetch: true)
             switch serve(cpu, &fault) {
             case .fixed, .spurious, .writeProtected: return fault.level
             case .emulate: throw .ENOENT

@@ -4,5 +4,7 @@ import Frames
 import GuestMemory
 
 func look(_ vm: VirtualMachine, _ frame: GuestFrame) {
-    _ = vm.faultIn(frame, slot: nil, write: false, atomic: true, snapshot: vm.snapshot())  // error: extra argument 'atomic'
+    _ = vm.faultIn(
+        frame, slot: nil, write: false, atomic: true,  // error: extra argument 'atomic' in call
+        snapshot: vm.snapshot())
 }
