@@ -51,10 +51,11 @@ public struct CachedBytes: ~Escapable {
         part(offset, buffer.count).read(into: buffer)
     }
 
-    /// Copies bytes in, from `offset` on, and logs the page as written. Traps where there are not so many.
-    public func write(at offset: Int = 0, from buffer: UnsafeRawBufferPointer) {
+    /// Copies bytes in, from `offset` on, and logs the page as written, by the vCPU whose task does it, if one does. Traps
+    /// where there are not so many.
+    public func write(at offset: Int = 0, from buffer: UnsafeRawBufferPointer, by cpu: VirtualCPU? = nil) {
         part(offset, buffer.count).write(from: buffer)
-        markDirty()
+        markDirty(by: cpu)
     }
 
     /// A number in the host's byte order.
@@ -65,16 +66,16 @@ public struct CachedBytes: ~Escapable {
     }
 
     /// Writes a number in the host's byte order and logs the page as written.
-    public func store<Value: FixedWidthInteger>(_ value: Value, at offset: Int = 0) {
-        withUnsafeBytes(of: value) { write(at: offset, from: $0) }
+    public func store<Value: FixedWidthInteger>(_ value: Value, at offset: Int = 0, by cpu: VirtualCPU? = nil) {
+        withUnsafeBytes(of: value) { write(at: offset, from: $0, by: cpu) }
     }
 
     /// Logs the page as written: nothing for the process's own memory, which no slot shows. The page itself needs no mark.
     /// Every write above does this; in the kernel each user has to think of it, and one that does not loses the write in a
     /// migration (I-12). Kernel: `kvm_gpc_mark_dirty_in_slot`.
-    public func markDirty() {
+    public func markDirty(by cpu: VirtualCPU? = nil) {
         guard let address = cache.guestAddress, let slot = cache.slot else { return }
-        cache.vm.markDirty(address.frame, in: slot)
+        cache.vm.markDirty(address.frame, in: slot, by: cpu)
     }
 
     private func part(_ offset: Int, _ length: Int) -> SharedBytes {
