@@ -55,8 +55,10 @@ let package = Package(
             name: "Laboratory",
             dependencies: ["Explorer", "Machine", "HostMemory", "Audit", "CSchedule", "CFiber", "Frames"],
             swiftSettings: strict),
+        // Texts that people write, and what is wrong with them.
+        .target(name: "TextInput", swiftSettings: strict),
         .target(
-            name: "Scenario", dependencies: ["Machine", .product(name: "Yams", package: "Yams")],
+            name: "Scenario", dependencies: ["Machine", "TextInput", .product(name: "Yams", package: "Yams")],
             swiftSettings: strict),
         .target(
             name: "TraceAudit",
@@ -65,6 +67,15 @@ let package = Package(
         .target(
             name: "Report", dependencies: ["Scenario", "TraceAudit", "Machine", "Laboratory", "Explorer"],
             swiftSettings: strict),
+        // KVM's calls on the model, and scripts of such calls, which know no model.
+        .target(name: "CKVMInterface"),
+        .target(
+            name: "IoctlScript", dependencies: ["CKVMInterface", "TextInput", "SeededRandom"], swiftSettings: strict),
+        .target(
+            name: "Interface",
+            dependencies: [
+                "CKVMInterface", "IoctlScript", "Frames", "Audit", "HostMemory", "GuestMemory", "Machine",
+            ], swiftSettings: strict),
         // The host model beside this machine's kernel.
         .target(name: "CHostProcess"),
         .target(
@@ -73,13 +84,14 @@ let package = Package(
             swiftSettings: strict),
         .target(name: "CBenchmarkLimits"),
         .target(
-            name: "Benchmarks", dependencies: ["Machine", "Report", "CBenchmarkLimits", "SeededRandom"],
+            name: "Benchmarks",
+            dependencies: ["Machine", "Report", "Interface", "IoctlScript", "CBenchmarkLimits", "SeededRandom"],
             swiftSettings: strict),
         .executableTarget(
             name: "faultline",
             dependencies: [
                 "Scenario", "TraceAudit", "Report", "Benchmarks", "Machine", "Explorer", "Laboratory",
-                "HostConformance",
+                "HostConformance", "TextInput", "IoctlScript", "Interface",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ], swiftSettings: strict),
 
@@ -101,6 +113,13 @@ let package = Package(
             name: "HostConformanceTests", dependencies: ["HostConformance", "HostMemory", "Machine", "SeededRandom"],
             swiftSettings: strict),
         .testTarget(
+            name: "InterfaceTests",
+            dependencies: [
+                "CKVMInterface", "IoctlScript", "Interface", "TextInput", "Machine", "GuestMemory", "HostMemory",
+                "Audit", "Frames", "SeededRandom",
+            ],
+            swiftSettings: strict),
+        .testTarget(
             name: "LogConsumersTests",
             dependencies: [
                 "LogConsumers", "Machine", "HostMemory", "GuestMemory", "Audit", "Frames", "Synchrony", "SeededRandom",
@@ -117,7 +136,7 @@ let package = Package(
         .testTarget(name: "TraceAuditTests", dependencies: ["TraceAudit"], swiftSettings: strict),
         .testTarget(
             name: "ScenarioTests",
-            dependencies: ["Scenario", "Report", "SeededRandom", .product(name: "Yams", package: "Yams")],
+            dependencies: ["Scenario", "TextInput", "Report", "SeededRandom", .product(name: "Yams", package: "Yams")],
             swiftSettings: strict),
     ]
 )

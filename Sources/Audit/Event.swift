@@ -15,6 +15,8 @@ public enum Holder: UInt8, Sendable, CaseIterable {
     case hostMap
     /// A page handed out for itself. Kernel: `gfn_to_page`. Spec: generic 2.10.
     case framePage
+    /// A frame cache, from the translation of a refresh to its end. Kernel: `gfn_to_pfn_cache`. Spec: generic 2.14.
+    case frameCache
     /// The heuristic of the policies `guess` and `tracked`: nobody knows. Spec: generic 10.1.
     case heuristic
     /// Get-user-pages outside of KVM.
@@ -27,7 +29,7 @@ public enum Holder: UInt8, Sendable, CaseIterable {
     /// Whether the holder is KVM, whose references must be gone when it is idle (I-1).
     public var isKVM: Bool {
         switch self {
-        case .guestFault, .prefetch, .hostMap, .framePage, .heuristic: true
+        case .guestFault, .prefetch, .hostMap, .framePage, .frameCache, .heuristic: true
         case .getUserPages, .primary, .driver: false
         }
     }

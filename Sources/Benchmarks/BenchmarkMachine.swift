@@ -98,7 +98,7 @@ final class BenchmarkMachine {
     /// Removes every entry as a notifier's range does, and flushes.
     func zapAll() {
         let guardian = vm.lockMMU()
-        let flush = mmu.unmap(GuestFrame(0)..<GuestFrame(UInt64(pages)), holding: guardian, mayBlock: false)
+        let flush = mmu.unmap(GuestFrame(0)..<GuestFrame(UInt64(pages)), in: 0, holding: guardian, mayBlock: false)
         if flush { vm.flushRemoteTLBs() }
         guardian.unlock()
     }

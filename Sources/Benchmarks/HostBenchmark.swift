@@ -229,7 +229,12 @@ struct HostSamples {
     }
 
     func median(_ operation: HostOperation, isLimit: Bool) -> Double {
-        let sorted = values.filter { $0.operation == operation && $0.isLimit == isLimit }.map(\.nanoseconds).sorted()
-        return sorted.isEmpty ? .nan : sorted[sorted.count / 2]
+        middle(of: values.filter { $0.operation == operation && $0.isLimit == isLimit }.map(\.nanoseconds))
     }
+}
+
+/// The median; NaN of nothing.
+func middle(of values: [Double]) -> Double {
+    let sorted = values.sorted()
+    return sorted.isEmpty ? .nan : sorted[sorted.count / 2]
 }

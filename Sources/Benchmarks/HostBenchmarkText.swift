@@ -78,7 +78,7 @@ public enum HostBenchmarkText {
 
     static func size(_ bytes: Int) -> String { bytes >= 1 << 30 ? "\(bytes >> 30) GiB" : "\(bytes >> 20) MiB" }
 
-    private static func number(_ value: Double) -> String {
+    static func number(_ value: Double) -> String {
         value.isNaN ? "-" : String(format: value < 10 ? "%.2f" : value < 100 ? "%.1f" : "%.0f", value)
     }
 

@@ -175,7 +175,6 @@ struct Samples {
     }
 
     func median(_ operation: Operation, _ row: String) -> Double {
-        let sorted = values.filter { $0.operation == operation && $0.row == row }.map(\.nanoseconds).sorted()
-        return sorted.isEmpty ? .nan : sorted[sorted.count / 2]
+        middle(of: values.filter { $0.operation == operation && $0.row == row }.map(\.nanoseconds))
     }
 }

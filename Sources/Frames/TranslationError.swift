@@ -36,6 +36,7 @@ public enum TranslationError: Error, Equatable, Sendable, CaseIterable {
 // swift-format-ignore: AlwaysUseLowerCamelCase
 public enum Errno: Int32, Error, Equatable, Sendable {
     case EIO = 5
+    case E2BIG = 7
     case EAGAIN = 11
     case ENOMEM = 12
     case EACCES = 13
@@ -53,4 +54,5 @@ public enum Errno: Int32, Error, Equatable, Sendable {
     case EOVERFLOW = 75
     case EOPNOTSUPP = 95
     case EREMOTEIO = 121
+    case ENODEV = 19
 }

@@ -7,10 +7,21 @@ public struct GuestFault: Sendable, Equatable {
     public var access: AccessKind
     /// The tables had a present entry for the address. Kernel: PFERR_PRESENT.
     public var entryPresent: Bool
-    public init(address: GuestAddress, access: AccessKind, entryPresent: Bool) {
+    /// Whether the access wants private memory. Nil: it does not say, as in a VM without a shared bit in its guest's
+    /// addresses. Kernel: PFERR_PRIVATE_ACCESS.
+    public var isPrivate: Bool?
+    /// No guest waits for it: it never changes an entry that is there (Spec: I-26). Kernel: `fault->prefetch`.
+    public var isPrefetch: Bool
+    /// Out: the level of the mapping that serves it. Kernel: `fault->goal_level`.
+    public var level = PageLevel.page4K
+    public init(
+        address: GuestAddress, access: AccessKind, entryPresent: Bool, isPrivate: Bool? = nil, isPrefetch: Bool = false
+    ) {
         self.address = address
         self.access = access
         self.entryPresent = entryPresent
+        self.isPrivate = isPrivate
+        self.isPrefetch = isPrefetch
     }
     public var frame: GuestFrame { address.frame }
 }
@@ -29,6 +40,9 @@ public enum FaultOutcome: Sendable, Equatable {
     case spurious
     /// KVM_RUN fails with this errno.
     case failed(Errno)
+    /// The same, and the exit reason is a memory fault: the vCPU's `memoryFault` says which. Kernel:
+    /// `KVM_EXIT_MEMORY_FAULT`.
+    case memoryFault(Errno)
 
     /// For the journal.
     public var code: UInt64 {
@@ -39,6 +53,7 @@ public enum FaultOutcome: Sendable, Equatable {
         case .fixed: 5
         case .spurious: 6
         case .failed(let errno): UInt64(100 + errno.rawValue)
+        case .memoryFault(let errno): UInt64(1000 + errno.rawValue)
         }
     }
 }
@@ -67,6 +82,13 @@ open class SecondaryMMU: @unchecked Sendable {
     /// Called once, when `vm` is set.
     open func attached() {}
 
+    /// Address spaces of a vCPU: 2 on x86 with system management mode, else 1. Kernel: `KVM_MAX_NR_ADDRESS_SPACES`.
+    open var addressSpaceCount: Int { 1 }
+    /// Whether a slot may be read-only. Kernel: `CONFIG_HAVE_KVM_READONLY_MEM`.
+    open var allowsReadOnlySlots: Bool { true }
+    /// Whether a slot that is logged from its beginning, or that moves, is protected like one that logging finds in use.
+    /// x86 does not: there is nothing to protect yet. Spec: generic 5.5.
+    open var protectsNewSlots: Bool { true }
     /// Bits of a guest physical address.
     open var guestAddressBits: Int { 48 }
     /// Whether faults hold `mmuLock` for reading only (x86 TDP, arm64).
@@ -80,22 +102,53 @@ open class SecondaryMMU: @unchecked Sendable {
     /// Whether ageing for `clear_flush_young` leaves the TLBs alone. Kernel: `CONFIG_KVM_ELIDE_TLB_FLUSH_IF_YOUNG`.
     open var elidesFlushIfYoung: Bool { false }
 
+    /// Whether faults know private memory. Kernel: `kvm_arch_has_private_mem`, as far as the MMU is concerned.
+    open var hasPrivateFaults: Bool { false }
+    /// Makes a page of private memory the guest's before it is first mapped. The page is zeroed and locked.
+    /// Kernel: `kvm_arch_gmem_prepare`.
+    open func preparePrivatePage(_ page: HostFrame, at frame: GuestFrame) throws(Errno) {}
+
+    // MARK: What the dirty rings ask. Spec: generic 5.6.
+
+    /// Whether vCPUs may have dirty rings. Kernel: `HAVE_KVM_DIRTY_RING_TSO` or `_ACQ_REL`.
+    open var supportsDirtyRings: Bool { true }
+    /// Whether the processor orders stores, so that userspace need not. Kernel: `HAVE_KVM_DIRTY_RING_TSO` (x86).
+    open var isTotalStoreOrder: Bool { false }
+    /// Writes that the processor may have logged itself and that come out of it at the next exit: PML's 512, or none.
+    open var hardwareLogEntries: UInt32 { 0 }
+    /// Whether rings may have a bitmap beside them. Kernel: `NEED_KVM_DIRTY_RING_WITH_BITMAP`, which only arm64 selects,
+    /// for interrupt tables that it writes without a vCPU. Set before the VM runs, to have it elsewhere.
+    public final var offersBackupBitmap = false
+
     /// Handles a guest fault. Caller: the vCPU's task, outside guest mode, inside `vm.withSlots`, no lock held.
     open func handleFault(_ cpu: VirtualCPU, _ fault: GuestFault) -> FaultOutcome { .failed(.EIO) }
+
+    /// Maps `address` ahead of the guest's first access; the level of the mapping. Caller as for `handleFault`. Spec:
+    /// generic 6.3. EOPNOTSUPP where the vCPU's mode or the architecture has no such faults.
+    open func preFault(_ cpu: VirtualCPU, _ address: GuestAddress) throws(Errno) -> PageLevel { throw .EOPNOTSUPP }
+    /// The page of a fault that `cpu` did not wait for is there: maps it. Caller as for `handleFault`. Kernel:
+    /// `kvm_arch_async_page_ready`.
+    open func asyncFaultReady(_ cpu: VirtualCPU, _ fault: GuestFault) {}
 
     /// Gives the vCPU a root. Caller: the vCPU's task, no lock held.
     open func loadRoot(_ cpu: VirtualCPU) {}
     /// Takes the vCPU's root away if it is obsolete. Caller as for `loadRoot`.
     open func freeObsoleteRoot(_ cpu: VirtualCPU) {}
 
-    /// Removes every leaf that intersects `frames`. Returns whether TLBs must be flushed. Kernel: `kvm_unmap_gfn_range`.
-    open func unmap(_ frames: Range<GuestFrame>, holding guardian: borrowing MMUGuard, mayBlock: Bool) -> Bool {
+    /// Removes every leaf of address space `space` that intersects `frames`. Returns whether TLBs must be flushed. Kernel: `kvm_unmap_gfn_range`.
+    open func unmap(
+        _ frames: Range<GuestFrame>, in space: UInt8, holding guardian: borrowing MMUGuard, mayBlock: Bool
+    ) -> Bool {
         false
     }
     /// Clears accessed bits; whether any was set. Kernel: `kvm_age_gfn`.
-    open func age(_ frames: Range<GuestFrame>, holding guardian: borrowing MMUGuard) -> Bool { false }
+    open func age(_ frames: Range<GuestFrame>, in space: UInt8, holding guardian: borrowing MMUGuard) -> Bool {
+        false
+    }
     /// Whether any entry of `frames` was accessed. Kernel: `kvm_test_age_gfn`.
-    open func testAge(_ frames: Range<GuestFrame>, holding guardian: borrowing MMUGuard) -> Bool { false }
+    open func testAge(_ frames: Range<GuestFrame>, in space: UInt8, holding guardian: borrowing MMUGuard) -> Bool {
+        false
+    }
 
     /// Protects the pages of one bitmap word for logging: page `first + i` for each bit i of `mask`; only 4 KiB leaves
     /// (larger ones were split or protected before). Kernel: `kvm_arch_mmu_enable_log_dirty_pt_masked`.
@@ -123,6 +176,8 @@ open class SecondaryMMU: @unchecked Sendable {
 /// A present leaf, decoded for checks and reports.
 public struct StageTwoLeaf: Sendable, Equatable {
     public var guestFrame: GuestFrame
+    /// The address space whose tables hold it. Kernel: `as_id`.
+    public var space: UInt8
     public var frame: HostFrame
     public var level: PageLevel
     public var writable: Bool
@@ -131,9 +186,10 @@ public struct StageTwoLeaf: Sendable, Equatable {
     /// The raw entry.
     public var entry: UInt64
     public init(
-        guestFrame: GuestFrame, frame: HostFrame, level: PageLevel, writable: Bool, accessed: Bool, dirty: Bool,
-        entry: UInt64
+        guestFrame: GuestFrame, space: UInt8 = 0, frame: HostFrame, level: PageLevel, writable: Bool, accessed: Bool,
+        dirty: Bool, entry: UInt64
     ) {
+        self.space = space
         self.guestFrame = guestFrame
         self.frame = frame
         self.level = level

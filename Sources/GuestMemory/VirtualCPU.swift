@@ -15,6 +15,20 @@ open class VirtualCPU: @unchecked Sendable {
         public static let flushTLB: UInt32 = 1
         /// The root is obsolete; load a new one (which flushes). Kernel: `KVM_REQ_MMU_FREE_OBSOLETE_ROOTS`.
         public static let reloadRoot: UInt32 = 2
+        /// The dirty ring has filled up to its soft limit. Kernel: `KVM_REQ_DIRTY_RING_SOFT_FULL`.
+        public static let dirtyRingSoftFull: UInt32 = 4
+        /// A page that was waited for is there. Kernel: `KVM_REQ_APF_READY`.
+        public static let asyncFaultReady: UInt32 = 8
+        /// Halt until a page is there. Kernel: `KVM_REQ_APF_HALT`.
+        public static let asyncFaultHalt: UInt32 = 16
+    }
+
+    /// Why guest mode was not entered.
+    public enum EntryRefusal: Sendable, Equatable {
+        /// Userspace must empty the dirty ring. Kernel: `KVM_EXIT_DIRTY_RING_FULL`; KVM_RUN returns 0.
+        case dirtyRingFull
+        /// The vCPU waits for a page: `sleepUntilReady`.
+        case halted
     }
 
     public final let number: Int
@@ -26,19 +40,80 @@ open class VirtualCPU: @unchecked Sendable {
     /// Times that guest mode was entered. Written by the vCPU's task.
     public final var entries: UInt64 = 0
     public final let identity = ObjectIdentity()
+    /// What the last fault said to userspace, if it ended in a memory fault; whoever begins a run clears it. Written by
+    /// the vCPU's task. Kernel: `run->memory_fault`.
+    public final var memoryFault: MemoryFaultExit?
+    /// What the vCPU wrote, in a VM with dirty rings.
+    public internal(set) final var ring: DirtyRing?
+    /// Whether a fault on a page that must be read may be left to others. Kernel: `kvm_can_do_async_pf`: the guest knows
+    /// the paravirtual interface, or halting serves as well. The vCPU's own task's, or set before it runs.
+    public final var allowsAsyncFaults = false
+    public private(set) final lazy var asyncFaults = AsyncFaultQueue(self)
+    /// The vCPU waits for a page. Kernel: `apf.halted`. The vCPU's own task's.
+    public internal(set) final var isHalted = false
+
+    /// The address space that the vCPU is in: 1 in system management mode. Kernel: `kvm_arch_vcpu_memslots_id`.
+    public final var addressSpaceNumber: UInt8 { currentSpace.load(ordering: .relaxed) }
+    private final let currentSpace = Atomic<UInt8>(0)
+    /// The slot that the last lookup found, and the generation in which it did. Kernel: `last_used_slot`,
+    /// `last_used_slot_gen`. Generations differ between address spaces, so a change of those invalidates it too.
+    private final var hintedSlot: Unmanaged<MemorySlot>?
+    private final var hintGeneration = UInt64.max
 
     public init(number: Int, vm: VirtualMachine) {
         self.number = number
         self.vm = vm
     }
 
+    /// The slot that contains `frame` in the vCPU's address space. Caller: the vCPU's task, inside `withSlots`.
+    /// Kernel: `kvm_vcpu_gfn_to_memslot`. Spec: generic 2.1.
+    public final func slot(containing frame: GuestFrame) -> MemorySlot? {
+        let generation = vm.slotsGeneration(of: addressSpaceNumber)
+        if let hinted = hint(for: frame, generation) { return hinted.takeUnretainedValue() }
+        guard let slot = vm.slot(containing: frame, in: addressSpaceNumber) else { return nil }
+        hintedSlot = Unmanaged.passUnretained(slot)
+        hintGeneration = generation
+        return slot
+    }
+
+    /// The hinted slot, if it still is one and contains `frame`. While the generation is the same nobody frees it.
+    @inline(__always)
+    private final func hint(for frame: GuestFrame, _ generation: UInt64) -> Unmanaged<MemorySlot>? {
+        guard generation == hintGeneration, let hinted = hintedSlot else { return nil }
+        let isHit = hinted._withUnsafeGuaranteedRef { frame.number &- $0.baseFrame.number < $0.pageCount }
+        return isHit ? hinted : nil
+    }
+
+    /// The user's address of `frame` if the hint knows it.
+    @inline(__always)
+    final func hintedAddress(of frame: GuestFrame, write: Bool) -> UserAddress? {
+        hint(for: frame, vm.slotsGeneration(of: addressSpaceNumber))?._withUnsafeGuaranteedRef {
+            $0.checkedAddress(of: frame, write: write)
+        }
+    }
+
+    /// Enters or leaves system management mode: another address space, other tables. Caller: the vCPU's task, outside of
+    /// guest mode; the VM has that many address spaces. Kernel: `kvm_smm_changed`.
+    public final func switchAddressSpace(to space: UInt8) {
+        precondition(Int(space) < vm.slotSets.count, "the VM has no such address space")
+        guard space != addressSpaceNumber else { return }
+        currentSpace.store(space, ordering: .relaxed)
+        vm.mmu.freeObsoleteRoot(self)
+    }
+
     /// Drops every cached translation. Called by the vCPU's own task, outside of guest mode.
     open func dropTranslations() {}
 
-    /// Serves requests and enters guest mode. Kernel: the entry half of `vcpu_enter_guest`.
-    public final func enterGuest() {
+    /// A page is being fetched: whether the guest was told, and can do something else. If not, the vCPU halts. Called by
+    /// the vCPU's own task. Kernel: `kvm_arch_async_page_not_present`.
+    open func pageNotPresent(_ frame: GuestFrame) -> Bool { false }
+
+    /// Serves requests and enters guest mode; nil if it did. Kernel: the entry half of `vcpu_enter_guest`.
+    @discardableResult
+    public final func enterGuest() -> EntryRefusal? {
         while true {
-            serveRequests()
+            vm.runPostponedWork()
+            if let refusal = serveRequests() { return refusal }
             if root == nil { vm.mmu.loadRoot(self) }
             schedulingPoint(.guestEnter, identity.value)
             entries &+= 1
@@ -46,7 +121,7 @@ open class VirtualCPU: @unchecked Sendable {
             schedulingPoint(.atomicLoad, identity.value)
             if requests.load(ordering: .sequentiallyConsistent) == 0 {
                 isExecuting = true
-                return
+                return nil
             }
             exitGuest()
         }
@@ -59,8 +134,17 @@ open class VirtualCPU: @unchecked Sendable {
         mode.store(Mode.outside.rawValue, ordering: .sequentiallyConsistent)
     }
 
-    private final func serveRequests() {
+    /// Spec: x86 section 6, the order of requests. What ends the entry leaves all others for the next.
+    private final func serveRequests() -> EntryRefusal? {
         schedulingPoint(.atomicUpdate, identity.value)
+        if let ring, take(Request.dirtyRingSoftFull), ring.isSoftFull {
+            post(Request.dirtyRingSoftFull)
+            return .dirtyRingFull
+        }
+        // In this order: any page that is there ends the halt, and the guest looks whether it was the one.
+        if take(Request.asyncFaultHalt) { isHalted = true }
+        if take(Request.asyncFaultReady) { completeAsyncFaults() }
+        if isHalted { return .halted }
         let pending = requests.exchange(0, ordering: .sequentiallyConsistent)
         if pending & Request.reloadRoot != 0 { vm.mmu.freeObsoleteRoot(self) }
         if pending & (Request.flushTLB | Request.reloadRoot) != 0 {
@@ -69,6 +153,19 @@ open class VirtualCPU: @unchecked Sendable {
             dropTranslations()
             isFlushing = false
         }
+        return nil
+    }
+
+    /// Whether the request was posted; it is taken off.
+    private final func take(_ request: UInt32) -> Bool {
+        guard requests.load(ordering: .sequentiallyConsistent) & request != 0 else { return false }
+        return requests.bitwiseAnd(~request, ordering: .sequentiallyConsistent).oldValue & request != 0
+    }
+
+    /// Posts a request; waits for nobody. Kernel: `kvm_make_request`.
+    final func post(_ request: UInt32) {
+        schedulingPoint(.requestPost, identity.value)
+        requests.bitwiseOr(request, ordering: .sequentiallyConsistent)
     }
 
     /// Guest code runs: the last look at the requests has found none. For checks and for the processor's own walks; the

@@ -4,9 +4,6 @@
 // It guarantees: every page reference taken for a guest is released exactly once, and nothing is mapped without the
 // retry check. It never derives a page from a stage-2 entry. Read `Translation/FollowFrame.swift` next, then
 // `Invalidation/Protocol.swift`.
-//
-// Of `spec/generic.md` not here yet: frame caches (2.14), guest_memfd (2.15), read and write of guest memory by KVM
-// (2.16, 2.17), dirty rings (5.6), asynchronous faults and pre-fault (6). Each has its place beside these folders.
 
 import Audit
 import Frames
@@ -34,7 +31,17 @@ public final class VirtualMachine: @unchecked Sendable {
     /// Kernel: `kvm->srcu`.
     public let slotReaders = ReadSideSections(atomic: false)
     public let mmuLock: ReadWriteLock
-    let slots: SlotSets
+    public let type: VirtualMachineType
+    let privateMemory = PrivateMemory()
+    /// The VM's own descriptor, and its files of private memory. Kernel: `users_count`.
+    private let references = Atomic<Int>(1)
+    private var isClosed = false
+    /// By address space. Kernel: `__memslots`. Spec: generic 1.5.
+    let slotSets: [SlotSets]
+    /// Pages of all slots. Kernel: `nr_memslot_pages`; under `slotsLock`.
+    var slotPages: UInt64 = 0
+    /// Something impossible happened, or the process said so: every call fails from now on. Kernel: `vm_dead`.
+    private let dead = Atomic<Bool>(false)
 
     // The notifier protocol. Spec: generic 3.2. The counters are written under mmuLock, read by anyone.
     let invalidateIdentity = ObjectIdentity()
@@ -48,6 +55,10 @@ public final class VirtualMachine: @unchecked Sendable {
     /// Where a swap of slot sets waits for running invalidations. Kernel: `mn_memslots_update_rcuwait`.
     let invalidationsEnded = SleepQueue()
     private var notifier: VirtualMachineNotifier?
+    /// Kernel: `gpc_list`.
+    let frameCaches = FrameCaches()
+    /// Whether the kernel can map memory without page frames. Set before anything runs. Kernel: `CONFIG_HAS_IOMEM`.
+    public var remapsDeviceMemory = true
 
     /// vCPUs, in order of their numbers. Written before any of them runs.
     public private(set) var virtualCPUs: [VirtualCPU] = []
@@ -55,11 +66,18 @@ public final class VirtualMachine: @unchecked Sendable {
     public internal(set) var manualProtect = ManualProtect()
     /// Slots with dirty logging. Kernel: `nr_memslots_dirty_logging`.
     let loggingSlots = Atomic<Int>(0)
+    /// Under `slotsLock`, and before any vCPU exists: whoever runs one may read it.
+    public internal(set) var dirtyRings = DirtyRings()
+    /// What fetches pages for vCPUs that go on meanwhile.
+    public let asyncFaults = AsyncFaultWork()
 
     /// Makes a VM for the process that owns `addressSpace` and registers its notifier there.
     public init(
-        addressSpace: AddressSpace, mmu: SecondaryMMU, policy: PolicyKind = .precise, allowUnsafeMappings: Bool = false
+        addressSpace: AddressSpace, mmu: SecondaryMMU, policy: PolicyKind = .precise, allowUnsafeMappings: Bool = false,
+        type: VirtualMachineType = .standard
     ) {
+        precondition(!type.hasPrivateMemory || mmu.hasPrivateFaults, "the MMU knows no private memory")
+        self.type = type
         host = addressSpace.host
         self.addressSpace = addressSpace
         memory = addressSpace.host.memory
@@ -67,24 +85,50 @@ public final class VirtualMachine: @unchecked Sendable {
         self.policy = Policy(policy, memory: addressSpace.host.memory, entryHasSoftwareBit: mmu.hasReferenceBit)
         self.allowUnsafeMappings = allowUnsafeMappings
         mmuLock = ReadWriteLock(.mmu, spinning: true)
-        slots = SlotSets()
+        // Generations never repeat among the address spaces: each begins with its number and goes on by their count.
+        // With private memory there is one. Spec: generic 1.1.
+        slotSets = (0..<(type.hasPrivateMemory ? 1 : mmu.addressSpaceCount)).map { SlotSets(generation: UInt64($0)) }
         mmu.attach(self)
         let notifier = VirtualMachineNotifier(self)
         self.notifier = notifier
         addressSpace.register(notifier)
     }
 
-    /// Adds a vCPU. Before any vCPU runs.
-    public func add(_ cpu: VirtualCPU) { virtualCPUs.append(cpu) }
+    /// Adds a vCPU. Before any vCPU runs. A VM with dirty rings has `create(_:)` instead, which can fail.
+    public func add(_ cpu: VirtualCPU) {
+        precondition(!usesDirtyRings, "a vCPU with a ring is made by create(_:)")
+        append(cpu)
+    }
+    func append(_ cpu: VirtualCPU) { virtualCPUs.append(cpu) }
+
+    /// Closes the VM, whose vCPUs run no more. It ends with its last file of private memory (Spec: generic 2.15); without
+    /// any, now. No lock held. Kernel: the release of the VM's descriptor.
+    public func destroy() {
+        guard !isClosed else { return }
+        isClosed = true
+        runPostponedWork()
+        dropReference()
+    }
+
+    /// Kernel: `kvm_get_kvm`.
+    func takeReference() { references.add(1, ordering: .relaxed) }
+
+    /// Kernel: `kvm_put_kvm`.
+    func dropReference() {
+        if references.subtract(1, ordering: .acquiringAndReleasing).newValue == 0 { tearDown() }
+    }
 
     /// Ends the VM: no callback begins afterwards, every entry and table goes, the slots go, and the vCPUs belong to it no
-    /// more; none may run. Spec: generic 4.7, I-28.
-    public func destroy() {
+    /// more; none may run. Kernel: `kvm_destroy_vm`. Spec: generic 4.7, I-28.
+    private func tearDown() {
         guard let notifier else { return }
+        frameCaches.removeAll(memory.journal)
         addressSpace.unregister(notifier)
         self.notifier = nil
+        for cpu in virtualCPUs { cpu.end() }
         mmu.destroy()
-        slots.removeAll()
+        for sets in slotSets { sets.removeAll() }
+        slotPages = 0
         // Each vCPU holds the VM.
         virtualCPUs = []
     }
@@ -97,14 +141,56 @@ public final class VirtualMachine: @unchecked Sendable {
     }
 
     /// The slot that contains `frame`, valid or being deleted. Caller: inside `withSlots`, or holds `slotsLock`.
-    /// Kernel: `gfn_to_memslot`.
-    public func slot(containing frame: GuestFrame) -> MemorySlot? { slots.active.slot(containing: frame) }
+    /// Kernel: `gfn_to_memslot`; of the first address space if none is said.
+    @inline(__always)
+    public func slot(containing frame: GuestFrame, in space: UInt8 = 0) -> MemorySlot? {
+        activeSet(of: space)._withUnsafeGuaranteedRef { $0.slot(containing: frame) }
+    }
 
-    /// Every slot of the active set, by guest frame. Caller as for `slot(containing:)`.
-    public var activeSlots: [MemorySlot] { slots.active.byFrame }
+    /// The slot with the user's number, address space and identity: (space << 16 | id). Caller as above.
+    public func slot(numbered number: UInt32) -> MemorySlot? {
+        guard number >> 16 < slotSets.count else { return nil }
+        return slotSets[Int(number >> 16)].active.slot(id: UInt16(truncatingIfNeeded: number))
+    }
+
+    /// Whether the guest has memory there that its user gave it. Caller as above. Kernel: `kvm_is_visible_gfn`.
+    public func isVisible(_ frame: GuestFrame, in space: UInt8 = 0) -> Bool {
+        guard let slot = slot(containing: frame, in: space) else { return false }
+        return slot.id < Self.userSlots && !slot.isInvalid
+    }
+
+    /// Every slot of the active sets, by address space and guest frame. Caller as for `slot(containing:)`.
+    public var activeSlots: [MemorySlot] {
+        var all: [MemorySlot] = []
+        for sets in slotSets { all += sets.active.byFrame.all }
+        return all
+    }
+
+    /// Address spaces that slots can be in. Kernel: `kvm_arch_nr_memslot_as_ids`.
+    public var addressSpaceCount: Int { slotSets.count }
 
     /// Kernel: `kvm_memslots.generation`. Spec: generic 4.2.
-    public var slotsGeneration: UInt64 { slots.active.generation.load(ordering: .acquiring) }
+    public var slotsGeneration: UInt64 { slotsGeneration(of: 0) }
+    public func slotsGeneration(of space: UInt8) -> UInt64 {
+        activeSet(of: space)._withUnsafeGuaranteedRef { $0.generation.load(ordering: .acquiring) }
+    }
+
+    @inline(__always)
+    func activeSet(of space: UInt8) -> Unmanaged<SlotSet> {
+        Unmanaged.passUnretained(slotSets[Int(space)])._withUnsafeGuaranteedRef { $0.unretainedActive }
+    }
+
+    // MARK: Who may call. Spec: generic 0.3, 4.4 row 0.
+
+    /// Every call fails from now on. Kernel: `kvm_vm_dead`, `KVM_BUG_ON`.
+    public func die() { dead.store(true, ordering: .releasing) }
+    public var isDead: Bool { dead.load(ordering: .acquiring) }
+
+    /// EIO: the process is not the one that made the VM, or the VM is dead. Kernel: the first check of each VM, vCPU and
+    /// device ioctl.
+    public func checkCaller(_ process: AddressSpace) throws(Errno) {
+        if process !== addressSpace || isDead { throw .EIO }
+    }
 
     @inlinable func record(_ event: @autoclosure () -> Event) {
         if let journal = memory.journal { journal.record(event()) }

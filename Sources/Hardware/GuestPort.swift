@@ -36,16 +36,18 @@ public struct GuestPort {
         read(address, .execute, reached)
     }
 
-    /// Stores 8 bytes.
+    /// Stores 8 bytes, or of those the bits of `mask`: a narrower store. The rest is read and written back, so that nobody
+    /// else may write it meanwhile.
     public func store(
-        _ address: GuestAddress, _ value: UInt64, reached: (HostFrame) -> Void = { _ in }
+        _ address: GuestAddress, _ value: UInt64, mask: UInt64 = .max, reached: (HostFrame) -> Void = { _ in }
     ) -> PortResult {
         guard address.value & 7 == 0 else { return .misaligned }
         switch translate(address, .write) {
         case .translated(let translation):
             stage.memory.willWrite(translation.frame)
             schedulingNote(.pageUse, translation.frame.physicalAddress)
-            stage.memory.word(at: translation.frame.physicalAddress | address.offset).storeData(value)
+            let word = stage.memory.word(at: translation.frame.physicalAddress | address.offset)
+            word.storeData(mask == .max ? value : word.loadData() & ~mask | value & mask)
             reached(translation.frame)
             return .stored
         case let failed: return .fault(failed)

@@ -67,12 +67,9 @@ extension PhysicalMemory {
     func allocatePages(order: Int, shape: Shape = .compound) -> HostFrame? {
         precondition(order >= 0 && order <= Self.largestOrder)
         zone.lock()
-        if failingAllocation > 0 {
-            failingAllocation -= 1
-            if failingAllocation == 0 {
-                zone.unlock()
-                return nil
-            }
+        if isToFail() {
+            zone.unlock()
+            return nil
         }
         guard var found = smallestFree(order) else {
             zone.unlock()
@@ -109,6 +106,21 @@ extension PhysicalMemory {
         schedulingNote(.pageAllocate, frame.physicalAddress)
         record(Event(.pageAllocated, frame: frame, value: UInt64(order)))
         return frame
+    }
+
+    /// Counts an allocation and says whether it is the one to fail. Caller holds `zone`.
+    private func isToFail() -> Bool {
+        guard failingAllocation > 0 else { return false }
+        failingAllocation -= 1
+        return failingAllocation == 0
+    }
+
+    /// Whether the kernel gets memory for an object of its own (a slot, a bitmap). Such memory is not part of the model's
+    /// frames; only the failure that `failAllocation` asks for is. Kernel: `kmalloc`.
+    public func allowsObject() -> Bool {
+        zone.lock()
+        defer { zone.unlock() }
+        return !isToFail()
     }
 
     /// Makes the allocation fail that comes `count`-th from now on (1: the next); 0: none. Kernel: `fail_page_alloc`.

@@ -6,7 +6,7 @@ import Synchrony
 /// The host kernel, as far as it owns memory: the zero page, reserved frames, page tables of secondary MMUs, memory
 /// failure. Kernel: `mm/`.
 public final class Host: @unchecked Sendable {
-    // Unchecked: `spaces` and `spacesEntered` are touched only under `registry`; all else is immutable.
+    // Unchecked: `spaces`, `spacesEntered` and `inaccessibleFiles` are touched only under `registry`; all else is immutable.
     public let memory: PhysicalMemory
     /// The shared page of zeros: reserved, counted by GUP, never freed. Kernel: `ZERO_PAGE(0)`.
     public let zeroPage: HostFrame
@@ -20,6 +20,8 @@ public final class Host: @unchecked Sendable {
     private let anonymousIdentities = Atomic<UInt64>(0)
     let registry = SpinLock(.notifierList)
     var spaces: [Unmanaged<AddressSpace>] = []
+    /// Files that no process maps, from their making to `evict`. Under `registry`.
+    var inaccessibleFiles: [InaccessibleFile] = []
     var spacesEntered: UInt64 = 0
     /// Where anonymous and shared memory goes when there is no room. Nil: it stays.
     public let swap: SwapDevice?

@@ -86,7 +86,7 @@ public final class SignalState: Sendable {
     private let bits = Atomic<UInt32>(0)
     private let identity = ObjectIdentity()
     /// Where tasks of the process sleep that a signal must reach.
-    let sleepers = SleepQueue()
+    public let sleepers = SleepQueue()
     public init() {}
 
     /// Any signal is pending. The setter sends or handles a plain one.

@@ -27,6 +27,7 @@ extension AddressSpace {
         }
         let index = firstIndex(endingAfter: address)
         if index < vmas.count, vmas[index].range.lowerBound < range.upperBound { throw .EEXIST }
+        if case .anonymousShared = backing, !mayCommit(length) { throw .ENOMEM }
         let vma = makeVMA(range, protection, backing)
         if vma.isSecret {
             // Kernel: `path_noexec`, `secretmem_mmap_prepare`.
@@ -52,6 +53,12 @@ extension AddressSpace {
         guard let error = driver.mapped(self, vma.info) else { return }
         remove(range)
         throw error
+    }
+
+    /// Whether `length` bytes fit into memory and swap, were they empty. Asked for shared anonymous memory only, whose object
+    /// is as large as its mapping. Kernel: `__vm_enough_memory`, the heuristic.
+    private func mayCommit(_ length: UInt64) -> Bool {
+        length >> pageShift <= UInt64(memory.ram.count + (host.swap?.slots ?? 0))
     }
 
     /// Whether something is mapped in `range`.

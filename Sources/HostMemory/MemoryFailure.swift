@@ -7,8 +7,8 @@ import Synchrony
 extension Host {
     /// The frame has an uncorrectable error: it is taken out of every page table, each address space's notifier told,
     /// and never handed out again. Private anonymous entries become poison markers; an object's page stays the
-    /// object's, and faults on it fail. A frame that nobody holds, or that is reserved, a page table, or part of the
-    /// huge page of zeros, is left alone.
+    /// object's, and faults on it fail. Of a page of a file that no process maps only the file is told. A frame that nobody
+    /// holds, or that is reserved, a page table, or part of the huge page of zeros, is left alone.
     ///
     /// No lock held. The address spaces are searched entry by entry, which finds merged pages too; the kernel goes by its
     /// reverse maps.
@@ -27,6 +27,10 @@ extension Host {
         guard memory.tryGet(page) else { return false }
         page.pointee.flags.bitwiseOr(PageFlags.poisoned, ordering: .relaxed)
         memory.lists?.remove(memory.head(of: page))
+        if flags & PageFlags.inaccessible != 0 {
+            tellFile(of: page)
+            return true
+        }
         forEachSpace { space in
             space.replaceByPoison(frame)
             return true

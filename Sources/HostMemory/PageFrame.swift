@@ -111,6 +111,11 @@ public struct PageFlags: Sendable, Equatable {
     /// The head of a huge page of a pool. Kernel: `folio_test_hugetlb`.
     public static let hugeTLB: UInt64 = 1 << 35
 
+    /// Belongs to an `InaccessibleFile`; the frame's first word is its index there. Kernel: a guest_memfd's folio.
+    public static let inaccessible: UInt64 = 1 << 40
+    /// Of such a page: its content is the guest's. Kernel: `PG_uptodate`, as guest_memfd uses it.
+    public static let prepared: UInt64 = 1 << 41
+
     /// Accessed and dirty, by originator: bit `16 + Originator`, bit `24 + Originator`.
     public static func accessed(_ by: Originator) -> UInt64 { 1 << (16 + UInt64(by.rawValue)) }
     public static func dirty(_ by: Originator) -> UInt64 { 1 << (24 + UInt64(by.rawValue)) }

@@ -135,7 +135,9 @@ public struct PageReference: ~Copyable {
 
     deinit {
         memory._withUnsafeGuaranteedRef { memory in
-            memory.record(Event(.forgotten, holder: holder, frame: memory.frame(of: page)))
+            if !SeriesPatch.pageIsRequired.isUndone {
+                memory.record(Event(.forgotten, holder: holder, frame: memory.frame(of: page)))
+            }
             memory.drop(page, holder, .unused, underLock: true)
         }
     }
@@ -144,7 +146,9 @@ public struct PageReference: ~Copyable {
     public var frame: HostFrame { memory._withUnsafeGuaranteedRef { $0.frame(of: page) } }
 
     /// Kernel: `kvm_release_page_unused`. Flags stay as they are.
-    public consuming func releaseUnused() { finish(.unused, underLock: false) }
+    public consuming func releaseUnused() {
+        finish(SeriesPatch.releaseUnused.isUndone ? .clean : .unused, underLock: false)
+    }
 
     /// Kernel: `kvm_release_page_clean`: marks the page accessed.
     /// - Parameter stability: what keeps the page from being cleaned or freed under the caller.

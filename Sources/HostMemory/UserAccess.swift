@@ -63,14 +63,23 @@ extension AddressSpace {
 
     /// Nil: the entry doesn't allow it.
     private func tryAccess(_ address: UserAddress, store value: UInt64?) -> UInt64? {
+        withFrame(of: address, write: value != nil) { frame in
+            let word = memory.word(at: frame.physicalAddress | address.offset)
+            guard let value else { return word.loadData() }
+            word.storeData(value)
+            return value
+        }
+    }
+
+    /// Calls `body` with the frame that the entry of `address` allows to be read, or written, and marks the entry as the
+    /// processor does. Nil: the entry doesn't allow it. The page-table lock is held meanwhile.
+    func withFrame<R>(of address: UserAddress, write: Bool, _ body: (HostFrame) -> R) -> R? {
         pageTableLock.lock()
         defer { pageTableLock.unlock() }
-        guard let leaf = usableLeaf(address, write: value != nil) else { return nil }
-        let word = memory.word(at: leaf.frame(of: address).physicalAddress | address.offset)
-        schedulingNote(.pageUse, leaf.frame(of: address).physicalAddress)
-        guard let value else { return word.loadData() }
-        word.storeData(value)
-        return value
+        guard let leaf = usableLeaf(address, write: write) else { return nil }
+        let frame = leaf.frame(of: address)
+        schedulingNote(.pageUse, frame.physicalAddress)
+        return body(frame)
     }
 
     /// The leaf for an access of the process, with its accessed and dirty bits set; nil if the entry doesn't allow it.

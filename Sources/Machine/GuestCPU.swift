@@ -20,7 +20,9 @@ public enum AccessResult: Sendable, Equatable {
     case emulated
     /// Userspace must emulate it. Kernel: `KVM_EXIT_MMIO`.
     case mmio
-    /// KVM_RUN failed.
+    /// The guest was not entered: userspace must reset the dirty ring and try again. Kernel: `KVM_EXIT_DIRTY_RING_FULL`.
+    case dirtyRingFull
+    /// KVM_RUN failed; with a memory fault if the vCPU's `memoryFault` is there.
     case failed(Errno)
 }
 
@@ -43,20 +45,28 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
     /// waits for may be off the processor for long: raise it there.
     public var patience = 1000
 
-    /// One access at `address`, 8-byte aligned; `value` for stores. No lock held.
-    public func access(_ kind: AccessKind, _ address: GuestAddress, value: UInt64 = 0) -> AccessResult {
+    /// One access at `address`, 8-byte aligned; `value` for stores, of which only the bits of `mask` are stored. No lock
+    /// held.
+    public func access(
+        _ kind: AccessKind, _ address: GuestAddress, value: UInt64 = 0, mask: UInt64 = .max
+    ) -> AccessResult {
+        memoryFault = nil
+        defer { vm.runPostponedWork() }
         for round in 0..<patience {
             // A fault that was to be tried again waits for others. Kernel: `xfer_to_guest_mode_handle_work`. After the
             // second it waits for what it fails on, so that an explorer sees two tries and not a thousand.
             if round > 1 { isExplorerAttached ? vm.waitForProgress(at: address.frame) : yieldProcessor() }
-            enterGuest()
-            let result = attempt(kind, address, value)
+            if let refusal = enterGuest() {
+                if let end = answer(refusal) { return end }
+                continue
+            }
+            let result = attempt(kind, address, value, mask)
             exitGuest()
             switch result {
             case .value(let value): return .value(value)
             case .stored: return .stored
             case .fault(let present):
-                if let end = handle(GuestFault(address: address, access: kind, entryPresent: present), value) {
+                if let end = handle(GuestFault(address: address, access: kind, entryPresent: present), value, mask) {
                     return end
                 }
             }
@@ -64,6 +74,14 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
         vm.memory.journal?.add(
             Finding(.i13, "the guest faults again and again without progress", guest: address.frame))
         return .failed(.EIO)
+    }
+
+    /// Nil: try to enter the guest again.
+    private func answer(_ refusal: EntryRefusal) -> AccessResult? {
+        switch refusal {
+        case .dirtyRingFull: .dirtyRingFull
+        case .halted: sleepUntilReady().map { .failed($0) }
+        }
     }
 
     // MARK: Speculation
@@ -86,7 +104,9 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
         case fault(present: Bool)
     }
 
-    private func attempt(_ kind: AccessKind, _ address: GuestAddress, _ value: UInt64) -> Attempt {
+    private func attempt(
+        _ kind: AccessKind, _ address: GuestAddress, _ value: UInt64, _ mask: UInt64
+    ) -> Attempt {
         let port = GuestPort(stage: tables.stage(for: self), buffer: buffer)
         let observer = vm.memory.journal?.observer
         func reached(_ frame: HostFrame) {
@@ -95,7 +115,7 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
         let result =
             switch kind {
             case .read: port.load(address, reached: reached)
-            case .write: port.store(address, value, reached: reached)
+            case .write: port.store(address, value, mask: mask, reached: reached)
             case .execute: port.fetch(address, reached: reached)
             }
         switch result {
@@ -111,26 +131,27 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
     }
 
     /// Lets KVM handle the fault. Nil: run the guest again.
-    private func handle(_ fault: GuestFault, _ value: UInt64) -> AccessResult? {
+    private func handle(_ fault: GuestFault, _ value: UInt64, _ mask: UInt64) -> AccessResult? {
         let side = vm.slotReaders.enter()
         defer { vm.slotReaders.exit(side) }
         switch vm.mmu.handleFault(self, fault) {
         case .retry, .fixed, .spurious: return nil
-        case .writeProtected, .emulate: return emulate(fault, value)
-        case .failed(let errno): return .failed(errno)
+        case .writeProtected, .emulate: return emulate(fault, value, mask)
+        case .failed(let errno), .memoryFault(let errno): return .failed(errno)
         }
     }
 
     /// The emulator: a store to memory that is not read-only goes through the user mapping, as KVM's emulator does;
     /// all else is MMIO. Caller is inside `withSlots`. Spec: generic section 7, real-kvm "a live finding".
-    private func emulate(_ fault: GuestFault, _ value: UInt64) -> AccessResult {
+    private func emulate(_ fault: GuestFault, _ value: UInt64, _ mask: UInt64) -> AccessResult {
         if fault.access == .write, tables.emulatorWritesMemory,
-            let slot = vm.slot(containing: fault.frame), !slot.isInvalid, !slot.flags.readOnly
+            let slot = slot(containing: fault.frame), !slot.isInvalid, !slot.flags.readOnly
         {
             let address = slot.userAddress(of: fault.frame) + fault.address.offset
             do throws(Errno) {
-                try vm.addressSpace.store(address, value)
-                vm.markDirty(fault.frame, in: slot)
+                let rest = mask == .max ? 0 : try vm.addressSpace.load(address) & ~mask
+                try vm.addressSpace.store(address, rest | value & mask)
+                vm.markDirty(fault.frame, in: slot, by: self)
                 return .emulated
             } catch {
                 return .failed(error)
@@ -183,9 +204,10 @@ public enum StageTwoTables: Sendable {
 }
 
 extension Architecture {
-    func makeTables() -> StageTwoTables {
+    /// - Parameter addressSpaces: 2 on x86 for vCPUs with system management mode; other architectures have one.
+    public func makeTables(addressSpaces: Int = 1) -> StageTwoTables {
         switch self {
-        case .x86TDP: .tdp(TDPMMU(largestPage: .page1G))
+        case .x86TDP: .tdp(TDPMMU(largestPage: .page1G, addressSpaces: addressSpaces))
         case .riscvSv39x4: .gStage(GStageMMU(mode: .sv39x4))
         case .riscvSv48x4: .gStage(GStageMMU(mode: .sv48x4))
         }

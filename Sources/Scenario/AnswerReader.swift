@@ -1,5 +1,6 @@
 import Frames
 import Machine
+import TextInput
 
 // Reading a step's `expect`.
 
@@ -24,9 +25,8 @@ extension Answer {
 extension Vocabulary {
     /// The errors that KVM's and Linux's calls give here, by name.
     static let errors: [Errno] = [
-        .EPERM, .ENOENT, .EINTR, .EIO, .ENXIO, .EBADF, .EAGAIN, .ENOMEM, .EACCES, .EFAULT, .EBUSY, .EEXIST, .EINVAL,
-        .ENOSPC,
-        .EOVERFLOW, .EOPNOTSUPP, .EREMOTEIO, .EHWPOISON,
+        .EPERM, .ENOENT, .EINTR, .EIO, .ENXIO, .EBADF, .EAGAIN, .ENOMEM, .EACCES, .EFAULT, .EBUSY, .EEXIST, .ENODEV,
+        .EINVAL, .ENOSPC, .EOVERFLOW, .EOPNOTSUPP, .EREMOTEIO, .EHWPOISON,
     ]
 
     static func errno(_ name: String) -> Errno? { errors.first { "\($0)" == name } }

@@ -1,5 +1,6 @@
 import Frames
 import Machine
+import TextInput
 
 /// The steps of the host's own tasks, and advices.
 extension PhaseBuilder {

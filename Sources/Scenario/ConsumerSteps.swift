@@ -1,5 +1,6 @@
 import Frames
 import Machine
+import TextInput
 
 /// The steps of those who use the dirty log: pre-copy migration and snapshots.
 struct ConsumerBuilder {

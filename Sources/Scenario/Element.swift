@@ -1,3 +1,4 @@
+import TextInput
 import Yams
 
 /// A YAML value with its place in the file.

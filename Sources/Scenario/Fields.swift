@@ -1,5 +1,6 @@
 import Audit
 import Machine
+import TextInput
 
 /// What a value was read as; which case it is follows from the key's `ValueType`.
 indirect enum Reading {

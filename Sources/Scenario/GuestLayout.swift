@@ -1,5 +1,6 @@
 import Frames
 import Machine
+import TextInput
 
 /// The guest's memory as it changes along a scenario: which slots there are, what they show, what lies outside.
 struct GuestLayout {

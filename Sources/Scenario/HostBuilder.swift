@@ -1,5 +1,6 @@
 import Frames
 import Machine
+import TextInput
 
 /// The second stage for `host`: regions with their addresses, within the host's memory.
 struct HostBuilder {

@@ -1,5 +1,6 @@
 import Frames
 import Machine
+import TextInput
 
 /// Huge pages that the host sets aside, and the regions made of them.
 extension HostBuilder {

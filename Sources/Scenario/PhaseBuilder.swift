@@ -1,5 +1,6 @@
 import Frames
 import Machine
+import TextInput
 
 /// The second stage for `phases`: steps become actions, checked along the order in which they are written.
 struct PhaseBuilder {

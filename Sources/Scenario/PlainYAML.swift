@@ -3,6 +3,8 @@
 // bounded. So the parser can't be made to expand an alias a billion times or to recurse without end, and what a
 // scenario says is what stands in its lines.
 
+import TextInput
+
 /// Looks at the characters at which a YAML token begins. It needs no more of the grammar than that: quotes, comments,
 /// brackets, and where a plain scalar ends.
 struct PlainYAML {

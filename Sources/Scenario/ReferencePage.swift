@@ -1,4 +1,5 @@
 import Machine
+import TextInput
 
 /// The reference page of the scenario language, in Markdown, made from the vocabulary.
 public func referencePage() -> String {

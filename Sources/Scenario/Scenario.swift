@@ -10,6 +10,10 @@
 
 import Audit
 import Machine
+import TextInput
+
+public typealias ScenarioError = InputError
+public typealias ScenarioErrors = InputErrors
 
 /// A scenario's file, read and checked.
 public struct ScenarioFile: Sendable, Equatable {
@@ -39,7 +43,7 @@ public struct KnownDeviation: Sendable, Equatable {
 
 /// Reads a scenario from a file.
 public func loadScenario(path: String) throws(ScenarioErrors) -> ScenarioFile {
-    try loadScenario(bytes: try readBytes(ofFile: path), file: path)
+    try loadScenario(bytes: try readBytes(of: .scenario, file: path), file: path)
 }
 
 /// Reads a scenario from text; `file` is what messages call it.
@@ -49,7 +53,7 @@ public func loadScenario(text: String, file: String) throws(ScenarioErrors) -> S
 
 /// Reads a scenario from a file's bytes; `file` is what messages call it.
 public func loadScenario(bytes: [UInt8], file: String) throws(ScenarioErrors) -> ScenarioFile {
-    let source = try SourceText(file: file, bytes: bytes)
+    let source = try SourceText(.scenario, file: file, bytes: bytes)
     let complaints = Complaints(file: file, lines: source.lines)
     let root = try ElementReader.read(source, complaints)
     let fields = ShapeReader(complaints: complaints).fields(root, as: .scenario)

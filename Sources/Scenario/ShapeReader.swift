@@ -1,4 +1,5 @@
 import Machine
+import TextInput
 
 /// The first stage: reads elements as the vocabulary says. After it every key is known and every value of its type;
 /// what the values mean together is the next stage's.

@@ -1,6 +1,7 @@
 import Audit
 import Frames
 import Machine
+import TextInput
 
 // Reading one value as its key's type says. Each function returns nil after it has complained.
 

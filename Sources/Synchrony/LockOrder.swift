@@ -10,36 +10,46 @@ public enum LockRank: UInt8, Sendable, CaseIterable {
     case slots = 1
     /// `kvm->slots_arch_lock`, sleeping: slot metadata; never held over an SRCU grace period.
     case slotsArch = 2
+    /// A guest_memfd's `invalidate_lock`, sleeping, read-write: its bindings, and punching holes against everything else.
+    case fileInvalidate = 3
+    /// `gpc->refresh_lock`, sleeping: one refresh of a frame cache at a time. Never taken by a notifier.
+    case frameCacheRefresh = 4
     /// `mm->mmap_lock`, sleeping: the VMAs of one address space.
-    case mmap = 3
+    case mmap = 5
     /// A second address space's `mmap_lock` (the child's, in fork).
-    case mmapNested = 4
+    case mmapNested = 6
     /// A graphics buffer's reservation, sleeping: where the buffer is.
-    case buffer = 5
+    case buffer = 7
     /// `i_mmap_rwsem`, sleeping: the VMAs that map one object.
-    case mapping = 6
+    case mapping = 8
     /// The pages of one memory object, sleeping.
-    case objectPages = 7
+    case objectPages = 9
     /// The list of an address space's notifiers, spinning.
-    case notifierList = 8
+    case notifierList = 10
     /// `kvm->mn_invalidate_lock`, spinning: the count of running invalidations against the swap of slot sets.
-    case mnInvalidate = 9
+    case mnInvalidate = 11
+    /// `kvm->gpc_lock`, spinning: the list of a VM's active frame caches.
+    case frameCacheList = 12
+    /// `gpc->lock`, spinning, read-write: what a frame cache maps; held for reading while its bytes are used.
+    case frameCache = 13
     /// `kvm->mmu_lock`, spinning, read-write on x86 and arm64: the stage-2 tables.
-    case mmu = 10
+    case mmu = 14
     /// `tdp_mmu_pages_lock`, spinning: the list of roots and of freed tables.
-    case tdpPages = 11
+    case tdpPages = 15
     /// The page-table lock of one address space, spinning: host entries.
-    case pageTable = 12
+    case pageTable = 16
     /// A memory object's page array while a host entry is made, spinning.
-    case objectIndex = 13
+    case objectIndex = 17
     /// The swap device's slots and its cache, spinning.
-    case swap = 14
+    case swap = 18
     /// The lists of reclaim, spinning. Kernel: `lruvec.lru_lock`.
-    case pageLists = 15
+    case pageLists = 19
     /// The buddy allocator's zone lock, spinning. Innermost.
-    case zone = 16
+    case zone = 20
     /// The journal, spinning; taken anywhere and takes nothing.
-    case journal = 17
+    case journal = 21
+    /// `vcpu->async_pf.lock` and the queue of its work, spinning; taken with nothing held, and takes nothing.
+    case asyncFault = 22
     /// The VMM's own dirty log, spinning; takes nothing.
     case writerLog = 40
 
@@ -50,6 +60,8 @@ public enum LockRank: UInt8, Sendable, CaseIterable {
         case .writerLog: "the VMM's dirty log"
         case .slots: "slots_lock"
         case .slotsArch: "slots_arch_lock"
+        case .fileInvalidate: "invalidate_lock"
+        case .frameCacheRefresh: "gpc->refresh_lock"
         case .mmap: "mmap_lock"
         case .mmapNested: "mmap_lock (nested)"
         case .buffer: "dma_resv"
@@ -57,6 +69,8 @@ public enum LockRank: UInt8, Sendable, CaseIterable {
         case .objectPages: "object pages"
         case .notifierList: "notifier list"
         case .mnInvalidate: "mn_invalidate_lock"
+        case .frameCacheList: "gpc_lock"
+        case .frameCache: "gpc->lock"
         case .mmu: "mmu_lock"
         case .tdpPages: "tdp_mmu_pages_lock"
         case .pageTable: "page_table_lock"
@@ -65,6 +79,7 @@ public enum LockRank: UInt8, Sendable, CaseIterable {
         case .pageLists: "lru_lock"
         case .zone: "zone lock"
         case .journal: "journal"
+        case .asyncFault: "async_pf.lock"
         }
     }
 }

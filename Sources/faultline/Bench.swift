@@ -8,8 +8,9 @@ import Scenario
 
 struct Bench: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Measure: KVM's memory operations (the default), the host's, or the explorer.",
-        subcommands: [MemoryBench.self, HostBench.self, ExplorerBench.self], defaultSubcommand: MemoryBench.self)
+        abstract: "Measure: KVM's memory operations (the default), slots, the host's operations, or the explorer.",
+        subcommands: [MemoryBench.self, SlotBench.self, HostBench.self, ExplorerBench.self, IoctlBench.self],
+        defaultSubcommand: MemoryBench.self)
 }
 
 /// What every measurement in rounds takes.
@@ -63,6 +64,34 @@ struct MemoryBench: ParsableCommand {
             }
         }
         output(rounds.json ? BenchmarkText.json(report) : BenchmarkText.render(report, .standardOutput))
+    }
+}
+
+struct SlotBench: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "slots",
+        abstract: "Measure lookups and changes in a VM with 32,000 slots.",
+        discussion: "Documentation/Faultline.docc/Benchmark.md says what is measured and how to read it.")
+
+    @Flag(help: "Few slots and one round: checks that the benchmark runs; its times mean nothing.")
+    var quick = false
+    @OptionGroup var rounds: RoundOptions
+
+    func run() throws {
+        let benchmark =
+            quick
+            ? SlotBenchmark(slots: 1000, lookups: 1 << 12, changes: 50, rounds: 1, seed: rounds.seed)
+            : SlotBenchmark(rounds: rounds.count, seed: rounds.seed)
+        let report: SlotReport
+        do throws(SlotBenchmarkError) {
+            report = try benchmark.run { part in RoundOptions.show(part) }
+        } catch {
+            switch error {
+            case .noMemory: throw Failure(.impossibleHere, "error: no room for 256 KiB of address space")
+            case .wrongResult(let what): throw Failure(.findings, "error: \(what); no times")
+            }
+        }
+        output(rounds.json ? SlotBenchmarkText.json(report) : SlotBenchmarkText.render(report))
     }
 }
 

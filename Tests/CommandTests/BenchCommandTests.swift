@@ -44,3 +44,24 @@ import Testing
         #expect(result.errors.contains("Usage:"))
     }
 }
+
+/// `faultline bench slots`: lookups and changes among very many slots.
+@Suite struct SlotBenchCommand {
+    @Test func `a quick run prints each row with its limit, and the same numbers as JSON`() throws {
+        let result = try Command.run("bench", "slots", "--quick")
+        #expect(result.status == 0 && result.errors.isEmpty, "\(result.errors)")
+        for row in ["a VM with 1000 slots", "slot of the last lookup", "by a vCPU", "create a slot and delete it"] {
+            #expect(result.output.contains(row), "\(row)")
+        }
+        #expect(result.output.split(separator: "\n").allSatisfy { $0.last != " " })
+        let json = try Command.run("bench", "slots", "--quick", "--json")
+        let report = try #require(try JSONSerialization.jsonObject(with: Data(json.output.utf8)) as? [String: Any])
+        let rows = try #require(report["rows"] as? [[String: Any]])
+        #expect(rows.count == 5)
+        for row in rows {
+            let time = try #require(row["nanoseconds"] as? Double)
+            let limit = try #require(row["limit"] as? Double)
+            #expect(time > 0 && limit > 0)
+        }
+    }
+}

@@ -1,12 +1,13 @@
 import Machine
 import Testing
+import TextInput
 
 @testable import Scenario
 
 /// The repository's root, from this file's place in it.
 let repository = #filePath.split(separator: "/", omittingEmptySubsequences: false).dropLast(3).joined(separator: "/")
 
-func bytes(of path: String) throws -> [UInt8] { try readBytes(ofFile: "\(repository)/\(path)") }
+func bytes(of path: String) throws -> [UInt8] { try readBytes(of: .scenario, file: "\(repository)/\(path)") }
 func text(of path: String) throws -> String { String(decoding: try bytes(of: path), as: UTF8.self) }
 
 /// The scenarios that ship, without `.yaml`.

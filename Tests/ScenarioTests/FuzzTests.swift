@@ -1,5 +1,6 @@
 import Machine
 import Testing
+import TextInput
 
 @testable import Scenario
 

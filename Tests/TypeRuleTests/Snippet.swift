@@ -11,6 +11,8 @@ enum Row: String, CaseIterable, Sendable {
     case underLock = "6-marked-under-mmu-lock"
     case noPage = "7-no-page-from-an-entry"
     case errors = "8-errors-are-not-frames"
+    case cachedBytes = "9-cached-bytes-under-the-lock"
+    case takenAway = "the-series-took-away"
 
     private static var snippets: URL { Repository.root.appending(path: "Tests/TypeRuleTests/Snippets") }
     var folder: URL { Self.snippets.appending(path: rawValue) }

@@ -32,6 +32,11 @@ import Testing
         }
     }
 
+    @Test func `raw bytes are used by frame caches alone`() throws {
+        let naming = try stageTwoSources().filter { !$0.hits(#/\bSharedBytes\b/#).isEmpty }
+        #expect(naming.map(\.path) == ["Sources/GuestMemory/FrameCache/CachedBytes.swift"])
+    }
+
     @Test func `page tables are not written as bytes`() throws {
         for source in try SwiftSource.all(under: "Sources/Paging") {
             #expect(source.hits(#/\.bytes\(of:/#) == [])

@@ -51,6 +51,13 @@ import Testing
     func `an error value never reaches an entry`(_ pair: SnippetPair) throws { try pair.check() }
 }
 
+@Suite struct I24_CachedBytesUnderTheLock {
+    @Test(arguments: try SnippetPair.all(in: .cachedBytes))
+    func `a frame cache's bytes are used after a check and under its lock`(_ pair: SnippetPair) throws {
+        try pair.check()
+    }
+}
+
 /// That the snippets are all there, and that none is left out of the suites above.
 @Suite struct SnippetCollection {
     @Test func `every folder is a row of the table`() throws {

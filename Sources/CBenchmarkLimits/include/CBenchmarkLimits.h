@@ -32,6 +32,16 @@ void limit_make_tables(void *tables, const uint32_t *order, size_t count);
 /// many were found.
 size_t limit_get_pages(const void *tables, void *frames, const uint32_t *pages, size_t count);
 
+// Slots.
+
+/// For each frame: the hint read again, its range compared, the user address computed. Returns a sum of those.
+uint64_t limit_hinted_lookups(const uint64_t *frames, size_t count);
+/// For each frame: a binary search among `slots` ascending numbers.
+uint64_t limit_searches(const uint64_t *bases, size_t slots, const uint64_t *frames, size_t count);
+/// For each change: a pointer put into the middle of a run of 64 and taken out again, in four runs: two indexes in order,
+/// two sets.
+uint64_t limit_run_changes(size_t count);
+
 // What this process holds, for the price of the model itself.
 
 /// Around two calls of `limit_heap_bytes`: blocks up to 1 KiB come from fresh memory in between. One caller at a time.
@@ -41,3 +51,6 @@ void limit_fill_caches(void);
 size_t limit_heap_bytes(void);
 /// Bytes in the machine's memory; 0: the kernel doesn't tell.
 size_t limit_resident_bytes(void);
+
+/// So many system calls that do next to nothing. What a script on a kernel can't do without.
+void limit_system_calls(size_t count);

@@ -26,6 +26,8 @@ typedef struct fl_task {
     uint32_t objects_made;
     /// Bit n: the defect n of the museum is switched on.
     uint64_t defects;
+    /// Bit n % 64 of word n / 64: the series' patch n is taken back.
+    uint64_t undone[2];
     fl_held held;
 } fl_task;
 
@@ -56,6 +58,13 @@ static inline int fl_defect(uint32_t number) {
     fl_task *task = fl_task_current;
     if (__builtin_expect(task == 0, 1)) return 0;
     return (int)(task->defects >> number & 1);
+}
+
+/// Whether a patch of the series is taken back: never without a task of one's own.
+static inline int fl_undone(uint32_t patch) {
+    fl_task *task = fl_task_current;
+    if (__builtin_expect(task == 0, 1)) return 0;
+    return (int)(task->undone[patch >> 6 & 1] >> (patch & 63) & 1);
 }
 
 static inline fl_held *fl_held_current(void) {

@@ -43,7 +43,8 @@ public struct MMUGuard: ~Copyable {
             return nil
         }
         var level = PageLevel.page4K
-        if largest > .page4K {
+        // Of private memory the host has no mapping that could be larger.
+        if largest > .page4K, !faulted.isPrivate {
             let host = vm.addressSpace.mappingLevel(of: faulted.slot.userAddress(of: faulted.guestFrame))
             level = min(largest, host)
             while level > .page4K, !faulted.slot.allowsHugeLeaf(at: faulted.guestFrame, level) { level = level.below }

@@ -55,8 +55,17 @@ extension VirtualMachine {
     /// Waits for what makes a fault on `frame` be tried again and again: an invalidation that runs, a slot that is being
     /// deleted. No lock held, outside of guest mode and of `withSlots`.
     public func waitForProgress(at frame: GuestFrame) {
+        waitForInvalidations()
+        for (space, sets) in slotSets.enumerated() {
+            spinUntil(sets.identity.value) {
+                withSlots { !(slot(containing: frame, in: UInt8(space))?.isInvalid ?? false) }
+            }
+        }
+    }
+
+    /// Waits until no invalidation runs. No lock held, outside of guest mode.
+    public func waitForInvalidations() {
         spinUntil(invalidateIdentity.value) { invalidateInProgress.load(ordering: .acquiring) == 0 }
-        spinUntil(slots.identity.value) { withSlots { !(slot(containing: frame)?.isInvalid ?? false) } }
     }
 
     /// Whether any invalidation runs. Caller holds mmuLock.
@@ -77,7 +86,7 @@ extension VirtualMachine {
 
     // MARK: begin and end. Caller holds mmuLock for writing. Kernel: kvm_mmu_invalidate_begin, _range_add, _end.
 
-    private func beginInvalidation() {
+    func beginInvalidation() {
         schedulingPoint(.atomicUpdate, invalidateIdentity.value)
         if Defect.sequenceBumpedEarly.isOn { invalidateSequence.add(1, ordering: .acquiringAndReleasing) }
         if invalidateInProgress.add(1, ordering: .acquiringAndReleasing).newValue == 1 {
@@ -86,7 +95,7 @@ extension VirtualMachine {
         }
     }
 
-    private func addRange(_ frames: Range<GuestFrame>) {
+    func addRange(_ frames: Range<GuestFrame>) {
         let start = invalidateStart.load(ordering: .relaxed)
         if start == .max {
             invalidateStart.store(frames.lowerBound.number, ordering: .relaxed)
@@ -98,7 +107,7 @@ extension VirtualMachine {
         }
     }
 
-    private func endInvalidation() {
+    func endInvalidation() {
         schedulingPoint(.atomicUpdate, invalidateIdentity.value)
         if !Defect.sequenceBumpedEarly.isOn { invalidateSequence.add(1, ordering: .acquiringAndReleasing) }
         schedulingPoint(.atomicUpdate, invalidateIdentity.value)
@@ -123,14 +132,16 @@ extension VirtualMachine {
         guard range.lowerBound < range.upperBound else { return }
         // From here to the end of the invalidation the sets of slots stay: start and end see the same slots.
         invalidateLock.lock()
-        activeInvalidations.add(1, ordering: .acquiringAndReleasing)
+        schedulingNote(.atomicAccumulate, frameCaches.invalidationIdentity.value)
+        activeInvalidations.add(1, ordering: .sequentiallyConsistent)
         invalidateLock.unlock()
+        frameCaches.invalidate(range)
 
         let side = slotReaders.enter()
         defer { slotReaders.exit(side) }
         forEachSlot(in: range, firstHit: .begin) { slot, frames, guardian in
             addRange(frames)
-            return mmu.unmap(frames, holding: guardian, mayBlock: blockable)
+            return mmu.unmap(frames, in: slot.addressSpace, holding: guardian, mayBlock: blockable)
         }
     }
 
@@ -141,6 +152,7 @@ extension VirtualMachine {
         slotReaders.exit(side)
 
         invalidateLock.lock()
+        frameCaches.noteEnd()
         let old = activeInvalidations.subtract(1, ordering: .acquiringAndReleasing).oldValue
         invalidateLock.unlock()
         if old == 1 { invalidationsEnded.wake() }
@@ -153,8 +165,11 @@ extension VirtualMachine {
         let side = slotReaders.enter()
         defer { slotReaders.exit(side) }
         var young = false
-        forEachSlot(in: range, flushing: flush, firstHit: .nothing) { _, frames, guardian in
-            let hit = test ? mmu.testAge(frames, holding: guardian) : mmu.age(frames, holding: guardian)
+        forEachSlot(in: range, flushing: flush, firstHit: .nothing) { slot, frames, guardian in
+            let hit =
+                test
+                ? mmu.testAge(frames, in: slot.addressSpace, holding: guardian)
+                : mmu.age(frames, in: slot.addressSpace, holding: guardian)
             young = young || hit
             return hit
         }
@@ -170,9 +185,9 @@ extension VirtualMachine {
         in range: Range<UserAddress>, flushing: Bool = true, firstHit: FirstHit,
         _ handler: (MemorySlot, Range<GuestFrame>, borrowing MMUGuard) -> Bool
     ) {
-        let set = slots.active
+        // Every address space shows the same process.
         var hits = false
-        set.forEach(intersecting: range) { _, _ in hits = true }
+        for sets in slotSets { sets.active.forEach(intersecting: range) { _, _ in hits = true } }
         guard hits else { return }
         let guardian = lockMMU()
         switch firstHit {
@@ -183,8 +198,10 @@ extension VirtualMachine {
             endInvalidation()
         }
         var flush = false
-        set.forEach(intersecting: range) { slot, frames in
-            if handler(slot, frames, guardian) { flush = true }
+        for sets in slotSets {
+            sets.active.forEach(intersecting: range) { slot, frames in
+                if handler(slot, frames, guardian) { flush = true }
+            }
         }
         if flush && flushing && !Defect.flushMissing.isOn { flushRemoteTLBs() }
         guardian.unlock()

@@ -8,19 +8,24 @@ public struct SlotFlags: Sendable, Equatable {
     public var logDirtyPages = false
     /// Kernel: `KVM_MEM_READONLY`.
     public var readOnly = false
-    public init(logDirtyPages: Bool = false, readOnly: Bool = false) {
+    /// The slot has private memory too. Kernel: `KVM_MEM_GUEST_MEMFD`.
+    public var guestMemory = false
+    public init(logDirtyPages: Bool = false, readOnly: Bool = false, guestMemory: Bool = false) {
         self.logDirtyPages = logDirtyPages
         self.readOnly = readOnly
+        self.guestMemory = guestMemory
     }
 }
 
 /// A stretch of guest memory backed by a stretch of the process's. Kernel: `struct kvm_memory_slot`.
 /// Spec: generic 1.4.
 ///
-/// A slot object never changes but for its bitmap's bits and its large-page counts; an update replaces it.
+/// A slot object never changes but for its bitmap's bits, its large-page counts and its hold on a file; an update replaces it.
 public final class MemorySlot: @unchecked Sendable {
     // Unchecked: immutable but for `dirtyBitmap` (atomic words) and `largePages` (under mmuLock, or not shared yet).
     public let id: UInt16
+    /// Kernel: `as_id`.
+    public let addressSpace: UInt8
     public let baseFrame: GuestFrame
     public let pageCount: UInt64
     /// The user address of the first page.
@@ -31,12 +36,16 @@ public final class MemorySlot: @unchecked Sendable {
     public let dirtyBitmap: DirtyBitmap?
     /// Why a block can't be a huge page, per level. Kernel: `lpage_info`. Made by the MMU's `prepare`.
     public var largePages: LargePageCounts?
+    /// Where its private memory is. Nil: it has none; the INVALID copy has none either. Kernel: `slot->gmem`.
+    public let guestMemory: SlotGuestMemory?
 
     init(
-        id: UInt16, baseFrame: GuestFrame, pageCount: UInt64, userAddress: UserAddress, flags: SlotFlags,
-        isInvalid: Bool = false, dirtyBitmap: DirtyBitmap?, largePages: LargePageCounts? = nil
+        id: UInt16, addressSpace: UInt8 = 0, baseFrame: GuestFrame, pageCount: UInt64, userAddress: UserAddress,
+        flags: SlotFlags, isInvalid: Bool = false, dirtyBitmap: DirtyBitmap?, largePages: LargePageCounts? = nil,
+        guestMemory: SlotGuestMemory? = nil
     ) {
         self.id = id
+        self.addressSpace = addressSpace
         self.baseFrame = baseFrame
         self.pageCount = pageCount
         self.userAddress = userAddress
@@ -44,15 +53,18 @@ public final class MemorySlot: @unchecked Sendable {
         self.isInvalid = isInvalid
         self.dirtyBitmap = dirtyBitmap
         self.largePages = largePages
+        self.guestMemory = guestMemory
     }
 
     /// A copy that every lookup refuses. Spec: generic 4.5.
     func invalidCopy() -> MemorySlot {
         MemorySlot(
-            id: id, baseFrame: baseFrame, pageCount: pageCount, userAddress: userAddress, flags: flags,
-            isInvalid: true, dirtyBitmap: dirtyBitmap, largePages: largePages)
+            id: id, addressSpace: addressSpace, baseFrame: baseFrame, pageCount: pageCount,
+            userAddress: userAddress, flags: flags, isInvalid: true, dirtyBitmap: dirtyBitmap, largePages: largePages)
     }
 
+    /// What the user calls it: address space << 16 | identity.
+    public var number: UInt32 { UInt32(addressSpace) << 16 | UInt32(id) }
     public var frames: Range<GuestFrame> { baseFrame..<GuestFrame(baseFrame.number + pageCount) }
     public var userRange: Range<UserAddress> { userAddress..<(userAddress + pageCount << pageShift) }
     /// Whether writes to pages of the slot are logged.

@@ -14,6 +14,8 @@ public struct FaultedFrame: ~Copyable {
     public let isWritable: Bool
     /// Whether the policy thinks that a counted page stands behind the frame.
     public let isCounted: Bool
+    /// Whether the frame is private memory, of which the user's mappings say nothing.
+    public let isPrivate: Bool
     public let slot: MemorySlot
     let snapshot: InvalidationSnapshot
     let reference: FaultReference
@@ -24,9 +26,10 @@ public struct FaultedFrame: ~Copyable {
     /// Ends the fault, under mmu_lock. Kernel: `kvm_release_faultin_page`. Spec: generic 2.8 step 7, 2.9, I-10.
     public consuming func finish(_ use: FaultUse, holding guardian: borrowing MMUGuard) {
         precondition(snapshot.vm.toOpaque() == Unmanaged.passUnretained(guardian.vm).toOpaque(), "another VM's lock")
-        if Defect.releaseAfterUnlock.isOn { guardian.dropLock() }
+        let isLate = Defect.releaseAfterUnlock.isOn || SeriesPatch.releasedUnderLock.isUndone
+        if isLate { guardian.dropLock() }
         reference.release(use, holding: guardian)
-        if Defect.releaseAfterUnlock.isOn { guardian.takeLock() }
+        if isLate { guardian.takeLock() }
     }
 
     /// Ends the fault without a mapping; needs no lock. Kernel: `kvm_release_page_unused`.
@@ -77,7 +80,10 @@ public struct FaultReference: ~Copyable {
     /// page already. Spec: generic 3.5, I-10, I-11.
     public consuming func release(_ use: FaultUse, holding guardian: borrowing MMUGuard) {
         switch consume owned {
-        case .nothing: break
+        case .nothing:
+            if SeriesPatch.releaseOfNothing.isUndone {
+                guardian.vm.memory.journal?.add(Finding(.i2, "a release of no page"))
+            }
         case .page(let page):
             switch use {
             case .unused: page.releaseUnused()
@@ -137,14 +143,16 @@ extension VirtualMachine {
             note(frame, found, writable: writable, owned: true, mapped: false)
             return .frame(
                 FaultedFrame(
-                    guestFrame: frame, frame: found, isWritable: writable, isCounted: true, slot: slot!,
+                    guestFrame: frame, frame: found, isWritable: writable, isCounted: true, isPrivate: false,
+                    slot: slot!,
                     snapshot: snapshot, reference: hold(page)))
         case .mapped(let found, let writable, let guessed, let counted):
             let snapshot = Defect.snapshotAfterTranslate.isOn ? self.snapshot() : snapshot
             note(frame, found, writable: writable, owned: guessed, mapped: true)
             return .frame(
                 FaultedFrame(
-                    guestFrame: frame, frame: found, isWritable: writable, isCounted: counted, slot: slot!,
+                    guestFrame: frame, frame: found, isWritable: writable, isCounted: counted, isPrivate: false,
+                    slot: slot!,
                     snapshot: snapshot, reference: hold(mapped: found, guessed: guessed, counted: counted)))
         }
     }
@@ -154,13 +162,12 @@ extension VirtualMachine {
         record(Event(.translated, holder: .guestFault, frame: found, guest: frame.number, value: bits))
     }
 
-    private func hold(_ page: consuming PageReference) -> FaultReference {
+    func hold(_ page: consuming PageReference) -> FaultReference {
         switch policy {
-        case .precise: return FaultReference(page)
-        case .guess(let guess):
-            let frame = page.frame
-            guess.forget(page)
-            return FaultReference(guessed: GuessedReference(guess, frame))
+        case .precise:
+            guard SeriesPatch.pageIsReported.isUndone else { return FaultReference(page) }
+            return FaultReference(guessed: forget(page, Guess(memory: memory)))
+        case .guess(let guess): return FaultReference(guessed: forget(page, guess))
         case .tracked(let tracked):
             // The notifier guards the mapping, so the reference is put at once; the frame stays marked as counted.
             let frame = page.frame
@@ -169,11 +176,17 @@ extension VirtualMachine {
         }
     }
 
+    /// What GUP gave is known by its frame number only from here on.
+    func forget(_ page: consuming PageReference, _ guess: Guess) -> GuessedReference {
+        let frame = page.frame
+        guess.forget(page)
+        return GuessedReference(guess, frame)
+    }
+
     private func hold(mapped frame: HostFrame, guessed: Bool, counted: Bool) -> FaultReference {
         switch policy {
-        case .precise: return FaultReference()
-        case .guess(let guess):
-            return guessed ? FaultReference(guessed: GuessedReference(guess, frame)) : FaultReference()
+        case .precise, .guess:
+            return guessed ? FaultReference(guessed: GuessedReference(Guess(memory: memory), frame)) : FaultReference()
         case .tracked(let tracked):
             return counted ? FaultReference(tracked: tracked, frame) : FaultReference()
         }

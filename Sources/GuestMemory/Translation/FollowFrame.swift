@@ -42,14 +42,29 @@ extension VirtualMachine {
     }
 
     /// Kernel: `hva_to_pfn`. Spec: generic 2.3: A fast, B slow, C the PFN map.
-    private func translate(_ address: UserAddress, _ request: FollowRequest) -> Followed {
-        mightSleep()
+    func translate(_ address: UserAddress, _ request: FollowRequest) -> Followed {
+        if !SeriesPatch.mayAlwaysSleep.isUndone { mightSleep() }
         if let page = fast(address, request) { return .page(page, writable: true) }
         switch slow(address, request) {
         case .page(let page, let writable): return .page(page, writable: writable)
         case .failed(.signalPending): return .failed(.signalPending)
         case .failed(.hardwarePoison): return .failed(.hardwarePoison)
-        default: return throughPFNMap(address, request)
+        default:
+            if SeriesPatch.oneLookForPoison.isUndone, !request.noWait, isPoisoned(address, request.holder) {
+                return .failed(.hardwarePoison)
+            }
+            return throughPFNMap(address, request)
+        }
+    }
+
+    /// A lookup for the sake of its error alone. Kernel: `check_user_page_hwpoison`, which went with the series.
+    private func isPoisoned(_ address: UserAddress, _ holder: Holder) -> Bool {
+        let flags = LookupFlags(write: true, hardwarePoison: true)
+        do throws(GetUserPagesError) {
+            try addressSpace.getUserPageUnlocked(address, flags, holder: holder).releaseUnused()
+            return false
+        } catch {
+            return error == .hardwarePoison
         }
     }
 
@@ -73,6 +88,7 @@ extension VirtualMachine {
             page = try addressSpace.getUserPageUnlocked(address, flags, holder: request.holder)
         } catch {
             switch error {
+            case .again where SeriesPatch.killedIsSignal.isUndone: return .failed(.fault)
             case .interrupted, .again: return .failed(.signalPending)
             case .hardwarePoison: return .failed(.hardwarePoison)
             default: return .failed(.fault)
@@ -101,7 +117,9 @@ extension VirtualMachine {
                 case .failed(let error): return .failed(error)
                 }
             }
-            if request.noWait, vma.flags.read, !request.write || vma.flags.write { return .failed(.needsIO) }
+            if request.noWait, vma.flags.read, !request.write || vma.flags.write {
+                return .failed(SeriesPatch.needsIO.isUndone ? .fault : .needsIO)
+            }
             return .failed(.fault)
         }
     }
@@ -125,6 +143,12 @@ extension VirtualMachine {
         return walk(address, vma, request) ?? .failed(.fault)
     }
 
+    /// Takes the reference that the heuristic thinks of, or fails.
+    private func referenced(_ frame: HostFrame, _ writable: Bool, by guess: Guess) -> Remapped {
+        guard Defect.unownedPut.isOn || guess.takeMapped(frame) else { return .failed(.fault) }
+        return .found(frame, writable: writable, guessed: true, counted: false)
+    }
+
     private func walk(_ address: UserAddress, _ vma: VMAInfo, _ request: FollowRequest) -> Remapped? {
         addressSpace.withPFNMapping(of: address, in: vma) { mapping in
             if request.write && !mapping.writable { return .failed(.readOnly) }
@@ -133,10 +157,12 @@ extension VirtualMachine {
             switch policy {
             case .precise:
                 if Defect.tailPageRefused.isOn, mapping.isUncounted { return .failed(.fault) }
+                // A map's page is pinned or it has none.
+                if SeriesPatch.mappedPagesUncounted.isUndone, request.holder != .hostMap {
+                    return referenced(mapping.frame, writable, by: Guess(memory: memory))
+                }
                 return .found(mapping.frame, writable: writable, guessed: false, counted: false)
-            case .guess(let guess):
-                guard Defect.unownedPut.isOn || guess.takeMapped(mapping.frame) else { return .failed(.fault) }
-                return .found(mapping.frame, writable: writable, guessed: true, counted: false)
+            case .guess(let guess): return referenced(mapping.frame, writable, by: guess)
             case .tracked(let tracked):
                 guard let counted = tracked.classifyMapped(mapping.frame) else { return .failed(.fault) }
                 return .found(mapping.frame, writable: writable, guessed: false, counted: counted)

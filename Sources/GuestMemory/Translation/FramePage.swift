@@ -1,6 +1,7 @@
 import Audit
 import Frames
 import HostMemory
+import Synchrony
 
 /// A page handed out for itself, for callers that need the page and not the mapping. Spec: generic 2.10.
 extension VirtualMachine {
@@ -9,17 +10,25 @@ extension VirtualMachine {
     @export(interface)
     public func page(of frame: GuestFrame, write: Bool = true) -> PageReference? {
         let slot = slot(containing: frame)
+        let write = write || SeriesPatch.pageForReading.isUndone
         switch follow(FollowRequest(slot: slot, frame: frame, write: write, holder: .framePage)) {
         case .page(let page, _): return page
         case .mapped(let found, _, let guessed, _):
             // PFN-mapped memory has no page for the caller, even if it has a page frame; the old policies gave one.
             switch policy {
-            case .precise: return nil
+            case .precise:
+                guard guessed || takesMapped(found) else { return nil }
+                return Guess(memory: memory).claim(found, holder: .framePage)
             case .guess(let guess): return guessed ? guess.claim(found, holder: .framePage) : nil
             case .tracked(let tracked): return tracked.reference(found, holder: .framePage)
             }
-        case .failed: return nil
+        case .failed: return SeriesPatch.nilForNoPage.isUndone ? host.errorPage(holder: .framePage) : nil
         }
+    }
+
+    /// Never, but as it was before the series.
+    private func takesMapped(_ frame: HostFrame) -> Bool {
+        SeriesPatch.noPageOfPFNMap.isUndone && Guess(memory: memory).takeMapped(frame)
     }
 
     /// Grabs up to `count` pages from `frame` on, for write, without sleeping; `each` owns one reference per call.

@@ -48,11 +48,14 @@ public struct HostMap: ~Copyable {
         }
     }
 
+    /// Whether the memory has no page frame and is mapped all the same. Kernel: `map->page` is NULL: `memremap`.
+    public var isRemapped: Bool { !vm.memory.hasPageFrame(frame) && !SeriesPatch.remappedHasNoPage.isUndone }
+
     /// Inside `withSlots`. The slot is looked up again: logging may have begun since the map was made (I-12).
-    /// Kernel: `kvm_vcpu_unmap`.
-    public consuming func unmap() {
-        if isWritable, let slot = vm.slot(containing: guestFrame) { vm.markDirty(guestFrame, in: slot) }
-        let dirty = isWritable
+    /// `cpu`: the vCPU whose task does it, nil for none. Kernel: `kvm_vcpu_unmap`.
+    public consuming func unmap(by cpu: VirtualCPU? = nil) {
+        let dirty = isWritable || SeriesPatch.writabilityFixedAtMap.isUndone
+        if dirty, let slot = vm.slot(containing: guestFrame) { vm.markDirty(guestFrame, in: slot, by: cpu) }
         switch consume hold {
         case .pin(let pin): pin.unpin(dirty: dirty)
         case .page(let page):
@@ -68,12 +71,14 @@ public struct HostMap: ~Copyable {
 
 extension VirtualMachine {
     /// Maps a guest page for KVM. May sleep; inside `withSlots`. EINVAL: no translation, or PFN-mapped memory without
-    /// `allowUnsafeMappings`. Kernel: `kvm_vcpu_map`, `kvm_vcpu_map_readonly`.
+    /// `allowUnsafeMappings`. EFAULT: the kernel can't map it. Kernel: `kvm_vcpu_map`, `kvm_vcpu_map_readonly`.
     public func map(_ frame: GuestFrame, writable: Bool = true) throws(Errno) -> HostMap {
         guard let slot = slot(containing: frame), !slot.isInvalid, !(slot.flags.readOnly && writable) else {
             throw .EINVAL
         }
-        if case .precise = policy { return try mapPinned(frame, slot, writable: writable) }
+        if case .precise = policy, !SeriesPatch.mapsArePinned.isUndone {
+            return try mapPinned(frame, slot, writable: writable)
+        }
         return try mapReferenced(frame, slot, writable: writable)
     }
 
@@ -83,7 +88,7 @@ extension VirtualMachine {
     private func mapPinned(_ frame: GuestFrame, _ slot: MemorySlot, writable: Bool) throws(Errno) -> HostMap {
         let address = slot.userAddress(of: frame)
         do throws(GetUserPagesError) {
-            let pin = try pin(address, write: writable)
+            let pin = try pin(address, write: writable || SeriesPatch.readOnlyMapsRead.isUndone)
             let found = pin.frame
             return HostMap(frame, found, writable: writable, .pin(pin), self)
         } catch {
@@ -91,10 +96,12 @@ extension VirtualMachine {
             if error == .interrupted || error == .again || error == .hardwarePoison { throw .EINVAL }
         }
         // Refused before any walk.
-        guard allowUnsafeMappings else { throw .EINVAL }
+        guard allowUnsafeMappings || SeriesPatch.unpinnedMapsRefused.isUndone else { throw .EINVAL }
         let request = FollowRequest(slot: slot, frame: frame, write: writable, holder: .hostMap)
         switch throughPFNMap(address, request) {
-        case .mapped(let found, _, _, _): return HostMap(frame, found, writable: writable, .nothing, self)
+        case .mapped(let found, _, _, _):
+            guard canMap(found) else { throw .EFAULT }
+            return HostMap(frame, found, writable: writable, .nothing, self)
         case .page: throw .EINVAL
         case .failed: throw .EINVAL
         }
@@ -119,7 +126,9 @@ extension VirtualMachine {
             return HostMap(frame, found, writable: writable, .page(page), self)
         case .mapped(let found, _, let guessed, _):
             switch policy {
-            case .precise: return HostMap(frame, found, writable: writable, .nothing, self)
+            case .precise:
+                guard allowUnsafeMappings else { throw .EINVAL }
+                return HostMap(frame, found, writable: writable, .nothing, self)
             case .guess(let guess):
                 guard guessed, let page = guess.claim(found, holder: .hostMap) else {
                     return HostMap(frame, found, writable: writable, .nothing, self)

@@ -7,14 +7,22 @@ import Synchrony
 
 /// The rules that hold whenever no operation is in flight: between the phases of a run and at its end. Each check
 /// computes its answer another way than the code it checks: from the primary tables, the counts, the bitmap.
-struct Checks {
+public struct Checks {
     let vm: VirtualMachine
     let tables: StageTwoTables
     let cpus: [GuestCPU]
     let policy: PolicyName
 
+    /// `tables` are those of `vm`, `cpus` all of its vCPUs.
+    public init(vm: VirtualMachine, tables: StageTwoTables, cpus: [GuestCPU], policy: PolicyName) {
+        self.vm = vm
+        self.tables = tables
+        self.cpus = cpus
+        self.policy = policy
+    }
+
     /// Returns the leaves, by guest frame, for whoever checks more.
-    @discardableResult func run(_ journal: Journal) -> [StageTwoLeaf] {
+    @discardableResult public func run(_ journal: Journal) -> [StageTwoLeaf] {
         for finding in tables.check() { journal.add(finding) }
         var leaves: [StageTwoLeaf] = []
         vm.mmu.forEachLeaf { leaves.append($0) }
@@ -22,6 +30,7 @@ struct Checks {
         checkLeaves(leaves, journal)
         checkTranslationBuffers(leaves, journal)
         checkProtocol(journal)
+        vm.checkFrameCaches(journal)
         journal.checkQuiescent()
         return leaves
     }
@@ -37,10 +46,12 @@ struct Checks {
     }
 
     private func check(_ guest: GuestFrame, _ frame: HostFrame, _ leaf: StageTwoLeaf, _ journal: Journal) {
-        guard let slot = vm.slot(containing: guest), !slot.isInvalid else {
+        guard let slot = vm.slot(containing: guest, in: leaf.space), !slot.isInvalid else {
             return journal.add(
                 Finding(.i21, "an entry maps a guest frame that no slot contains", frame: frame, guest: guest))
         }
+        // Private memory is in no primary table; I-25 is its rule.
+        if vm.isPrivate(guest) { return }
         guard let primary = vm.addressSpace.translate(slot.userAddress(of: guest)) else {
             return journal.add(
                 Finding(.i6, "an entry maps memory that the process no longer maps", frame: frame, guest: guest))
@@ -63,11 +74,11 @@ struct Checks {
     }
 
     private func checkLogged(_ guest: GuestFrame, _ leaf: StageTwoLeaf, _ slot: MemorySlot, _ journal: Journal) {
-        guard slot.isLogged, let bitmap = slot.dirtyBitmap else { return }
+        guard slot.isLogged else { return }
         if leaf.level > .page4K, !vm.manualProtect.initiallySet {
             journal.add(Finding(.x39, "a huge writable entry in a logged slot", guest: guest))
         }
-        if !bitmap.contains(guest.number - slot.baseFrame.number) {
+        if !vm.isInDirtyLog(guest, of: slot) {
             journal.add(Finding(.x44, "a page of a logged slot is writable and not in the log", guest: guest))
         }
     }
@@ -86,6 +97,7 @@ struct Checks {
     /// X11, I-13: a cached translation is backed by an entry that still grants it, or its flush is posted.
     private func checkTranslationBuffers(_ leaves: [StageTwoLeaf], _ journal: Journal) {
         for cpu in cpus where !cpu.hasRequest {
+            let leaves = leaves.filter { $0.space == cpu.addressSpaceNumber }
             for entry in cpu.buffer.entries {
                 let cached = entry.translation
                 let first = entry.guest
@@ -115,6 +127,7 @@ struct Checks {
             journal.add(Finding(.i9, "an invalidation is counted as running although none runs"))
         }
         if !vm.slotSetsAgree() { journal.add(Finding(.i20, "the two sets of slots differ at rest")) }
+        for finding in vm.checkBindings() { journal.add(finding) }
         noteLockViolations(journal)
         if let zero = vm.memory.inspect(vm.host.zeroPage), zero.flags.isDirty || zero.flags.isAccessed {
             journal.add(Finding(.i14, "the zero page's flags were changed", frame: vm.host.zeroPage))

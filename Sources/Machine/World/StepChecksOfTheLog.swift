@@ -29,10 +29,10 @@ extension StepChecks {
 
     /// The lockless path gave W back: it logs the pages next, before its vCPU runs on.
     func expectLogging(_ leaf: LeafMirror.Leaf, _ slot: MemorySlot) {
-        guard slot.isLogged, let bitmap = slot.dirtyBitmap else { return }
+        guard slot.isLogged else { return }
         for number in leaf.guestFrames.lowerBound.number..<leaf.guestFrames.upperBound.number {
             let page = GuestFrame(number)
-            guard slot.frames.contains(page), !bitmap.contains(number - slot.baseFrame.number) else { continue }
+            guard slot.frames.contains(page), !vm.isInDirtyLog(page, of: slot) else { continue }
             toBeLogged.append(page)
         }
     }
@@ -53,12 +53,12 @@ extension StepChecks {
     /// X44: every page of a logged slot is in the log, or can't be written without a fault. It holds at each harvest's
     /// end, but for pages between the two halves of the lockless path: W, then the log.
     private func checkLog(of slot: MemorySlot) {
-        guard slot.isLogged, let bitmap = slot.dirtyBitmap else { return }
+        guard slot.isLogged else { return }
         for leaf in mirror.leaves where leaf.writable && leaf.guestFrames.overlaps(slot.frames) {
             for number in leaf.guest.number..<leaf.guest.number + leaf.level.frames {
                 let page = GuestFrame(number)
                 guard slot.frames.contains(page), !toBeLogged.contains(page) else { continue }
-                if !bitmap.contains(number - slot.baseFrame.number), let frame = leaf.frame(for: page) {
+                if !vm.isInDirtyLog(page, of: slot), let frame = leaf.frame(for: page) {
                     report(.x44, "the log was read and a page outside of it is writable", frame, page)
                 }
             }
@@ -68,8 +68,8 @@ extension StepChecks {
     /// At rest, I-12: what was written since it was last reported stands in the log.
     func checkWritten() {
         for page in written {
-            guard let slot = vm.slot(containing: page), slot.isLogged, let bitmap = slot.dirtyBitmap else { continue }
-            if !bitmap.contains(page.number - slot.baseFrame.number) {
+            guard let slot = vm.slot(containing: page), slot.isLogged else { continue }
+            if !vm.isInDirtyLog(page, of: slot) {
                 journal.add(
                     Finding(.i12, "a page was written since it was last reported, and is not in the log", guest: page))
             }

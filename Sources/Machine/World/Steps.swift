@@ -31,6 +31,7 @@ extension World {
         case .emulated: return .emulated
         case .mmio: return .mmio
         case .failed(let errno): return .error(errno)
+        case .dirtyRingFull: preconditionFailure("the VM of a plan has no dirty rings")
         }
     }
 

@@ -95,8 +95,8 @@ extension GStageMMU {
                     findings.append(Finding(.rv3, "a leaf maps what no slot contains", guest: page))
                     continue
                 }
-                guard value & GStageBits.write != 0, slot.isLogged, let bitmap = slot.dirtyBitmap else { continue }
-                if !bitmap.contains(page.number - slot.baseFrame.number) {
+                guard value & GStageBits.write != 0, slot.isLogged else { continue }
+                if !vm.isInDirtyLog(page, of: slot) {
                     findings.append(Finding(.rv4, "a page of a logged slot is writable and not logged", guest: page))
                 }
             }

@@ -19,7 +19,7 @@ extension GStageMMU {
         case .fixed: Statistics.bump(vm.statistics.pf_fixed)
         case .spurious: Statistics.bump(vm.statistics.pf_spurious)
         case .emulate: Statistics.bump(vm.statistics.pf_emulate)
-        case .retry, .writeProtected, .failed: break
+        case .retry, .writeProtected, .failed, .memoryFault: break
         }
         note(Event(.faultResolved, guest: fault.frame.number, value: outcome.code, task: task))
         return outcome
@@ -28,23 +28,19 @@ extension GStageMMU {
     /// Slot first, then fault-in, then installation. An INVALID slot is like none here: its user address is an error
     /// value (generic section 7). Kernel: `gstage_page_fault`.
     private func resolve(_ cpu: VirtualCPU, _ fault: GuestFault) -> FaultOutcome {
-        guard let slot = vm.slot(containing: fault.frame), !slot.isInvalid,
-            !slot.flags.readOnly || fault.access != .write
-        else {
-            // Loads and stores are decoded and become MMIO; an instruction can't be fetched from a device.
-            return fault.access == .execute ? .failed(.EOPNOTSUPP) : .emulate
+        func answer(_ condition: FaultCondition) -> FaultOutcome {
+            FaultFamily.riscv.answer(condition, fault.access).outcome
         }
-        guard root != nil, stock.fill(cpu, to: Int(mode.levels), from: vm.host) else { return .failed(.ENOMEM) }
+        guard let slot = vm.slot(containing: fault.frame) else { return answer(.noSlot) }
+        if slot.isInvalid { return answer(.invalidSlot) }
+        if slot.flags.readOnly, fault.access == .write { return answer(.readOnlySlot) }
+        guard root != nil, stock.fill(cpu, to: Int(mode.levels), from: vm.host) else { return answer(.noMemory) }
         let snapshot = vm.snapshot()
         switch vm.faultIn(fault.frame, slot: slot, write: fault.access == .write, snapshot: snapshot) {
         case .frame(let faulted): return install(faulted, cpu, fault.access)
-        case .failed(let error, _): return .failed(errno(for: error))
+        case .failed(let error, _): return answer(.translation(error))
         }
     }
-
-    /// A poisoned page becomes a SIGBUS of the caller's making, after which the kernel goes on (Spec: arches X-14).
-    /// Everything else is one error: a PFN mapping that can't be written (arches X-9), a fatal signal, no mapping.
-    private func errno(for error: TranslationError) -> Errno { error == .hardwarePoison ? .EHWPOISON : .EFAULT }
 
     /// Takes mmu_lock, checks, maps, releases the page, in that order and all before the lock is dropped (RV-5).
     private func install(_ faulted: consuming FaultedFrame, _ cpu: VirtualCPU, _ access: AccessKind) -> FaultOutcome {

@@ -113,17 +113,21 @@ public final class GStageMMU: SecondaryMMU, @unchecked Sendable {
     public override func handleFault(_ cpu: VirtualCPU, _ fault: GuestFault) -> FaultOutcome { serve(cpu, fault) }
 
     public override func unmap(
-        _ frames: Range<GuestFrame>, holding guardian: borrowing MMUGuard, mayBlock: Bool
+        _ frames: Range<GuestFrame>, in space: UInt8, holding guardian: borrowing MMUGuard, mayBlock: Bool
     ) -> Bool {
         if quirks.unmapSkips { return zapAsBaseline(frames, holding: guardian) }
         return zap(frames, holding: guardian)
     }
 
-    public override func age(_ frames: Range<GuestFrame>, holding guardian: borrowing MMUGuard) -> Bool {
+    public override func age(
+        _ frames: Range<GuestFrame>, in space: UInt8, holding guardian: borrowing MMUGuard
+    ) -> Bool {
         clearAccessed(frames, holding: guardian)
     }
 
-    public override func testAge(_ frames: Range<GuestFrame>, holding guardian: borrowing MMUGuard) -> Bool {
+    public override func testAge(
+        _ frames: Range<GuestFrame>, in space: UInt8, holding guardian: borrowing MMUGuard
+    ) -> Bool {
         anyAccessed(frames, holding: guardian)
     }
 

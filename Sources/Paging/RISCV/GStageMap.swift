@@ -28,7 +28,7 @@ extension GStageMMU {
             return (.failed(.EEXIST), .used(dirty: request.writable))
         }
         // The log comes first: a bit too many costs a page sent twice, a bit too few loses a write (RV-4).
-        if request.writable { vm.markDirty(permit.guestFrame, in: request.slot) }
+        if request.writable { vm.markDirty(permit.guestFrame, in: request.slot, by: request.cpu) }
         store(permit, at: place, writable: request.writable)
         return (.fixed, .used(dirty: request.writable))
     }

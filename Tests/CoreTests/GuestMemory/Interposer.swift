@@ -25,8 +25,9 @@ final class Interposer {
         self.action = action
     }
 
-    /// Counts points at which only a lock of `rank` is held, too. The action may not take it.
-    func ignoring(_ rank: LockRank) { ignored = 1 << UInt64(rank.rawValue) }
+    /// Counts points at which a lock of `rank` is held, too, if no other is. The action may not take it. More than one rank
+    /// may be named.
+    func ignoring(_ rank: LockRank) { ignored |= 1 << UInt64(rank.rawValue) }
 
     func run<R>(_ body: () throws -> R) rethrows -> R {
         let task = UnsafeMutablePointer<Task>.allocate(capacity: 1)
@@ -39,9 +40,11 @@ final class Interposer {
         base.note = { _, _, _ in }
         task.initialize(to: Task(base: base, owner: Unmanaged.passUnretained(self)))
         let raw = UnsafeMutableRawPointer(task).assumingMemoryBound(to: fl_task.self)
+        let outer = fl_current()
+        raw.pointee.undone = outer?.pointee.undone ?? (0, 0)
         fl_attach(raw)
         defer {
-            fl_attach(nil)
+            fl_attach(outer)
             #expect(raw.pointee.held.order_violations == 0 && raw.pointee.held.sleep_violations == 0)
             task.deinitialize(count: 1)
             task.deallocate()

@@ -46,14 +46,14 @@ import Testing
 
     private func compare(_ guest: TestGuest, _ known: [UInt32: Known], _ seed: UInt64) throws {
         try #require(guest.vm.slotSetsAgree(), "seed \(seed)")
-        let sets = [guest.vm.slots.active, guest.vm.slots.inactive]
+        let sets = [guest.vm.slotSets[0].active, guest.vm.slotSets[0].inactive]
         for set in sets {
-            #expect(set.byFrame.count == known.count, "seed \(seed)")
-            #expect(set.byAddress.map(\.userAddress) == set.byAddress.map(\.userAddress).sorted(), "seed \(seed)")
-            for index in [set.byFrame, set.byIdentity, set.byAddress] {
+            #expect(set.count == known.count, "seed \(seed)")
+            #expect(set.isConsistent, "seed \(seed)")
+            for index in [set.byFrame.all, set.byAddress.all] {
                 #expect(Set(index.map(\.id)) == Set(known.keys.map { UInt16($0) }), "seed \(seed)")
             }
-            for slot in set.byFrame {
+            for slot in set.byFrame.all {
                 let seen = Known(
                     base: Int(slot.baseFrame.number) - 0x200, pages: Int(slot.pageCount),
                     host: Int(slot.userAddress.page) - Int(at(0).page), log: slot.isLogged,

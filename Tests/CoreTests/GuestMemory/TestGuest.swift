@@ -30,19 +30,25 @@ final class TestGuest: @unchecked Sendable {
 
     init(
         _ architecture: Architecture = .x86TDP, policy: PolicyName = .precise, ramFrames: Int = 384,
-        deviceFrames: Int = 64, thp: Bool = false, unsafe: Bool = false, cpus count: Int = 1, keepsEvents: Bool = true
+        deviceFrames: Int = 64, thp: Bool = false, unsafe: Bool = false, cpus count: Int = 1, keepsEvents: Bool = true,
+        reclaims: Bool = false, addressSpaces: Int = 1, type: VirtualMachineType = .standard,
+        swap: SwapDevice? = nil, before: (VirtualMachine) -> Void = { _ in }
     ) {
-        test = TestHost(ramFrames: ramFrames, deviceFrames: deviceFrames, thp: thp, keepsEvents: keepsEvents)
+        test = TestHost(
+            ramFrames: ramFrames, deviceFrames: deviceFrames, thp: thp, keepsEvents: keepsEvents, swap: swap,
+            reclaims: reclaims)
         framesAtStart = test.memory.freeFrames
         space = test.space()
-        tables = architecture.makeTables()
+        tables = architecture.makeTables(addressSpaces: addressSpaces)
         self.policy = policy
         vm = VirtualMachine(
-            addressSpace: space, mmu: tables.mmu, policy: policy.kind, allowUnsafeMappings: unsafe)
+            addressSpace: space, mmu: tables.mmu, policy: policy.kind, allowUnsafeMappings: unsafe,
+            type: type)
+        before(vm)
         var made: [GuestCPU] = []
         for number in 0..<count { made.append(GuestCPU(number: number, vm: vm, tables: tables)) }
         cpus = made
-        for cpu in made { vm.add(cpu) }
+        for cpu in made { #expect(throws: Never.self) { try vm.create(cpu) } }
     }
 
     /// Ends the VM and its process.
@@ -160,7 +166,9 @@ extension TestGuest {
                 let answer = Answer(frame: frame, writable: faulted.isWritable, references: heldReferences)
                 let owns = faulted.ownsReference
                 // From here on the test's own looks: no interposer belongs between them.
+                let task = fl_current()
                 fl_attach(nil)
+                defer { fl_attach(task) }
                 let during = test.memory.inspect(frame)?.headReferenceCount
                 faulted.releaseUnused()
                 let after = test.memory.inspect(frame)?.headReferenceCount

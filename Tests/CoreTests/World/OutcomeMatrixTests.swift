@@ -186,7 +186,7 @@ extension TestWorld {
     /// Zaps the first `pages` entries through the MMU alone; the process's entries stay.
     func zap(_ pages: UInt64) {
         let guardian = vm.lockMMU()
-        if vm.mmu.unmap(GuestFrame(0)..<GuestFrame(pages), holding: guardian, mayBlock: false) {
+        if vm.mmu.unmap(GuestFrame(0)..<GuestFrame(pages), in: 0, holding: guardian, mayBlock: false) {
             vm.flushRemoteTLBs()
         }
         guardian.unlock()

@@ -237,7 +237,7 @@ import Testing
 
     @Test func `I-20: the two sets of slots differ`() throws {
         let test = try written()
-        test.vm.slots.inactive.removeAll()
+        test.vm.slotSets[0].inactive.removeAll()
         #expect(test.brokenRules() == [.i20])
     }
 

@@ -8,18 +8,18 @@ import HostMemory
 /// that an access is missed (F6).
 extension TDPMMU {
     /// Makes the leaves of `frames` old; whether any was young. Kernel: `kvm_tdp_mmu_age_gfn_range`.
-    func ageLeaves(of frames: Range<GuestFrame>) -> Bool {
+    func ageLeaves(of frames: Range<GuestFrame>, in space: UInt8) -> Bool {
         switch vm.policy {
-        case .precise(let policy): ageLeaves(of: frames, policy)
-        case .tracked(let policy): ageLeaves(of: frames, policy)
-        case .guess(let policy): ageLeaves(of: frames, policy)
+        case .precise(let policy): ageLeaves(of: frames, space, policy)
+        case .tracked(let policy): ageLeaves(of: frames, space, policy)
+        case .guess(let policy): ageLeaves(of: frames, space, policy)
         }
     }
 
-    private func ageLeaves<P: ReferencePolicy>(of frames: Range<GuestFrame>, _ policy: P) -> Bool {
+    private func ageLeaves<P: ReferencePolicy>(of frames: Range<GuestFrame>, _ space: UInt8, _ policy: P) -> Bool {
         let loop = LeafLoop(self)
         var young = false
-        for root in validRoots {
+        for root in validRoots(of: space) {
             for run in view(root).runs(in: frames) where loop.age(run, accessDirty: accessDirty, policy) {
                 young = true
             }
@@ -28,9 +28,9 @@ extension TDPMMU {
     }
 
     /// Kernel: `kvm_tdp_mmu_test_age_gfn`.
-    func anyAccessed(of frames: Range<GuestFrame>) -> Bool {
+    func anyAccessed(of frames: Range<GuestFrame>, in space: UInt8) -> Bool {
         let loop = LeafLoop(self)
-        for root in validRoots {
+        for root in validRoots(of: space) {
             for run in view(root).runs(in: frames) where loop.anyAccessed(run) { return true }
         }
         return false

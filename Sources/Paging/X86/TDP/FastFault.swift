@@ -10,13 +10,15 @@ extension TDPMMU {
     /// Fixes the fault without mmu_lock, or nil: the slow path must. Kernel: `fast_page_fault`. Spec: x86 2.6.
     ///
     /// Caller inside `withSlots`. Works only because a TDP entry's guest frame never changes.
-    func fixWithoutLock(_ root: HostFrame, _ fault: GuestFault, _ slot: MemorySlot?) -> FaultOutcome? {
+    func fixWithoutLock(
+        _ root: HostFrame, _ fault: GuestFault, _ slot: MemorySlot?, by cpu: VirtualCPU
+    ) -> FaultOutcome? {
         // Present, the leaf must have lacked W; absent, it can only be access-tracked.
         guard fault.entryPresent ? fault.access == .write : !accessDirty else { return nil }
         guard fault.frame < view(root).end else { return nil }
         return withTables {
             for _ in 0..<5 {
-                switch attempt(root, fault, slot) {
+                switch attempt(root, fault, slot, cpu) {
                 case .lostRace: continue
                 case .outcome(let outcome): return outcome
                 case .needsLock: return nil
@@ -32,7 +34,9 @@ extension TDPMMU {
         case needsLock
     }
 
-    private func attempt(_ root: HostFrame, _ fault: GuestFault, _ slot: MemorySlot?) -> Attempt {
+    private func attempt(
+        _ root: HostFrame, _ fault: GuestFault, _ slot: MemorySlot?, _ cpu: VirtualCPU
+    ) -> Attempt {
         guard let leaf = view(root).leaf(of: fault.frame) else { return .needsLock }
         let old = leaf.value
         if EPT.allows(fault.access, old) { return .outcome(.spurious) }
@@ -44,7 +48,9 @@ extension TDPMMU {
             Event(
                 .entryChanged, frame: EPT.field.frame(in: new), guest: fault.frame.aligned(to: leaf.level).number,
                 level: leaf.level.rawValue, value: new, extra: old))
-        if new & ~old & EPT.write != 0, !Defect.fastFaultUnlogged.isOn, let slot { vm.markDirty(fault.frame, in: slot) }
+        if new & ~old & EPT.write != 0, !Defect.fastFaultUnlogged.isOn, let slot {
+            vm.markDirty(fault.frame, in: slot, by: cpu)
+        }
         return .outcome(.fixed)
     }
 

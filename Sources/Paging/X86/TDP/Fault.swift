@@ -15,11 +15,15 @@ extension TDPMMU {
     /// `.failed(.EHWPOISON)` says that the host's page is poisoned: KVM sends SIGBUS for its user address and lets the
     /// run end with EINTR, which is the caller's to do; no other way of failing has that errno. Without memory for a
     /// table or a root the run ends with ENOMEM.
-    func serve(_ cpu: VirtualCPU, _ fault: GuestFault) -> FaultOutcome {
+    ///
+    /// A prefetch takes no short way: what is there stays as it is (Spec: I-26, X59). The kernel lets one give back rights
+    /// that access tracking has taken.
+    func serve(_ cpu: VirtualCPU, _ fault: inout GuestFault) -> FaultOutcome {
         if cpu.root == nil { takeRoot(cpu) }
         guard let root = cpu.root else { return .failed(.ENOMEM) }
-        let slot = vm.slot(containing: fault.frame)
-        if let outcome = fixWithoutLock(root, fault, slot) {
+        let slot = cpu.slot(containing: fault.frame)
+        let isPrivate = vm.wantsPrivate(fault)
+        if !fault.isPrefetch, agrees(fault, isPrivate), let outcome = fixWithoutLock(root, fault, slot, by: cpu) {
             Statistics.bump(vm.statistics.pf_fast)
             return outcome
         }
@@ -27,43 +31,57 @@ extension TDPMMU {
             return .failed(.ENOMEM)
         }
         let snapshot = vm.snapshot()
-        guard let slot else { return .emulate }
+        // A fault that wants the other kind of memory is userspace's to settle, slot or none.
+        guard agrees(fault, isPrivate) else { return memoryFault(cpu, fault, isPrivate, .EFAULT) }
+        guard let slot else {
+            return isPrivate ? memoryFault(cpu, fault, true, .EFAULT) : answer(.noSlot, fault)
+        }
         // A slot on its way out: no MMIO yet, for its entries may still be there. Spec: x86 2.7 step 4.
-        if slot.isInvalid { return .retry }
+        // A prefetch would wait for its own caller (6.18; see `VirtualMachine.preFault`).
+        if slot.isInvalid { return fault.isPrefetch ? .failed(.EAGAIN) : answer(.invalidSlot, fault) }
         if vm.mayBeStale(snapshot, fault.frame) { return .retry }
-        switch translate(fault, slot, snapshot) {
-        case .failed(let error, _): return outcome(of: error)
-        case .frame(let faulted): return resolve(root, fault, faulted, &reserve)
+        if isPrivate { return servePrivate(cpu, root, &fault, slot, snapshot, &reserve) }
+        switch translate(cpu, fault, slot, snapshot) {
+        case .failed(let error): return answer(.translation(error), fault)
+        case .postponed: return .retry
+        case .frame(let faulted): return resolve(cpu, root, &fault, faulted, &reserve)
         }
     }
 
-    /// Looks the frame up without waiting first, then, where that is not enough, waiting but open to signals. Kernel:
-    /// `__kvm_mmu_faultin_pfn`. Spec: generic 6.1; the asynchronous fault that could stand in between is not here yet.
+    private enum Translation: ~Copyable {
+        case frame(FaultedFrame)
+        case failed(TranslationError)
+        /// Somebody else fetches the page.
+        case postponed
+    }
+
+    /// Looks the frame up without waiting first, then, where that is not enough, leaves it to others, or waits, but open
+    /// to signals. No page is owned in between. Kernel: `__kvm_mmu_faultin_pfn`. Spec: generic 6.1.
     private func translate(
-        _ fault: GuestFault, _ slot: MemorySlot, _ snapshot: consuming InvalidationSnapshot
-    ) -> FaultInResult {
+        _ cpu: VirtualCPU, _ fault: GuestFault, _ slot: MemorySlot, _ snapshot: consuming InvalidationSnapshot
+    ) -> Translation {
         let write = fault.access == .write
         switch vm.faultIn(fault.frame, slot: slot, write: write, noWait: true, snapshot: snapshot) {
         case .frame(let faulted): return .frame(faulted)
         case .failed(let error, let snapshot):
-            guard error == .needsIO else { return .failed(error, snapshot) }
-            return vm.faultIn(fault.frame, slot: slot, write: write, interruptible: true, snapshot: snapshot)
+            guard error == .needsIO else { return .failed(error) }
+            if cpu.postpone(fault, in: slot) { return .postponed }
+            switch vm.faultIn(fault.frame, slot: slot, write: write, interruptible: true, snapshot: snapshot) {
+            case .frame(let faulted): return .frame(faulted)
+            case .failed(let error, _): return .failed(error)
+            }
         }
     }
 
-    /// Spec: x86 2.7 step 8, generic section 7. No page is owned.
-    private func outcome(of error: TranslationError) -> FaultOutcome {
-        switch error {
-        case .noSlot, .readOnly: .emulate
-        case .signalPending: .failed(.EINTR)
-        case .hardwarePoison: .failed(.EHWPOISON)
-        case .fault, .needsIO: .failed(.EFAULT)
-        }
+    /// No page is owned. Spec: x86 2.7 steps 4 and 8, generic section 7.
+    private func answer(_ condition: FaultCondition, _ fault: GuestFault) -> FaultOutcome {
+        FaultFamily.x86.answer(condition, fault.access).outcome
     }
 
     /// Takes mmu_lock, checks, maps, releases the page, unlocks. Spec: x86 2.7 steps 10 and "finish".
-    private func resolve(
-        _ root: HostFrame, _ fault: GuestFault, _ faulted: consuming FaultedFrame, _ reserve: inout TableReserve
+    func resolve(
+        _ cpu: VirtualCPU, _ root: HostFrame, _ fault: inout GuestFault, _ faulted: consuming FaultedFrame,
+        _ reserve: inout TableReserve
     ) -> FaultOutcome {
         if vm.mayBeStale(faulted) {
             faulted.releaseUnused()
@@ -72,7 +90,7 @@ extension TDPMMU {
         let dirty = faulted.isWritable
         let guardian = vm.lockMMUForFault()
         let section = tables.enter()
-        let outcome = install(root, fault, faulted, &reserve, guardian)
+        let outcome = install(cpu, root, &fault, faulted, &reserve, guardian)
         tables.exit(section)
         faulted.finish(outcome == .retry ? .unused : .used(dirty: dirty), holding: guardian)
         guardian.unlock()
@@ -81,14 +99,14 @@ extension TDPMMU {
 
     /// The stale check and the map. Kernel: `is_page_fault_stale`, `kvm_tdp_mmu_map`.
     private func install(
-        _ root: HostFrame, _ fault: GuestFault, _ faulted: borrowing FaultedFrame, _ reserve: inout TableReserve,
-        _ guardian: borrowing MMUGuard
+        _ cpu: VirtualCPU, _ root: HostFrame, _ fault: inout GuestFault, _ faulted: borrowing FaultedFrame,
+        _ reserve: inout TableReserve, _ guardian: borrowing MMUGuard
     ) -> FaultOutcome {
         // The request to load another root is posted already: the retry ends there (X65).
         guard isValid(root) else { return .retry }
         let largest = largestLeaf(at: faulted.guestFrame, in: faulted.slot)
         guard let permit = guardian.check(faulted, largest: largest) else { return .retry }
-        return map(permit, fault.access, faulted.slot, root, &reserve)
+        return map(permit, &fault, faulted.slot, root, &reserve, by: cpu)
     }
 
     /// The largest leaf that the slot allows; what the host maps is the check's to say. A logged slot has small leaves

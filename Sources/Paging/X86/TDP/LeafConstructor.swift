@@ -8,14 +8,18 @@ extension TDPMMU {
     ///
     /// A guest frame is never write-tracked here (no shadow paging), so W follows the primary mapping alone. It is
     /// granted on a read fault too: the page was marked dirty for that when its reference was released (Spec: X5).
-    func leafAttributes(_ permit: borrowing InstallPermit, at level: PageLevel) -> UInt64 {
+    ///
+    /// A prefetched leaf is old: its A is clear or, where the hardware keeps no A, its rights are set aside (Spec: generic
+    /// 6.3, x86 2.11).
+    func leafAttributes(_ permit: borrowing InstallPermit, at level: PageLevel, prefetch: Bool = false) -> UInt64 {
         var bits = EPT.suppressVE | EPT.mmuPresent | EPT.read | EPT.execute | EPT.accessed
         if !accessDirty { bits |= EPT.adDisabled }
         if level > .page4K { bits |= EPT.large }
         bits |= memoryType(of: permit.frame)
         if permit.counted && vm.policy.kind == .tracked { bits |= EPT.counted }
         if permit.writable { bits |= EPT.hostWritable | EPT.mmuWritable | EPT.write | EPT.dirty }
-        return bits
+        guard prefetch else { return bits }
+        return accessDirty ? bits & ~EPT.accessed : LeafLoop.tracking(bits).applied(to: bits)
     }
 
     /// Device memory is uncached and the guest may refine that by its PAT; RAM is write-back whatever the guest says (no

@@ -122,7 +122,7 @@ struct LeafLoop {
     }
 
     /// Takes the rights away and keeps R and X aside. Kernel: `mark_spte_for_access_track`. Spec: x86 1.4.
-    private static func tracking(_ entry: UInt64) -> EntryUpdate {
+    static func tracking(_ entry: UInt64) -> EntryUpdate {
         if EPT.isAccessTracked(entry) { return EntryUpdate(clear: EPT.accessed) }
         let saved =
             (entry & EPT.read != 0 ? EPT.savedRead : 0) | (entry & EPT.execute != 0 ? EPT.savedExecute : 0)

@@ -12,8 +12,10 @@ extension TDPMMU {
     /// an earlier protection may still wait for its flush. Takes mmu_lock. Kernel: `kvm_mmu_slot_apply_flags`, no PML.
     func startLogging(_ slot: MemorySlot) {
         let guardian = vm.lockMMU()
-        for root in validRoots { _ = splitHugeLeaves(in: slot.frames, root, holding: guardian) }
-        _ = clearLeaves(EPT.write, in: slot.frames)
+        for root in validRoots(of: slot.addressSpace) {
+            _ = splitHugeLeaves(in: slot.frames, root, holding: guardian)
+        }
+        _ = clearLeaves(EPT.write, in: slot)
         guardian.unlock()
         vm.flushRemoteTLBs()
     }
@@ -22,11 +24,13 @@ extension TDPMMU {
     /// tells anyone (F4). A slot that began with an all-ones bitmap may still have huge leaves here: they are split;
     /// without memory for that, they lose W and MW. Caller holds mmu_lock for writing.
     /// Kernel: `kvm_arch_mmu_enable_log_dirty_pt_masked`.
-    func protectPages(_ first: GuestFrame, _ mask: UInt64, holding guardian: borrowing MMUGuard) {
+    func protectPages(
+        _ slot: MemorySlot, _ first: GuestFrame, _ mask: UInt64, holding guardian: borrowing MMUGuard
+    ) {
         guard mask != 0 else { return }
         let start = first.advanced(by: mask.trailingZeroBitCount)
         let end = first.advanced(by: 64 - mask.leadingZeroBitCount)
-        for root in validRoots {
+        for root in validRoots(of: slot.addressSpace) {
             _ = splitHugeLeaves(in: start..<end, root, holding: guardian)
             switch vm.policy {
             case .precise(let policy): protectPages(start..<end, first, mask, root, policy)
@@ -63,25 +67,25 @@ extension TDPMMU {
 
     private func clearInSlot(_ bits: UInt64, _ slot: MemorySlot) -> Bool {
         let guardian = vm.lockMMU()
-        let any = clearLeaves(bits, in: slot.frames)
+        let any = clearLeaves(bits, in: slot)
         guardian.unlock()
         if any { vm.flushRemoteTLBs() }
         return any
     }
 
-    private func clearLeaves(_ bits: UInt64, in frames: Range<GuestFrame>) -> Bool {
+    private func clearLeaves(_ bits: UInt64, in slot: MemorySlot) -> Bool {
         switch vm.policy {
-        case .precise(let policy): clearLeaves(bits, in: frames, policy)
-        case .tracked(let policy): clearLeaves(bits, in: frames, policy)
-        case .guess(let policy): clearLeaves(bits, in: frames, policy)
+        case .precise(let policy): clearLeaves(bits, in: slot, policy)
+        case .tracked(let policy): clearLeaves(bits, in: slot, policy)
+        case .guess(let policy): clearLeaves(bits, in: slot, policy)
         }
     }
 
-    private func clearLeaves<P: ReferencePolicy>(_ bits: UInt64, in frames: Range<GuestFrame>, _ policy: P) -> Bool {
+    private func clearLeaves<P: ReferencePolicy>(_ bits: UInt64, in slot: MemorySlot, _ policy: P) -> Bool {
         let loop = LeafLoop(self)
         var any = false
-        for root in validRoots {
-            for run in view(root).runs(in: frames) where loop.clear(bits, in: run, policy) { any = true }
+        for root in validRoots(of: slot.addressSpace) {
+            for run in view(root).runs(in: slot.frames) where loop.clear(bits, in: run, policy) { any = true }
         }
         return any
     }

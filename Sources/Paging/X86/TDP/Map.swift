@@ -8,16 +8,24 @@ import Synchrony
 extension TDPMMU {
     /// Goes down to the level that the permit allows, adding tables and splitting huge leaves, and installs. A lost
     /// race, and an entry that is frozen, end in `.retry`. Kernel: `kvm_tdp_mmu_map`.
+    ///
+    /// A prefetch ends where something is mapped already: `fault.level` says how large. The kernel would split a huge leaf
+    /// for it where only small ones are allowed now; the guest's own access does that here.
     func map(
-        _ permit: borrowing InstallPermit, _ access: AccessKind, _ slot: MemorySlot, _ root: HostFrame,
-        _ reserve: inout TableReserve
+        _ permit: borrowing InstallPermit, _ fault: inout GuestFault, _ slot: MemorySlot, _ root: HostFrame,
+        _ reserve: inout TableReserve, by cpu: VirtualCPU
     ) -> FaultOutcome {
         let view = view(root)
         let frame = permit.guestFrame
+        fault.level = permit.largest
         while true {
             let position = view.descend(to: frame, until: permit.largest)
             if position.value == EPT.frozen { return .retry }
-            if position.level == permit.largest { return install(permit, access, slot, position) }
+            if position.level == permit.largest { return install(permit, fault, slot, position, by: cpu) }
+            if fault.isPrefetch, EPTFormat().isLeaf(position.value, position.level.rawValue) {
+                fault.level = position.level
+                return .spurious
+            }
             guard let child = reserve.take() else { return .retry }
             if !link(child, at: position, frame, seen: position.entry.observe(holding: permit)) {
                 vm.host.freeTable(child)
@@ -28,17 +36,20 @@ extension TDPMMU {
 
     /// Kernel: `tdp_mmu_map_handle_target_level`. Spec: x86 3.4 step 3.
     private func install(
-        _ permit: borrowing InstallPermit, _ access: AccessKind, _ slot: MemorySlot, _ position: RadixPosition
+        _ permit: borrowing InstallPermit, _ fault: GuestFault, _ slot: MemorySlot, _ position: RadixPosition,
+        by cpu: VirtualCPU
     ) -> FaultOutcome {
         let old = position.value
         let level = position.level
         let wasLeaf = EPTFormat().isLeaf(old, level.rawValue)
-        if wasLeaf && EPT.allows(access, old) { return .spurious }
-        let attributes = leafAttributes(permit, at: level)
+        // What is there may be better than what a prefetch would make (I-26): a leaf or a table. Spec: x86 0.1.
+        if fault.isPrefetch && old & EPT.mmuPresent != 0 { return .spurious }
+        if wasLeaf && EPT.allows(fault.access, old) { return .spurious }
+        let attributes = leafAttributes(permit, at: level, prefetch: fault.isPrefetch)
         let new = position.entry.value(permit, level, attributes)
         if new == old { return .spurious }
         // In the log before the guest can write: a harvest in between reports too much at worst. Spec: X44, X47.
-        if new & EPT.write != 0 { vm.markDirty(permit.guestFrame, in: slot) }
+        if new & EPT.write != 0 { vm.markDirty(permit.guestFrame, in: slot, by: cpu) }
         schedulingNote(.atomicLoad, position.table.physicalAddress)
         guard position.entry.install(permit, level: level, attributes: attributes, expected: old) == nil else {
             return .retry

@@ -17,7 +17,7 @@ extension TDPMMU {
         guard !slot.isLogged else { return 0 }
         var count = 0
         for level in UInt8(2)...3 where PageLevel(level) <= largestPage {
-            for root in allRoots { count += recover(root, slot, PageLevel(level)) }
+            for root in roots(of: slot.addressSpace) { count += recover(root, slot, PageLevel(level)) }
         }
         freeRemovedTables()
         return count
@@ -93,7 +93,7 @@ extension TDPMMU {
     /// about to be unmapped still looks mapped. Linux need not ask, for splitting a host's huge page notifies for all of
     /// it; asking keeps X12 to the letter.
     private func canBeHuge(_ block: GuestFrame, _ slot: MemorySlot, _ level: PageLevel) -> Bool {
-        vm.invalidationsInProgress == 0 && largestLeaf(at: block, in: slot) >= level
+        vm.invalidationsInProgress == 0 && !vm.isPrivate(block) && largestLeaf(at: block, in: slot) >= level
             && vm.addressSpace.mappingLevel(of: slot.userAddress(of: block)) >= level
     }
 

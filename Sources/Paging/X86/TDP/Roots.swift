@@ -16,10 +16,15 @@ struct RootInfo {
     var isInvalid: Bool
     var isScheduled: Bool
     var references: UInt64
+    /// The address space that it shows: 1 for system management mode. Kernel: `role.smm`. Never changes.
+    let space: UInt8
 
-    var words: (UInt64, UInt64) { (4 | (isInvalid ? 1 << 16 : 0) | (isScheduled ? 1 << 17 : 0), references) }
+    var words: (UInt64, UInt64) {
+        (4 | (isInvalid ? 1 << 16 : 0) | (isScheduled ? 1 << 17 : 0) | UInt64(space) << 24, references)
+    }
 
-    init(references: UInt64) {
+    init(references: UInt64, space: UInt8) {
+        self.space = space
         isInvalid = false
         isScheduled = false
         self.references = references
@@ -29,6 +34,7 @@ struct RootInfo {
         isInvalid = words.0 & 1 << 16 != 0
         isScheduled = words.0 & 1 << 17 != 0
         references = words.1
+        space = UInt8(truncatingIfNeeded: words.0 >> 24)
     }
 }
 
@@ -46,11 +52,18 @@ extension TDPMMU {
         return roots
     }
 
-    /// The roots that vCPUs may use. Under mmu_lock none of them becomes invalid (for reading) or goes.
-    var validRoots: [HostFrame] {
+    /// The roots of an address space, valid or not.
+    func roots(of space: UInt8) -> [HostFrame] {
         pages.lock()
         defer { pages.unlock() }
-        return roots.filter { !info(ofRoot: $0).isInvalid }
+        return roots.filter { info(ofRoot: $0).space == space }
+    }
+
+    /// Those that vCPUs may use. Under mmu_lock none of them becomes invalid (for reading) or goes.
+    func validRoots(of space: UInt8) -> [HostFrame] {
+        pages.lock()
+        defer { pages.unlock() }
+        return roots.filter { info(ofRoot: $0).space == space && !info(ofRoot: $0).isInvalid }
     }
 
     func isValid(_ root: HostFrame) -> Bool {
@@ -66,29 +79,29 @@ extension TDPMMU {
     /// `kvm_tdp_mmu_alloc_root`. No lock held; may sleep.
     func takeRoot(_ cpu: VirtualCPU) {
         precondition(cpu.root == nil, "a vCPU's root is dropped before it gets another")
-        cpu.root = shareRoot(orAdd: nil)
+        cpu.root = shareRoot(of: cpu.addressSpaceNumber, orAdd: nil)
         if cpu.root == nil, let fresh = vm.host.allocateTable(order: 0, fill: EPT.empty) {
-            cpu.root = shareRoot(orAdd: fresh)
+            cpu.root = shareRoot(of: cpu.addressSpaceNumber, orAdd: fresh)
             if cpu.root != fresh { vm.host.freeTable(fresh) }
         }
         if cpu.root != nil { cpu.dropTranslations() }
     }
 
-    /// Takes a reference on the valid root; where there is none, `fresh` becomes it.
-    private func shareRoot(orAdd fresh: HostFrame?) -> HostFrame? {
+    /// Takes a reference on the valid root of the address space; where there is none, `fresh` becomes it.
+    private func shareRoot(of space: UInt8, orAdd fresh: HostFrame?) -> HostFrame? {
         let guardian = vm.lockMMUForRead()
         pages.lock()
         var found: HostFrame?
         for root in roots where found == nil {
             var info = info(ofRoot: root)
-            guard !info.isInvalid else { continue }
+            guard !info.isInvalid, info.space == space else { continue }
             info.references += 1
             setInfo(info, ofRoot: root)
             found = root
         }
         if found == nil, let fresh {
             // One reference is the vCPU's, one the MMU's own. Spec: X32.
-            setInfo(RootInfo(references: 2), ofRoot: fresh)
+            setInfo(RootInfo(references: 2, space: space), ofRoot: fresh)
             roots.append(fresh)
             found = fresh
         }
@@ -97,11 +110,12 @@ extension TDPMMU {
         return found
     }
 
-    /// Takes an invalid root away from the vCPU. Kernel: `kvm_mmu_free_obsolete_roots`. No lock held; may sleep.
+    /// Takes the vCPU's root away if it is invalid or shows another address space than the vCPU is in. Kernel:
+    /// `kvm_mmu_free_obsolete_roots`, `kvm_mmu_unload`. No lock held; may sleep.
     func dropObsoleteRoot(_ cpu: VirtualCPU) {
         guard let root = cpu.root else { return }
         let guardian = vm.lockMMUForRead()
-        if !isValid(root) {
+        if !isValid(root) || info(ofRoot: root).space != cpu.addressSpaceNumber {
             cpu.root = nil
             put(root)
         }

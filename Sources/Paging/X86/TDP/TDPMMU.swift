@@ -5,7 +5,7 @@
 // it) and a grace period has passed. It never looks at a page frame, and never writes over a frozen entry.
 //
 // Read `EPTFormat.swift` next, then `Fault.swift`. Not here: MMIO markers (an access without a slot is emulated each
-// time), PML, the NX-huge-page workaround, write tracking, nested roots (`guest_mode`), SMM's second address space.
+// time), PML, the NX-huge-page workaround, write tracking, nested roots (`guest_mode`).
 
 import Audit
 import Frames
@@ -28,6 +28,11 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     /// Whether deleting a slot removes only that slot's leaves. Kernel: the quirk `SLOT_ZAP_ALL`, off.
     public let zapsOnlySlot: Bool
 
+    /// Whether pages may be mapped ahead of use. Kernel: `pre_fault_allowed`: not before an SNP guest's launch is
+    /// finished. Set before the VM runs.
+    public var allowsPreFault = true
+    private let spaces: Int
+
     /// Kernel: RCU, as far as tables are concerned.
     let tables = ReadSideSections(atomic: true)
     /// Kernel: `tdp_mmu_pages_lock`.
@@ -41,12 +46,17 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     ///   - accessDirty: whether the processor has A and D in EPT entries.
     ///   - largestPage: up to 1 GiB.
     ///   - zapsOnlySlot: see the property.
-    public init(accessDirty: Bool = true, largestPage: PageLevel = .page2M, zapsOnlySlot: Bool = false) {
+    ///   - addressSpaces: 2 with system management mode.
+    public init(
+        accessDirty: Bool = true, largestPage: PageLevel = .page2M, zapsOnlySlot: Bool = false, addressSpaces: Int = 1
+    ) {
         precondition(largestPage <= .page1G, "EPT has no larger leaf")
+        precondition(addressSpaces == 1 || addressSpaces == 2, "a vCPU is in system management mode or not")
         EPT.checkLayout()
         self.accessDirty = accessDirty
         self.largestPage = largestPage
         self.zapsOnlySlot = zapsOnlySlot
+        spaces = addressSpaces
         super.init()
     }
 
@@ -56,12 +66,16 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     override public func isLeaf(_ entry: UInt64, _ level: PageLevel) -> Bool {
         EPTFormat().isLeaf(entry, level.rawValue)
     }
+    override public var addressSpaceCount: Int { spaces }
+    override public var protectsNewSlots: Bool { false }
     override public var guestAddressBits: Int { 48 }
     override public var faultsInParallel: Bool { true }
     override public var retryLooksAtRange: Bool { true }
     override public var hasReferenceBit: Bool { true }
     override public var marksPagesFromEntries: Bool { true }
     override public var elidesFlushIfYoung: Bool { true }
+    override public var hasPrivateFaults: Bool { true }
+    override public var isTotalStoreOrder: Bool { true }
 
     /// The EPTP for a vCPU's hardware. Without a root it points to the host's page of zeros, where every access
     /// misses. Kernel: `construct_eptp`, the dummy root.
@@ -85,7 +99,8 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
                 .fault, guest: fault.frame.number, value: UInt64(fault.access.rawValue), extra: UInt64(cpu.number),
                 task: UInt8(truncatingIfNeeded: cpu.number)))
         Statistics.bump(vm.statistics.pf_taken)
-        let outcome = serve(cpu, fault)
+        var served = fault
+        let outcome = serve(cpu, &served)
         count(outcome)
         record(
             Event(
@@ -95,27 +110,32 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
         return outcome
     }
 
+    override public func preFault(_ cpu: VirtualCPU, _ address: GuestAddress) throws(Errno) -> PageLevel {
+        try mapAhead(cpu, address)
+    }
+    override public func asyncFaultReady(_ cpu: VirtualCPU, _ fault: GuestFault) { mapFetched(cpu, fault) }
+
     override public func loadRoot(_ cpu: VirtualCPU) { takeRoot(cpu) }
     override public func freeObsoleteRoot(_ cpu: VirtualCPU) { dropObsoleteRoot(cpu) }
 
     // MARK: The notifier. mmu_lock is held for writing.
 
     override public func unmap(
-        _ frames: Range<GuestFrame>, holding guardian: borrowing MMUGuard, mayBlock: Bool
-    ) -> Bool { zapLeaves(of: frames) }
+        _ frames: Range<GuestFrame>, in space: UInt8, holding guardian: borrowing MMUGuard, mayBlock: Bool
+    ) -> Bool { zapLeaves(of: frames, in: space) }
 
-    override public func age(_ frames: Range<GuestFrame>, holding guardian: borrowing MMUGuard) -> Bool {
-        ageLeaves(of: frames)
-    }
-    override public func testAge(_ frames: Range<GuestFrame>, holding guardian: borrowing MMUGuard) -> Bool {
-        anyAccessed(of: frames)
-    }
+    override public func age(
+        _ frames: Range<GuestFrame>, in space: UInt8, holding guardian: borrowing MMUGuard
+    ) -> Bool { ageLeaves(of: frames, in: space) }
+    override public func testAge(
+        _ frames: Range<GuestFrame>, in space: UInt8, holding guardian: borrowing MMUGuard
+    ) -> Bool { anyAccessed(of: frames, in: space) }
 
     // MARK: Dirty logging
 
     override public func protect(
         _ slot: MemorySlot, first: GuestFrame, mask: UInt64, holding guardian: borrowing MMUGuard
-    ) { protectPages(first, mask, holding: guardian) }
+    ) { protectPages(slot, first, mask, holding: guardian) }
 
     override public func loggingEnabled(_ slot: MemorySlot) { startLogging(slot) }
     override public func loggingDisabled(_ slot: MemorySlot) { recoverHugePages(slot) }
@@ -124,7 +144,11 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
 
     override public func prepare(_ slot: MemorySlot) throws(Errno) {
         guard slot.frames.upperBound.number <= 1 << UInt64(guestAddressBits - 12) else { throw .EINVAL }
+        // A change of flags hands the counts on.
+        guard slot.largePages == nil else { return }
+        guard vm.memory.allowsObject() else { throw .ENOMEM }
         slot.largePages = LargePageCounts(slot)
+        vm.initializeMixed(slot)
     }
 
     override public func flushSlot(_ slot: MemorySlot) { removeSlot(slot) }

@@ -16,9 +16,9 @@ extension TDPMMU {
     /// Caller holds mmu_lock for writing. Kernel: `kvm_tdp_mmu_unmap_gfn_range`.
     ///
     /// Linux gives the lock up now and then if the notifier may block; this does not.
-    func zapLeaves(of frames: Range<GuestFrame>) -> Bool {
+    func zapLeaves(of frames: Range<GuestFrame>, in space: UInt8) -> Bool {
         var flush = false
-        for root in allRoots where zapLeaves(of: frames, root) > 0 && isValid(root) { flush = true }
+        for root in roots(of: space) where zapLeaves(of: frames, root) > 0 && isValid(root) { flush = true }
         return flush
     }
 
@@ -42,7 +42,7 @@ extension TDPMMU {
             return freeRemovedTables()
         }
         let guardian = vm.lockMMU()
-        if zapLeaves(of: slot.frames) { vm.flushRemoteTLBs() }
+        if zapLeaves(of: slot.frames, in: slot.addressSpace) { vm.flushRemoteTLBs() }
         guardian.unlock()
     }
 
@@ -166,6 +166,7 @@ extension TDPMMU {
 
     /// Calls `body` for each present leaf, with nobody else running.
     func visitLeaves(of root: HostFrame, _ body: (StageTwoLeaf) -> Void) {
+        let space = info(ofRoot: root).space
         for run in view(root).runs(in: GuestFrame(0)..<view(root).end) {
             let first = StageTwoEntry(vm.memory.entry(run.firstIndex, of: run.table), EPT.field)
             for i in 0..<run.count {
@@ -173,7 +174,7 @@ extension TDPMMU {
                 guard EPTFormat().isLeaf(entry, run.level.rawValue) else { continue }
                 body(
                     StageTwoLeaf(
-                        guestFrame: GuestFrame(run.base.number + UInt64(i) * run.level.frames),
+                        guestFrame: GuestFrame(run.base.number + UInt64(i) * run.level.frames), space: space,
                         frame: EPT.field.frame(in: entry), level: run.level, writable: entry & EPT.write != 0,
                         accessed: entry & EPT.accessed != 0, dirty: entry & EPT.dirty != 0, entry: entry))
             }

@@ -91,7 +91,7 @@ final class RISCVGuest {
     func unmap(_ range: Range<UInt64>) {
         let guardian = vm.lockMMU()
         let flush = mmu.unmap(
-            Self.frame(range.lowerBound)..<Self.frame(range.upperBound), holding: guardian, mayBlock: false)
+            Self.frame(range.lowerBound)..<Self.frame(range.upperBound), in: 0, holding: guardian, mayBlock: false)
         if flush { vm.flushRemoteTLBs() }
         guardian.unlock()
     }
@@ -100,9 +100,9 @@ final class RISCVGuest {
     func age(_ range: Range<UInt64>) -> Bool {
         let guardian = vm.lockMMU()
         let frames = Self.frame(range.lowerBound)..<Self.frame(range.upperBound)
-        let tested = mmu.testAge(frames, holding: guardian)
-        let young = mmu.age(frames, holding: guardian)
-        let left = mmu.testAge(frames, holding: guardian)
+        let tested = mmu.testAge(frames, in: 0, holding: guardian)
+        let young = mmu.age(frames, in: 0, holding: guardian)
+        let left = mmu.testAge(frames, in: 0, holding: guardian)
         guardian.unlock()
         #expect(young == tested && !left)
         return young

@@ -42,12 +42,12 @@ import Testing
     @Test func `a slot on its way out is tried again, not emulated`() throws {
         let machine = TDPMachine()
         try machine.slot(count: 4)
-        let slots = machine.vm.slots
-        let old = slots.active.byFrame[0]
+        let slots = machine.vm.slotSets[0]
+        let old = slots.active.byFrame.all[0]
         slots.active.replace(old, by: old.invalidCopy())
         #expect(machine.fault(.read, 1) == .retry)
         #expect(machine.leaves().isEmpty)
-        slots.active.replace(slots.active.byFrame[0], by: old)
+        slots.active.replace(slots.active.byFrame.all[0], by: old)
         expect(machine, taken: 1)
     }
 

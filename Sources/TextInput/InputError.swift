@@ -1,5 +1,8 @@
-/// Something in a scenario that can't be, and where.
-public struct ScenarioError: Error, Sendable, Equatable, CustomStringConvertible {
+// TextInput: texts that people write for this program (scenarios, ioctl scripts): their bytes checked, and what is wrong
+// with them said with its place. It knows no language.
+
+/// Something in a text that can't be, and where.
+public struct InputError: Error, Sendable, Equatable, CustomStringConvertible {
     /// The path as it was given.
     public var file: String
     /// From 1; columns count characters.
@@ -38,50 +41,54 @@ public struct ScenarioError: Error, Sendable, Equatable, CustomStringConvertible
 }
 
 /// Everything that was found wrong, in the order of the file. Never empty.
-public struct ScenarioErrors: Error, Sendable, Equatable, CustomStringConvertible {
-    public var errors: [ScenarioError]
+public struct InputErrors: Error, Sendable, Equatable, CustomStringConvertible {
+    public var errors: [InputError]
     public var description: String { errors.map(\.description).joined(separator: "\n") }
 }
 
 /// A place in the file, both from 1.
-struct Position: Comparable, Hashable {
-    var line: Int
-    var column: Int
-    static let start = Position(line: 1, column: 1)
-    static func < (a: Position, b: Position) -> Bool { (a.line, a.column) < (b.line, b.column) }
+package struct Position: Comparable, Hashable {
+    package var line: Int
+    package var column: Int
+    package init(line: Int, column: Int) {
+        self.line = line
+        self.column = column
+    }
+    package static let start = Position(line: 1, column: 1)
+    package static func < (a: Position, b: Position) -> Bool { (a.line, a.column) < (b.line, b.column) }
 }
 
 /// Collects what is wrong with one file.
-final class Complaints {
+package final class Complaints {
     /// More than these help nobody; the rest is counted.
-    static let shown = 20
+    package static let shown = 20
 
-    let file: String
+    package let file: String
     private let lines: [String]
-    private var errors: [ScenarioError] = []
+    private var errors: [InputError] = []
 
-    init(file: String, lines: [String]) {
+    package init(file: String, lines: [String]) {
         self.file = file
         self.lines = lines
     }
 
-    var isEmpty: Bool { errors.isEmpty }
-    var count: Int { errors.count }
+    package var isEmpty: Bool { errors.isEmpty }
+    package var count: Int { errors.count }
 
-    func add(_ position: Position, _ message: String, _ hint: String) {
+    package func add(_ position: Position, _ message: String, _ hint: String) {
         // The YAML parser puts what is missing at the end of a file one line behind it.
         let isInside = lines.indices.contains(position.line - 1)
         let last = Position(line: max(lines.count, 1), column: (lines.last?.unicodeScalars.count ?? 0) + 1)
         let place = isInside ? position : last
         errors.append(
-            ScenarioError(
+            InputError(
                 file: file, line: place.line, column: place.column, message: message, hint: hint,
                 excerpt: lines.isEmpty ? "" : lines[place.line - 1]))
     }
 
     /// Throws if anything was added. Each stage of reading ends with this, so that a mistake in one stage isn't
     /// reported again as its consequences in the next.
-    func throwIfAny() throws(ScenarioErrors) {
+    package func throwIfAny() throws(InputErrors) {
         guard !errors.isEmpty else { return }
         var sorted = errors.enumerated().sorted { a, b in
             (a.element.line, a.element.column, a.offset) < (b.element.line, b.element.column, b.offset)
@@ -91,6 +98,6 @@ final class Complaints {
             sorted.removeLast(left)
             sorted[sorted.count - 1].hint += "\n  (\(left) more errors follow)"
         }
-        throw ScenarioErrors(errors: sorted)
+        throw InputErrors(errors: sorted)
     }
 }

@@ -6,28 +6,41 @@
     import Darwin
 #endif
 
-/// A scenario's bytes, known to be plain text: UTF-8, Unix line ends, no control characters, bounded in size.
-struct SourceText {
-    /// 1 MiB. A scenario of a person has some hundred lines.
-    static let largest = 1 << 20
+/// A text's bytes, known to be plain text: UTF-8, Unix line ends, no control characters, bounded in size.
+package struct SourceText {
+    /// What the text is, as messages call it.
+    package struct Kind: Sendable {
+        package var name: String
+        /// What a file of it is called, with its usual suffix.
+        package var file: String
+        package var readsStandardInput: Bool
+        package static let scenario = Kind(
+            name: "a scenario", file: "a scenario (a .yaml file)", readsStandardInput: false)
+        package static let ioctlScript = Kind(
+            name: "an ioctl script", file: "an ioctl script, or - for standard input", readsStandardInput: true)
+    }
 
-    let file: String
-    let text: String
-    let lines: [String]
+    /// 1 MiB. A text of a person has some hundred lines.
+    package static let largest = 1 << 20
 
-    init(file: String, bytes: [UInt8]) throws(ScenarioErrors) {
-        func refuse(at offset: Int, _ message: String, _ hint: String) -> ScenarioErrors {
+    package let file: String
+    package let text: String
+    package let lines: [String]
+
+    package init(_ kind: Kind, file: String, bytes: [UInt8]) throws(InputErrors) {
+        func refuse(at offset: Int, _ message: String, _ hint: String) -> InputErrors {
             let before = bytes[..<offset]
             let line = before.count { $0 == 0x0a } + 1
             let lineStart = before.lastIndex(of: 0x0a).map { $0 + 1 } ?? 0
             // Characters, not bytes: continuation bytes don't count.
             let column = bytes[lineStart..<offset].count { $0 & 0xc0 != 0x80 } + 1
-            return ScenarioErrors(errors: [
-                ScenarioError(file: file, line: line, column: column, message: message, hint: hint, excerpt: "")
+            return InputErrors(errors: [
+                InputError(file: file, line: line, column: column, message: message, hint: hint, excerpt: "")
             ])
         }
         guard bytes.count <= SourceText.largest else {
-            throw refuse(at: 0, "the file is larger than 1 MiB", "a scenario is a short text; is this the right file?")
+            throw refuse(
+                at: 0, "the file is larger than 1 MiB", "\(kind.name) is a short text; is this the right file?")
         }
         guard !bytes.starts(with: [0xef, 0xbb, 0xbf]) else {
             throw refuse(at: 0, "the file starts with a byte order mark", "save it as UTF-8 without one")
@@ -38,7 +51,7 @@ struct SourceText {
         if let offset = bytes.firstIndex(where: { ($0 < 0x20 && $0 != 0x0a && $0 != 0x09) || $0 == 0x7f }) {
             throw refuse(
                 at: offset, "a control character (0x\(String(bytes[offset], radix: 16)))",
-                "a scenario is plain text; is this the right file?")
+                "\(kind.name) is plain text; is this the right file?")
         }
         if let offset = SourceText.firstInvalidUTF8(bytes) {
             throw refuse(at: offset, "bytes that are not UTF-8", "save the file as UTF-8")
@@ -73,7 +86,7 @@ struct SourceText {
     }
 
     /// The file's leading comment without its `#`, and without lines meant for editors.
-    var story: String {
+    package var story: String {
         var story: [Substring] = []
         for line in lines {
             guard line.first == "#" else { break }
@@ -87,18 +100,19 @@ struct SourceText {
 }
 
 /// The file's bytes; reading stops past the largest size, so an endless file is refused like a large one.
-func readBytes(ofFile path: String) throws(ScenarioErrors) -> [UInt8] {
-    func failure() -> ScenarioErrors {
+package func readBytes(of kind: SourceText.Kind, file path: String) throws(InputErrors) -> [UInt8] {
+    func failure() -> InputErrors {
         let reason = String(cString: strerror(errno))
-        return ScenarioErrors(errors: [
-            ScenarioError(
+        return InputErrors(errors: [
+            InputError(
                 file: path, line: 1, column: 1, message: "the file can't be read: \(reason)",
-                hint: "give the path of a scenario (a .yaml file)", excerpt: "")
+                hint: "give the path of \(kind.file)", excerpt: "")
         ])
     }
-    let descriptor = open(path, O_RDONLY | O_CLOEXEC)
+    let isStandardInput = path == "-" && kind.readsStandardInput
+    let descriptor = isStandardInput ? STDIN_FILENO : open(path, O_RDONLY | O_CLOEXEC)
     guard descriptor >= 0 else { throw failure() }
-    defer { _ = close(descriptor) }
+    defer { if !isStandardInput { _ = close(descriptor) } }
     var bytes: [UInt8] = []
     var chunk = [UInt8](repeating: 0, count: 1 << 16)
     while bytes.count <= SourceText.largest {

@@ -1,0 +1,2 @@
+// Everything is in the headers; a target needs a source file.
+#include "CKVMInterface.h"

@@ -1,0 +1,109 @@
+import CKVMInterface
+import GuestMemory
+
+/// The content of the descriptor that `KVM_GET_STATS_FD` returns: a header, the source's name, descriptors, values.
+public struct StatisticsFile: Sendable {
+    public let bytes: [UInt8]
+
+    private struct Source {
+        var name: String
+        var flags: Int
+        var value: UInt64
+    }
+
+    private static let counted = KVM_STATS_TYPE_CUMULATIVE | KVM_STATS_UNIT_NONE | KVM_STATS_BASE_POW10
+    private static let present = KVM_STATS_TYPE_INSTANT | KVM_STATS_UNIT_NONE | KVM_STATS_BASE_POW10
+
+    /// A VM's.
+    init(vm: VirtualMachine) {
+        let s = vm.core.statistics
+        func level(_ name: String, _ pages: Int) -> Source {
+            Source(name: name, flags: Self.present, value: UInt64(clamping: pages))
+        }
+        self.init(
+            "kvm-vm",
+            [
+                Source(
+                    name: "remote_tlb_flush", flags: Self.counted, value: s.remote_tlb_flush.load(ordering: .relaxed)),
+                Source(
+                    name: "remote_tlb_flush_requests", flags: Self.counted,
+                    value: s.remote_tlb_flush_requests.load(ordering: .relaxed)),
+                level("pages_4k", s.pages_4k.load(ordering: .relaxed)),
+                level("pages_2m", s.pages_2m.load(ordering: .relaxed)),
+                level("pages_1g", s.pages_1g.load(ordering: .relaxed)),
+            ])
+    }
+
+    /// A vCPU's. The model counts for all vCPUs of a VM together.
+    init(cpu: VirtualCPU) {
+        let s = cpu.core.vm.statistics
+        let counters: [(String, UInt64)] = [
+            ("pf_taken", s.pf_taken.load(ordering: .relaxed)), ("pf_fixed", s.pf_fixed.load(ordering: .relaxed)),
+            ("pf_emulate", s.pf_emulate.load(ordering: .relaxed)),
+            ("pf_spurious", s.pf_spurious.load(ordering: .relaxed)), ("pf_fast", s.pf_fast.load(ordering: .relaxed)),
+            ("pf_mmio_spte_created", s.pf_mmio_spte_created.load(ordering: .relaxed)),
+            ("tlb_flush", s.tlb_flush.load(ordering: .relaxed)), ("mmio_exits", s.mmio_exits.load(ordering: .relaxed)),
+            ("signal_exits", s.signal_exits.load(ordering: .relaxed)),
+        ]
+        self.init(
+            "kvm-vcpu-\(cpu.id)", counters.map { Source(name: $0.0, flags: Self.counted, value: $0.1) })
+    }
+
+    private init(_ id: String, _ sources: [Source]) {
+        let nameSize = Int(KVM_STATS_NAME_SIZE)
+        let headerSize = MemoryLayout<kvm_stats_header>.size
+        let descriptorSize = MemoryLayout<kvm_stats_desc>.size + nameSize
+        var header = kvm_stats_header()
+        header.name_size = UInt32(nameSize)
+        header.num_desc = UInt32(sources.count)
+        header.id_offset = UInt32(headerSize)
+        header.desc_offset = UInt32(headerSize + nameSize)
+        header.data_offset = UInt32(headerSize + nameSize + sources.count * descriptorSize)
+        var bytes: [UInt8] = []
+        withUnsafeBytes(of: header) { bytes += $0 }
+        bytes += Self.padded(id)
+        for (index, source) in sources.enumerated() {
+            var descriptor = kvm_stats_desc()
+            descriptor.flags = UInt32(source.flags)
+            descriptor.size = 1
+            descriptor.offset = UInt32(index * 8)
+            withUnsafeBytes(of: descriptor) { bytes += $0 }
+            bytes += Self.padded(source.name)
+        }
+        for source in sources { withUnsafeBytes(of: source.value) { bytes += $0 } }
+        self.bytes = bytes
+    }
+
+    private static func padded(_ name: String) -> [UInt8] {
+        let bytes = Array(name.utf8.prefix(Int(KVM_STATS_NAME_SIZE) - 1))
+        return bytes + Array(repeating: 0, count: Int(KVM_STATS_NAME_SIZE) - bytes.count)
+    }
+
+    /// The value of a name, read the way a program reads it: through header and descriptor. Nil: there is none.
+    public func value(of name: String) -> UInt64? {
+        bytes.withUnsafeBytes { bytes in
+            let header = bytes.loadUnaligned(as: kvm_stats_header.self)
+            let size = MemoryLayout<kvm_stats_desc>.size + Int(header.name_size)
+            for index in 0..<Int(header.num_desc) {
+                let place = Int(header.desc_offset) + index * size
+                let descriptor = bytes.loadUnaligned(fromByteOffset: place, as: kvm_stats_desc.self)
+                let start = place + MemoryLayout<kvm_stats_desc>.size
+                let found = bytes[start..<start + Int(header.name_size)].prefix { $0 != 0 }
+                guard found.elementsEqual(name.utf8) else { continue }
+                return bytes.loadUnaligned(
+                    fromByteOffset: Int(header.data_offset) + Int(descriptor.offset), as: UInt64.self)
+            }
+            return nil
+        }
+    }
+}
+
+extension VirtualMachine {
+    /// Kernel: what is read from `KVM_GET_STATS_FD` of a VM.
+    public var statistics: StatisticsFile { StatisticsFile(vm: self) }
+}
+
+extension VirtualCPU {
+    /// Kernel: what is read from `KVM_GET_STATS_FD` of a vCPU.
+    public var statistics: StatisticsFile { StatisticsFile(cpu: self) }
+}

@@ -1,0 +1,71 @@
+// Interface: KVM's memory ioctls on the model, with KVM's structures, return values and errnos.
+//
+// It guarantees that each call is judged in KVM's order: who calls, then what is passed, then what the core says. What the
+// core checks is never checked here again; here is only what KVM does before it gets there (copying structures, flags of the
+// older calls, arguments of capabilities). Read `Calls.swift` next, then `VirtualCPU.swift`; `ModelExecutor.swift` runs
+// scripts on it.
+
+import Audit
+import CKVMInterface
+import Frames
+import GuestMemory
+import HostMemory
+import Machine
+
+/// A VM's descriptor. Kernel: what `KVM_CREATE_VM` returns.
+///
+/// One task calls at a time.
+public final class VirtualMachine {
+    /// The VM itself, `GuestMemory`'s.
+    public let core: GuestMemory.VirtualMachine
+    let tables: StageTwoTables
+    /// Where the descriptors that calls make are put, and those that they name are looked up.
+    public let descriptors: Descriptors
+    /// By creation.
+    public private(set) var cpus: [VirtualCPU] = []
+
+    /// Types that there are, a bit for each. Kernel: `KVM_CAP_VM_TYPES`.
+    static let types: UInt64 = 1 << KVM_X86_DEFAULT_VM | 1 << KVM_X86_SW_PROTECTED_VM
+
+    /// Kernel: `KVM_CREATE_VM`. EINVAL for a type that there is not.
+    public init(
+        process: AddressSpace, type: UInt64 = UInt64(KVM_X86_DEFAULT_VM), descriptors: Descriptors = Descriptors()
+    ) throws(Errno) {
+        guard type < 64, Self.types >> type & 1 == 1 else { throw .EINVAL }
+        self.descriptors = descriptors
+        // With system management mode, as KVM is built by default.
+        tables = Architecture.x86TDP.makeTables(addressSpaces: 2)
+        core = GuestMemory.VirtualMachine(
+            addressSpace: process, mmu: tables.mmu,
+            type: type == UInt64(KVM_X86_SW_PROTECTED_VM) ? .softwareProtected : .standard)
+    }
+
+    /// No descriptor of the VM or of its vCPUs is open any more. It ends now, or with its last file of private memory.
+    /// Kernel: `kvm_put_kvm`.
+    public func destroy() {
+        core.destroy()
+        cpus = []
+    }
+
+    /// Adds what breaks a rule now, at rest, to the journal.
+    public func check(_ journal: Journal) {
+        Checks(vm: core, tables: tables, cpus: cpus.map(\.core), policy: .precise).run(journal)
+    }
+
+    /// The most vCPUs of one VM. Kernel: `KVM_MAX_VCPUS`, 1024 on x86; the model's events have 8 bits for them.
+    public static let mostCPUs = 255
+    /// Kernel: `KVM_MAX_VCPU_IDS` on x86.
+    public static let mostCPUIdentities: UInt64 = 4096
+
+    /// Kernel: `KVM_CREATE_VCPU`. EINVAL: no such identity, or too many; EEXIST: it is taken; ENOMEM: no
+    /// memory for its dirty ring.
+    public func createCPU(id: UInt64) throws(Errno) -> VirtualCPU {
+        guard id < Self.mostCPUIdentities, cpus.count < Self.mostCPUs else { throw .EINVAL }
+        guard !cpus.contains(where: { $0.id == id }) else { throw .EEXIST }
+        let cpu = GuestCPU(number: cpus.count, vm: core, tables: tables)
+        try core.create(cpu)
+        let made = VirtualCPU(id: id, core: cpu, vm: self)
+        cpus.append(made)
+        return made
+    }
+}

@@ -1,0 +1,30 @@
+import CKVMInterface
+
+/// Capabilities by name: KVM's, in small letters, without `KVM_CAP_`.
+let capabilities: [(String, UInt64)] = [
+    ("user_memory", KVM_CAP_USER_MEMORY),
+    ("nr_vcpus", KVM_CAP_NR_VCPUS),
+    ("nr_memslots", KVM_CAP_NR_MEMSLOTS),
+    ("sync_mmu", KVM_CAP_SYNC_MMU),
+    ("destroy_memory_region_works", KVM_CAP_DESTROY_MEMORY_REGION_WORKS),
+    ("join_memory_regions_works", KVM_CAP_JOIN_MEMORY_REGIONS_WORKS),
+    ("enable_cap", KVM_CAP_ENABLE_CAP),
+    ("max_vcpus", KVM_CAP_MAX_VCPUS),
+    ("readonly_mem", KVM_CAP_READONLY_MEM),
+    ("enable_cap_vm", KVM_CAP_ENABLE_CAP_VM),
+    ("check_extension_vm", KVM_CAP_CHECK_EXTENSION_VM),
+    ("multi_address_space", KVM_CAP_MULTI_ADDRESS_SPACE),
+    ("max_vcpu_id", KVM_CAP_MAX_VCPU_ID),
+    ("immediate_exit", KVM_CAP_IMMEDIATE_EXIT),
+    ("manual_dirty_log_protect2", KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2),
+    ("dirty_log_ring", KVM_CAP_DIRTY_LOG_RING),
+    ("binary_stats_fd", KVM_CAP_BINARY_STATS_FD),
+    ("dirty_log_ring_acq_rel", KVM_CAP_DIRTY_LOG_RING_ACQ_REL),
+    ("dirty_log_ring_with_bitmap", KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP),
+    ("user_memory2", KVM_CAP_USER_MEMORY2),
+    ("memory_fault_info", KVM_CAP_MEMORY_FAULT_INFO),
+    ("memory_attributes", KVM_CAP_MEMORY_ATTRIBUTES),
+    ("guest_memfd", KVM_CAP_GUEST_MEMFD),
+    ("vm_types", KVM_CAP_VM_TYPES),
+    ("pre_fault_memory", KVM_CAP_PRE_FAULT_MEMORY),
+].map { (name: String, number: Int) in (name, UInt64(number)) }

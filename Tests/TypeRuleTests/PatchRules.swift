@@ -1,0 +1,78 @@
+import Synchrony
+import Testing
+
+// What the series took away, patch by patch: the earlier behaviour is a program that names what is gone, and must not
+// compile. The patches whose earlier behaviour can be run have their suites in `CoreTests/Patches`.
+
+@Suite struct Patch12_NoAtomicTranslation {
+    @Test(arguments: try SnippetPair.of(patch: 12))
+    func `a translation can't be asked not to sleep`(_ pair: SnippetPair) throws { try pair.check() }
+}
+
+@Suite struct Patch18_NoUserAddressFromATranslation {
+    @Test(arguments: try SnippetPair.of(patch: 18))
+    func `a translation answers with no user address`(_ pair: SnippetPair) throws { try pair.check() }
+}
+
+@Suite struct Patch20_NoMapThatIsNone {
+    @Test(arguments: try SnippetPair.of(patch: 20))
+    func `a map is made by mapping, never handed in`(_ pair: SnippetPair) throws { try pair.check() }
+}
+
+@Suite struct Patch21_AFailedMapIsNone {
+    @Test(arguments: try SnippetPair.of(patch: 21))
+    func `what failed to map can't be unmapped`(_ pair: SnippetPair) throws { try pair.check() }
+}
+
+@Suite struct Patch43_FaultInGivesAll {
+    @Test(arguments: try SnippetPair.of(patch: 43))
+    func `a fault's frame comes with its page and its writability`(_ pair: SnippetPair) throws { try pair.check() }
+}
+
+@Suite struct Patch79_NoFrameNumberOfAGuestFrame {
+    @Test(arguments: try SnippetPair.of(patch: 79))
+    func `no bare frame number is given out`(_ pair: SnippetPair) throws { try pair.check() }
+}
+
+@Suite struct Patch84_NoPageByItsNumber {
+    @Test(arguments: try SnippetPair.of(patch: 84))
+    func `no page is put or marked by its number`(_ pair: SnippetPair) throws { try pair.check() }
+}
+
+extension SnippetPair {
+    static func of(patch: Int) throws -> [SnippetPair] {
+        let pairs = try all(in: .takenAway).filter { $0.name.hasPrefix("patch-\(patch)-") }
+        return try #require(pairs.isEmpty ? nil : pairs)
+    }
+}
+
+/// That every patch has its test, and every switch its place.
+@Suite struct SeriesPatches {
+    /// Spec: generic section 9, the areas generic and pfncache. 5, 45 and 46 are in other suites of this project.
+    static let generic = [
+        1, 2, 3, 11, 12, 13, 14, 15, 16, 18, 19, 20, 21, 22, 26, 27, 28, 29, 30, 31, 33, 34, 35, 42, 43, 49, 75, 76, 79,
+        81, 84, 85,
+    ]
+
+    @Test func `every patch has a suite that is named after it`() throws {
+        let tests = try SwiftSource.all(under: "Tests")
+        for number in Self.generic {
+            let name = number < 10 ? "Patch0\(number)_" : "Patch\(number)_"
+            let suites = tests.flatMap { $0.hits(#/@Suite\b.*\bstruct Patch\d\d_/#) }.filter { $0.contains(name) }
+            #expect(suites.count == 1, "\(name)")
+        }
+    }
+
+    @Test(arguments: SeriesPatch.allCases)
+    func `a patch that can be taken back is asked for in one place, and its test takes it back`(
+        _ patch: SeriesPatch
+    ) throws {
+        let asking = try SwiftSource.all(under: "Sources").flatMap { $0.hits(#/\bSeriesPatch\.\w+\.isUndone\b/#) }
+        #expect(asking.filter { $0.contains("SeriesPatch.\(patch).isUndone") }.count == 1)
+        let tests = try SwiftSource.all(under: "Tests/CoreTests/Patches").flatMap { $0.hits(#/\bcheckPatch\(\d+/#) }
+        #expect(
+            tests.contains {
+                $0.contains("checkPatch(\(patch.rawValue))") || $0.contains("checkPatch(\(patch.rawValue),")
+            })
+    }
+}

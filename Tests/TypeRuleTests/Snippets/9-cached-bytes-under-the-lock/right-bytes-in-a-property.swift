@@ -1,0 +1,5 @@
+import GuestMemory
+
+struct Clock {
+    var page: FrameCache
+}
