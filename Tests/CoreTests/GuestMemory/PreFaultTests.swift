@@ -321,7 +321,7 @@ extension TestGuest {
 }
 
 /// Patch 16: that waiting is needed is an answer of its own.
-@Suite struct Patch16_NeedsIO {
+@Suite struct G6_1_NeedsIOStaysInside {
     @Test(arguments: [false, true])
     func `a swapped page without waiting is NEEDS_IO, and nothing is held`(write: Bool) throws {
         let guest = TestGuest(swap: SwapDevice(slots: 16, slow: true))
