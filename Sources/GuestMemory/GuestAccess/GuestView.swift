@@ -20,7 +20,7 @@ struct GuestView {
     }
 
     /// Kernel: `mark_page_dirty` or `kvm_vcpu_mark_page_dirty`.
-    func markDirty(_ frame: GuestFrame, in slot: MemorySlot) { vm.markDirty(frame, in: slot) }
+    func markDirty(_ frame: GuestFrame, in slot: MemorySlot) { vm.markDirty(frame, in: slot, by: cpu) }
 
     /// Runs `body` with the slot of `frame` inside a read-side section. EFAULT: there is none to be read, or to be written.
     /// Kernel: `gfn_to_hva_memslot_prot`, `gfn_to_hva_memslot`. Spec: generic 2.1.
