@@ -7,10 +7,12 @@ import Synchrony
 /// later rank. Kernel: `read_lock(&gpc->lock)`.
 public struct FrameCacheGuard: ~Copyable {
     unowned(unsafe) let cache: FrameCache
+    private unowned(unsafe) let cpu: VirtualCPU?
     private let section: UInt32
 
-    fileprivate init(_ cache: FrameCache) {
+    fileprivate init(_ cache: FrameCache, _ cpu: VirtualCPU?) {
         self.cache = cache
+        self.cpu = cpu
         section = cache.vm.slotReaders.enter()
         cache.lock.lockForRead()
     }
@@ -28,7 +30,7 @@ public struct FrameCacheGuard: ~Copyable {
     @_lifetime(borrow self)
     public borrowing func check(_ length: UInt64) -> CachedBytes? {
         guard let start = cache.bytes(length) else { return nil }
-        return CachedBytes(cache, start, Int(length))
+        return CachedBytes(cache, start, Int(length), cpu)
     }
 }
 
@@ -38,12 +40,14 @@ public struct CachedBytes: ~Escapable {
     private unowned(unsafe) let cache: FrameCache
     private let start: SharedBytes
     public let count: Int
+    private unowned(unsafe) let cpu: VirtualCPU?
 
     @_lifetime(immortal)
-    fileprivate init(_ cache: FrameCache, _ start: SharedBytes, _ count: Int) {
+    fileprivate init(_ cache: FrameCache, _ start: SharedBytes, _ count: Int, _ cpu: VirtualCPU?) {
         self.cache = cache
         self.start = start
         self.count = count
+        self.cpu = cpu
     }
 
     /// Copies bytes out, from `offset` on. Traps where there are not so many.
@@ -74,7 +78,7 @@ public struct CachedBytes: ~Escapable {
     /// migration (I-12). Kernel: `kvm_gpc_mark_dirty_in_slot`.
     public func markDirty() {
         guard let address = cache.guestAddress, let slot = cache.slot else { return }
-        cache.vm.markDirty(address.frame, in: slot)
+        cache.vm.markDirty(address.frame, in: slot, by: cpu)
     }
 
     private func part(_ offset: Int, _ length: Int) -> SharedBytes {
@@ -86,19 +90,22 @@ public struct CachedBytes: ~Escapable {
 extension FrameCache {
     /// Takes the lock for reading. One cache at a time: the caches' locks have one rank. No spinning lock of a later rank
     /// held, mmu_lock least of all.
-    public func lockForUse() -> FrameCacheGuard { FrameCacheGuard(self) }
+    /// - Parameter cpu: the vCPU whose task uses the bytes; see `markDirty`.
+    public func lockForUse(by cpu: VirtualCPU? = nil) -> FrameCacheGuard { FrameCacheGuard(self, cpu) }
 
     /// What every user of a cache does: lock, check, use; and refresh and try again where the check fails. `body` may not
     /// sleep. Errors as `refresh`.
-    public func withBytes<R>(_ length: UInt64, _ body: (CachedBytes) -> R) throws(Errno) -> R {
+    public func withBytes<R>(
+        _ length: UInt64, by cpu: VirtualCPU? = nil, _ body: (CachedBytes) -> R
+    ) throws(Errno) -> R {
         while true {
-            if let result = useIfValid(length, body) { return result }
+            if let result = useIfValid(length, cpu, body) { return result }
             try refresh(length: length)
         }
     }
 
-    private func useIfValid<R>(_ length: UInt64, _ body: (CachedBytes) -> R) -> R? {
-        let guardian = lockForUse()
+    private func useIfValid<R>(_ length: UInt64, _ cpu: VirtualCPU?, _ body: (CachedBytes) -> R) -> R? {
+        let guardian = lockForUse(by: cpu)
         guard let bytes = guardian.check(length) else { return nil }
         return body(bytes)
     }
