@@ -64,6 +64,15 @@ public final class VirtualMachine: @unchecked Sendable {
     public private(set) var virtualCPUs: [VirtualCPU] = []
     /// Kernel: `manual_dirty_log_protect`; under `slotsLock`.
     public internal(set) var manualProtect = ManualProtect()
+    /// Writes may be in no log from now on, as Linux has it too: see `noteLogHole`. For checks.
+    public var logHasHoles: Bool { logHole.load(ordering: .relaxed) }
+    private let logHole = Atomic<Bool>(false)
+
+    /// The user has done one of two things after which Linux loses writes, and so does this: marked ring entries of a slot
+    /// that has shrunk since (a reset then leaves out the whole batch), or asked for logs that begin all ones in a VM
+    /// that has rings alone (nothing is protected, and there is no bitmap that could be all ones). Spec: generic 5.2, 5.6.
+    func noteLogHole() { logHole.store(true, ordering: .relaxed) }
+
     /// Slots with dirty logging. Kernel: `nr_memslots_dirty_logging`.
     let loggingSlots = Atomic<Int>(0)
     /// Under `slotsLock`, and before any vCPU exists: whoever runs one may read it.

@@ -14,9 +14,6 @@ public struct RandomScripts {
     var regionSizes: [UInt64] = []
     private var regionKinds: [HostKind] = []
     private var running = [0]
-    /// VMs that may have rings, and those whose bitmaps may begin all ones.
-    private var withRings: Set<Int> = []
-    private var beginSet: Set<Int> = []
     /// Regions behind which there is an object.
     var objects: [Int] { regionKinds.indices.filter { regionKinds[$0].hasObject } }
 
@@ -157,23 +154,8 @@ public struct RandomScripts {
         let bitmap = UInt64(KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP)
         let capability = pick([manual, manual, ringCapability(), bitmap, pick(capabilities.map(\.1)), 0xffff_ffff])
         let argument = capability == manual ? pick([0, 1, 2, 3, 4, .max]) : ringBytes()
-        return enable(vm(), capability, chance(5) ? [] : [argument], flags: chance(5) ? 1 : 0)
-    }
-
-    /// Nil: rings together with INITIALLY_SET. What the guest can write already is then neither protected nor in a
-    /// bitmap, and Linux never learns of it; the model says so as a broken rule (X44).
-    private mutating func enable(_ vm: Int, _ capability: UInt64, _ arguments: [UInt64], flags: UInt64 = 0) -> Step? {
-        let argument = arguments.first ?? 0
-        switch Int(capability) {
-        case KVM_CAP_DIRTY_LOG_RING, KVM_CAP_DIRTY_LOG_RING_ACQ_REL:
-            if beginSet.contains(vm) { return nil }
-            withRings.insert(vm)
-        case KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 where argument & UInt64(KVM_DIRTY_LOG_INITIALLY_SET) != 0:
-            if withRings.contains(vm) { return nil }
-            beginSet.insert(vm)
-        default: break
-        }
-        return .enableCapability(vm: vm, capability: capability, flags: flags, arguments: arguments)
+        return .enableCapability(
+            vm: vm(), capability: capability, flags: chance(5) ? 1 : 0, arguments: chance(5) ? [] : [argument])
     }
 
     mutating func vm() -> Int { names.vms.count > 1 && chance(20) ? below(names.vms.count) : 0 }

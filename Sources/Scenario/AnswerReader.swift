@@ -26,6 +26,7 @@ extension Vocabulary {
     /// The errors that KVM's and Linux's calls give here, by name.
     static let errors: [Errno] = [
         .EPERM, .ENOENT, .EINTR, .EIO, .ENXIO, .EBADF, .EAGAIN, .ENOMEM, .EACCES, .EFAULT, .EBUSY, .EEXIST, .ENODEV,
+        .E2BIG,
         .EINVAL, .ENOSPC, .EOVERFLOW, .EOPNOTSUPP, .EREMOTEIO, .EHWPOISON,
     ]
 

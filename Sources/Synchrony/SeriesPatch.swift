@@ -13,6 +13,8 @@ public enum SeriesPatch: UInt32, Sendable, CaseIterable {
     case releaseOfNothing = 2
     /// There is no release that marks nothing.
     case releaseUnused = 3
+    /// A prefetch puts its own entry in place of the one that it finds.
+    case prefetchKeepsEntries = 5
     /// A translation that finds its page without sleeping does not say that it might have slept.
     case mayAlwaysSleep = 13
     /// A task that is being killed looks on, at the VMA, and fails with a fault.

@@ -2,7 +2,7 @@ import Synchrony
 import Testing
 
 // What the series took away, patch by patch: the earlier behaviour is a program that names what is gone, and must not
-// compile. The patches whose earlier behaviour can be run have their suites in `CoreTests/Patches`.
+// compile. The patches whose earlier behaviour can be run have their suites in `CoreTests`, most in `Patches`.
 
 @Suite struct Patch12_NoAtomicTranslation {
     @Test(arguments: try SnippetPair.of(patch: 12))
@@ -69,7 +69,7 @@ extension SnippetPair {
     ) throws {
         let asking = try SwiftSource.all(under: "Sources").flatMap { $0.hits(#/\bSeriesPatch\.\w+\.isUndone\b/#) }
         #expect(asking.filter { $0.contains("SeriesPatch.\(patch).isUndone") }.count == 1)
-        let tests = try SwiftSource.all(under: "Tests/CoreTests/Patches").flatMap { $0.hits(#/\bcheckPatch\(\d+/#) }
+        let tests = try SwiftSource.all(under: "Tests/CoreTests").flatMap { $0.hits(#/\bcheckPatch\(\d+/#) }
         #expect(
             tests.contains {
                 $0.contains("checkPatch(\(patch.rawValue))") || $0.contains("checkPatch(\(patch.rawValue),")

@@ -115,9 +115,9 @@ extension VirtualMachine {
     /// there, or that ends outside of it, is left out whole. Kernel: `kvm_reset_dirty_gfn`.
     private func protect(_ batch: RingBatch) {
         guard batch.mask != 0, isUserSlot(batch.slot), let slot = slot(numbered: batch.slot),
-            batch.first < slot.pageCount,
-            UInt64(63 - batch.mask.leadingZeroBitCount) < slot.pageCount - batch.first
+            batch.first < slot.pageCount
         else { return }
+        guard UInt64(63 - batch.mask.leadingZeroBitCount) < slot.pageCount - batch.first else { return noteLogHole() }
         let first = GuestFrame(slot.baseFrame.number + batch.first)
         let guardian = lockMMU()
         mmu.protect(slot, first: first, mask: batch.mask, holding: guardian)

@@ -7,12 +7,10 @@ import Synchrony
 /// later rank. Kernel: `read_lock(&gpc->lock)`.
 public struct FrameCacheGuard: ~Copyable {
     unowned(unsafe) let cache: FrameCache
-    private unowned(unsafe) let cpu: VirtualCPU?
     private let section: UInt32
 
-    fileprivate init(_ cache: FrameCache, _ cpu: VirtualCPU?) {
+    fileprivate init(_ cache: FrameCache) {
         self.cache = cache
-        self.cpu = cpu
         section = cache.vm.slotReaders.enter()
         cache.lock.lockForRead()
     }
@@ -30,7 +28,7 @@ public struct FrameCacheGuard: ~Copyable {
     @_lifetime(borrow self)
     public borrowing func check(_ length: UInt64) -> CachedBytes? {
         guard let start = cache.bytes(length) else { return nil }
-        return CachedBytes(cache, start, Int(length), cpu)
+        return CachedBytes(cache, start, Int(length))
     }
 }
 
@@ -40,14 +38,12 @@ public struct CachedBytes: ~Escapable {
     private unowned(unsafe) let cache: FrameCache
     private let start: SharedBytes
     public let count: Int
-    private unowned(unsafe) let cpu: VirtualCPU?
 
     @_lifetime(immortal)
-    fileprivate init(_ cache: FrameCache, _ start: SharedBytes, _ count: Int, _ cpu: VirtualCPU?) {
+    fileprivate init(_ cache: FrameCache, _ start: SharedBytes, _ count: Int) {
         self.cache = cache
         self.start = start
         self.count = count
-        self.cpu = cpu
     }
 
     /// Copies bytes out, from `offset` on. Traps where there are not so many.
@@ -55,10 +51,11 @@ public struct CachedBytes: ~Escapable {
         part(offset, buffer.count).read(into: buffer)
     }
 
-    /// Copies bytes in, from `offset` on, and logs the page as written. Traps where there are not so many.
-    public func write(at offset: Int = 0, from buffer: UnsafeRawBufferPointer) {
+    /// Copies bytes in, from `offset` on, and logs the page as written, by the vCPU whose task does it, if one does. Traps
+    /// where there are not so many.
+    public func write(at offset: Int = 0, from buffer: UnsafeRawBufferPointer, by cpu: VirtualCPU? = nil) {
         part(offset, buffer.count).write(from: buffer)
-        markDirty()
+        markDirty(by: cpu)
     }
 
     /// A number in the host's byte order.
@@ -69,14 +66,14 @@ public struct CachedBytes: ~Escapable {
     }
 
     /// Writes a number in the host's byte order and logs the page as written.
-    public func store<Value: FixedWidthInteger>(_ value: Value, at offset: Int = 0) {
-        withUnsafeBytes(of: value) { write(at: offset, from: $0) }
+    public func store<Value: FixedWidthInteger>(_ value: Value, at offset: Int = 0, by cpu: VirtualCPU? = nil) {
+        withUnsafeBytes(of: value) { write(at: offset, from: $0, by: cpu) }
     }
 
     /// Logs the page as written: nothing for the process's own memory, which no slot shows. The page itself needs no mark.
     /// Every write above does this; in the kernel each user has to think of it, and one that does not loses the write in a
     /// migration (I-12). Kernel: `kvm_gpc_mark_dirty_in_slot`.
-    public func markDirty() {
+    public func markDirty(by cpu: VirtualCPU? = nil) {
         guard let address = cache.guestAddress, let slot = cache.slot else { return }
         cache.vm.markDirty(address.frame, in: slot, by: cpu)
     }
@@ -90,22 +87,19 @@ public struct CachedBytes: ~Escapable {
 extension FrameCache {
     /// Takes the lock for reading. One cache at a time: the caches' locks have one rank. No spinning lock of a later rank
     /// held, mmu_lock least of all.
-    /// - Parameter cpu: the vCPU whose task uses the bytes; see `markDirty`.
-    public func lockForUse(by cpu: VirtualCPU? = nil) -> FrameCacheGuard { FrameCacheGuard(self, cpu) }
+    public func lockForUse() -> FrameCacheGuard { FrameCacheGuard(self) }
 
     /// What every user of a cache does: lock, check, use; and refresh and try again where the check fails. `body` may not
     /// sleep. Errors as `refresh`.
-    public func withBytes<R>(
-        _ length: UInt64, by cpu: VirtualCPU? = nil, _ body: (CachedBytes) -> R
-    ) throws(Errno) -> R {
+    public func withBytes<R>(_ length: UInt64, _ body: (CachedBytes) -> R) throws(Errno) -> R {
         while true {
-            if let result = useIfValid(length, cpu, body) { return result }
+            if let result = useIfValid(length, body) { return result }
             try refresh(length: length)
         }
     }
 
-    private func useIfValid<R>(_ length: UInt64, _ cpu: VirtualCPU?, _ body: (CachedBytes) -> R) -> R? {
-        let guardian = lockForUse(by: cpu)
+    private func useIfValid<R>(_ length: UInt64, _ body: (CachedBytes) -> R) -> R? {
+        let guardian = lockForUse()
         guard let bytes = guardian.check(length) else { return nil }
         return body(bytes)
     }

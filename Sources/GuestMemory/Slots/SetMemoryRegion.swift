@@ -187,7 +187,7 @@ extension VirtualMachine {
         slotPages += new.pageCount
         if new.isLogged {
             loggingSlots.add(1, ordering: .relaxed)
-            if mmu.protectsNewSlots, !manualProtect.initiallySet { mmu.loggingEnabled(new) }
+            beginLogging(new, isNew: true)
         }
         record(Event(.slotCreated, guest: new.baseFrame.number, value: UInt64(new.id), extra: new.pageCount))
     }
@@ -203,7 +203,7 @@ extension VirtualMachine {
         record(Event(.slotFlags, guest: new.baseFrame.number, value: UInt64(new.id), extra: new.isLogged ? 1 : 0))
         if new.isLogged {
             loggingSlots.add(1, ordering: .relaxed)
-            if !manualProtect.initiallySet, !new.flags.readOnly { mmu.loggingEnabled(new) }
+            beginLogging(new, isNew: false)
         } else {
             loggingSlots.subtract(1, ordering: .relaxed)
             mmu.loggingDisabled(new)
@@ -237,8 +237,18 @@ extension VirtualMachine {
         sets(of: new).inactive.replace(invalid, by: new)
         swapSets(mirroring: invalid, new)
         loggingSlots.add((new.isLogged ? 1 : 0) - (old.isLogged ? 1 : 0), ordering: .relaxed)
-        if new.isLogged, mmu.protectsNewSlots, !manualProtect.initiallySet { mmu.loggingEnabled(new) }
+        if new.isLogged { beginLogging(new, isNew: true) }
         record(Event(.slotMoved, guest: new.baseFrame.number, value: UInt64(new.id), extra: old.baseFrame.number))
+    }
+
+    /// Protects what is mapped through a slot that is logged from now on, unless its bitmap says that all is written.
+    /// Spec: generic 5.2, 5.5.
+    private func beginLogging(_ slot: MemorySlot, isNew: Bool) {
+        guard !manualProtect.initiallySet else {
+            if slot.dirtyBitmap == nil, !isNew { noteLogHole() }
+            return
+        }
+        if isNew ? mmu.protectsNewSlots : !slot.flags.readOnly { mmu.loggingEnabled(slot) }
     }
 
     private func sets(of slot: MemorySlot) -> SlotSets { slotSets[Int(slot.addressSpace)] }

@@ -78,7 +78,7 @@ public struct Checks {
         if leaf.level > .page4K, !vm.manualProtect.initiallySet {
             journal.add(Finding(.x39, "a huge writable entry in a logged slot", guest: guest))
         }
-        if !vm.isInDirtyLog(guest, of: slot) {
+        if !vm.logHasHoles, !vm.isInDirtyLog(guest, of: slot) {
             journal.add(Finding(.x44, "a page of a logged slot is writable and not in the log", guest: guest))
         }
     }

@@ -53,7 +53,7 @@ extension StepChecks {
     /// X44: every page of a logged slot is in the log, or can't be written without a fault. It holds at each harvest's
     /// end, but for pages between the two halves of the lockless path: W, then the log.
     private func checkLog(of slot: MemorySlot) {
-        guard slot.isLogged else { return }
+        guard slot.isLogged, !vm.logHasHoles else { return }
         for leaf in mirror.leaves where leaf.writable && leaf.guestFrames.overlaps(slot.frames) {
             for number in leaf.guest.number..<leaf.guest.number + leaf.level.frames {
                 let page = GuestFrame(number)
@@ -68,7 +68,7 @@ extension StepChecks {
     /// At rest, I-12: what was written since it was last reported stands in the log.
     func checkWritten() {
         for page in written {
-            guard let slot = vm.slot(containing: page), slot.isLogged else { continue }
+            guard let slot = vm.slot(containing: page), slot.isLogged, !vm.logHasHoles else { continue }
             if !vm.isInDirtyLog(page, of: slot) {
                 journal.add(
                     Finding(.i12, "a page was written since it was last reported, and is not in the log", guest: page))

@@ -256,6 +256,9 @@ private final class PoorMMU: SecondaryMMU, @unchecked Sendable {
             Result { try guest.vm.map(gfn(2)).unmap(by: guest.cpus[0]) }
         }.get()
         #expect(guest.collect(reader) == [2])
+        _ = try guest.vm.resetDirtyRings()
+        try withUnsafeBytes(of: UInt64(6)) { try guest.cpus[0].writeGuest(gfn(3), from: $0) }
+        #expect(guest.collect(reader) == [3], "a write of KVM for the vCPU")
         let buffer = try #require(GraphicsBuffer(guest.test.host, pages: 1, order: 0))
         try guest.space.mapPages(40, 1, .driver(buffer))
         try guest.setSlot(1, guest: 40, pages: 1, log: true)

@@ -195,7 +195,7 @@ extension TestGuest {
         try bytes.withUnsafeBytes { try address.write(from: $0) }
         let cache = FrameCache(guest.vm)
         try cache.activate(gfn(5).address, length: 8)
-        try cache.withBytes(8, by: cpu) { $0.store(UInt8(1)) }
+        try cache.withBytes(8) { $0.store(UInt8(1), by: cpu) }
         cache.deactivate()
         #expect(guest.collect(reader) == [0, 1, 2, 3, 4, 5])
         #expect(guest.collect(DirtyRingReader(try guest.ring(0))) == [7])

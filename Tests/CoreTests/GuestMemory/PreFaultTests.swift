@@ -282,29 +282,33 @@ extension TestGuest {
     }
 
     @Test func `a write whose page was fetched adds no right to an entry that was protected meanwhile`() throws {
-        let guest = TestGuest(cpus: 2)
-        _ = try guest.addSlowMemory(1, log: true)
-        let cpu = guest.cpus[0]
-        cpu.allowsAsyncFaults = true
-        #expect(guest.vm.withSlots { guest.vm.mmu.handleFault(cpu, guest.fault(0, .write)) } == .retry)
-        #expect(guest.vm.asyncFaults.runOne())
-        _ = guest.load(0, cpu: 1)
-        #expect(try guest.log() == [0], "the read made it writable, and so logged")
-        let before = guest.entries
-        #expect(guest.leaf(0)?.writable == false)
-        #expect(cpu.enterGuest() == nil && guest.entries == before)
-        cpu.exitGuest()
-        #expect(try guest.log() == [])
+        try checkPatch(5) {
+            let guest = TestGuest(cpus: 2)
+            _ = try guest.addSlowMemory(1, log: true)
+            let cpu = guest.cpus[0]
+            cpu.allowsAsyncFaults = true
+            #expect(guest.vm.withSlots { guest.vm.mmu.handleFault(cpu, guest.fault(0, .write)) } == .retry)
+            #expect(guest.vm.asyncFaults.runOne())
+            _ = guest.load(0, cpu: 1)
+            #expect(try guest.log() == [0], "the read made it writable, and so logged")
+            let before = guest.entries
+            #expect(guest.leaf(0)?.writable == false)
+            #expect(cpu.enterGuest() == nil && guest.entries == before)
+            cpu.exitGuest()
+            #expect(try guest.log() == [])
+        }
     }
 
     @Test func `a table is not replaced by a huge entry: in 6_13 whatever is present ends a prefetch`() throws {
-        let guest = TestGuest(ramFrames: 4096)
-        try guest.addMemory(0, 512)
-        for page in 0..<512 { guest.store(page, 1) }
-        try guest.space.advise(pages(0..<512), .collapse)
-        #expect(guest.leafCount == 0)
-        #expect(guest.preFault(0, 512) == .success(0) && guest.leafCount == 0)
-        #expect(guest.load(0) == .value(1) && guest.leaf(0)?.level == .page2M)
+        try checkPatch(5) {
+            let guest = TestGuest(ramFrames: 4096)
+            try guest.addMemory(0, 512)
+            for page in 0..<512 { guest.store(page, 1) }
+            try guest.space.advise(pages(0..<512), .collapse)
+            #expect(guest.leafCount == 0)
+            #expect(guest.preFault(0, 512) == .success(0) && guest.leafCount == 0)
+            #expect(guest.load(0) == .value(1) && guest.leaf(0)?.level == .page2M)
+        }
     }
 
     @Test func `a huge entry is not split for small ones`() throws {
@@ -320,8 +324,7 @@ extension TestGuest {
     }
 }
 
-/// Patch 16: that waiting is needed is an answer of its own.
-@Suite struct Patch16_NeedsIO {
+extension Patch16_NeedsIO {
     @Test(arguments: [false, true])
     func `a swapped page without waiting is NEEDS_IO, and nothing is held`(write: Bool) throws {
         let guest = TestGuest(swap: SwapDevice(slots: 16, slow: true))

@@ -43,7 +43,9 @@ extension TDPMMU {
         let level = position.level
         let wasLeaf = EPTFormat().isLeaf(old, level.rawValue)
         // What is there may be better than what a prefetch would make (I-26): a leaf or a table. Spec: x86 0.1.
-        if fault.isPrefetch && old & EPT.mmuPresent != 0 { return .spurious }
+        if fault.isPrefetch && old & EPT.mmuPresent != 0, !SeriesPatch.prefetchKeepsEntries.isUndone {
+            return .spurious
+        }
         if wasLeaf && EPT.allows(fault.access, old) { return .spurious }
         let attributes = leafAttributes(permit, at: level, prefetch: fault.isPrefetch)
         let new = position.entry.value(permit, level, attributes)

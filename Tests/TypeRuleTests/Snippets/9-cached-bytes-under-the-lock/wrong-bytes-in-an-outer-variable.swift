@@ -4,7 +4,7 @@ import Frames
 import GuestMemory
 
 func keep(_ cache: FrameCache) throws(Errno) {
-    var kept: CachedBytes?
-    try cache.withBytes(8) { kept = $0 }  // error: lifetime-dependent
+    var kept: CachedBytes?  // error: lifetime-dependent variable 'kept' escapes its scope
+    try cache.withBytes(8) { kept = $0 }
     kept?.store(UInt64(1))
 }

@@ -4,5 +4,5 @@ import GuestMemory
 import Synchrony
 
 func make(_ cache: FrameCache, _ page: UnsafeMutableRawPointer) {
-    _ = CachedBytes(cache, SharedBytes(at: page), 8, nil)  // error: 'CachedBytes' initializer is inaccessible
+    _ = CachedBytes(cache, SharedBytes(at: page), 8)  // error: 'CachedBytes' initializer is inaccessible
 }
