@@ -2,7 +2,7 @@ import Synchrony
 import Testing
 
 // What the series took away, patch by patch: the earlier behaviour is a program that names what is gone, and must not
-// compile. The patches whose earlier behaviour can be run have their suites in `CoreTests/Patches`.
+// compile. The patches whose earlier behaviour can be run have their suites in `CoreTests`, most in `Patches`.
 
 @Suite struct Patch12_NoAtomicTranslation {
     @Test(arguments: try SnippetPair.of(patch: 12))
