@@ -181,11 +181,28 @@ struct ActionText {
         case .precopy(let step): return "precopy \(step)"
         case .snapshot(let kind): return "snapshot \(kind == .full ? "full" : "diff")"
         case .restore: return "restore"
+        case .collectRing, .resetRings, .setAttributes, .punchPrivate, .cacheStore, .cacheLoad, .preFault, .fetchPage:
+            return machine(action)
         case .ownStore(let region, let offset, let value):
             return "the VMM stores \(place(region, offset)) = \(address(value))"
         case .deviceStore(let region, let offset, let value):
             return "a device stores \(place(region, offset)) = \(address(value))"
         default: return ""
+        }
+    }
+
+    private func machine(_ action: Action) -> String {
+        func stretch(_ at: GuestAddress, _ size: UInt64) -> String { "\(address(at.value)) length \(address(size))" }
+        switch action {
+        case .collectRing(let cpu): return "collect the ring of vcpu\(cpu)"
+        case .resetRings: return "reset_rings"
+        case .setAttributes(let at, let size, let isPrivate):
+            return "\(isPrivate ? "set_private" : "set_shared") \(stretch(at, size))"
+        case .punchPrivate(let at, let size): return "punch_private \(stretch(at, size))"
+        case .cacheStore(let at, let value): return "KVM's cache stores \(address(at.value)) = \(address(value))"
+        case .cacheLoad(let at): return "KVM's cache loads \(address(at.value))"
+        case .preFault(let at, let size): return "prefault \(stretch(at, size))"
+        default: return "fetch a page for a vCPU"
         }
     }
 
@@ -219,6 +236,8 @@ extension StepOutcome {
         case .value(let value): "value \(address(value))"
         case .emulated: "store emulated"
         case .mmio: "KVM_EXIT_MMIO"
+        case .dirtyRingFull: "KVM_EXIT_DIRTY_RING_FULL"
+        case .memoryFault: "KVM_EXIT_MEMORY_FAULT"
         case .error(let errno): "\(errno)"
         case .pages(let pages): pages.isEmpty ? "no page" : "pages \(ranges(pages))"
         }
@@ -234,6 +253,8 @@ extension StepExpectation {
         case .oneOf(let list): "one of: " + list.map { $0.text(repetition: repetition) }.joined(separator: "; ")
         case .counting(let from): "value \(address(from &+ UInt64(repetition)))"
         case .mmio: "KVM_EXIT_MMIO"
+        case .dirtyRingFull: "KVM_EXIT_DIRTY_RING_FULL"
+        case .memoryFault: "KVM_EXIT_MEMORY_FAULT"
         case .error(let errno): "\(errno)"
         case .pages(let pages): pages.isEmpty ? "no page" : "pages \(ranges(pages))"
         }

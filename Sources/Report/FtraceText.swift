@@ -43,7 +43,12 @@ public struct FtraceText {
 
     private mutating func step(_ result: StepResult) {
         let task = outcome.plan.phases[result.phase].tasks[result.task]
-        let failure: Errno? = if case .error(let errno) = result.outcome { errno } else { nil }
+        let failure: Errno? =
+            switch result.outcome {
+            case .error(let errno): errno
+            case .memoryFault: .EFAULT
+            default: nil
+            }
         let code = failure == nil ? "ret=0 errno=0" : "ret=-1 errno=\(failure!.rawValue)"
         switch task.steps[result.step].action {
         case .guest(let kind, let at, let count, let stride, _):
@@ -51,8 +56,15 @@ public struct FtraceText {
             let op = kind == .write ? "w" : "r"
             mark("guest vcpu=\(cpu) op=\(op) gpa=\(address(at.value)) count=\(count) stride=\(address(stride))")
             events(result)
-            // Exit reason 2 is KVM_EXIT_IO, how a recorded guest ends a step; 6 is KVM_EXIT_MMIO.
-            let exit = failure != nil ? 0 : result.outcome == .mmio ? 6 : 2
+            // Exit reason 2 is KVM_EXIT_IO, how a recorded guest ends a step; 6 is KVM_EXIT_MMIO, 31
+            // KVM_EXIT_DIRTY_RING_FULL, 39 KVM_EXIT_MEMORY_FAULT.
+            let exit =
+                switch result.outcome {
+                case .mmio: 6
+                case .dirtyRingFull: 31
+                case .memoryFault: 39
+                default: failure != nil ? 0 : 2
+                }
             mark("guest done vcpu=\(cpu) \(code) exit=\(exit)")
         case .setMemoryRegion(let slot):
             setRegion(slot)
@@ -71,7 +83,7 @@ public struct FtraceText {
     }
 
     private mutating func setRegion(_ slot: SlotPlan) {
-        let flags = (slot.logDirtyPages ? 1 : 0) | (slot.readOnly ? 2 : 0)
+        let flags = (slot.logDirtyPages ? 1 : 0) | (slot.readOnly ? 2 : 0) | (slot.guestMemory ? 4 : 0)
         let user = outcome.plan.regions[slot.region].address.value + slot.offset
         mark(
             "set_region slot=\(slot.id) flags=\(flags) gpa=\(address(slot.guestAddress.value))"

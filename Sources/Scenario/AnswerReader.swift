@@ -6,12 +6,16 @@ import TextInput
 
 extension Answer {
     /// In the order of the reference page.
-    static let allInOrder: [Answer] = [.ok, .value, .counting, .pages, .mmio, .errno, .anyOf, .anything]
+    static let allInOrder: [Answer] = [
+        .ok, .value, .counting, .pages, .mmio, .dirtyRingFull, .memoryFault, .errno, .anyOf, .anything,
+    ]
 
     var shown: String {
         switch self {
         case .ok: "`ok`"
         case .mmio: "`mmio`"
+        case .dirtyRingFull: "`dirty_ring_full`"
+        case .memoryFault: "`memory_fault`"
         case .errno: "an error (`EFAULT`, ...)"
         case .value: "the value read (`0x1234`)"
         case .counting: "`{counting_from: 0x1000}`"
@@ -102,6 +106,8 @@ extension ShapeReader {
         switch text {
         case "ok": return (.ok, .success)
         case "mmio": return (.mmio, .mmio)
+        case "dirty_ring_full": return (.dirtyRingFull, .dirtyRingFull)
+        case "memory_fault": return (.memoryFault, .memoryFault)
         case "anything": return (.anything, .anything)
         default:
             if let errno = Vocabulary.errno(text) { return (.errno, .error(errno)) }

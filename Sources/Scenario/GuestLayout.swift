@@ -6,6 +6,8 @@ import TextInput
 struct GuestLayout {
     let complaints: Complaints
     let architecture: Architecture
+    /// Whether slots may have private memory.
+    var hasPrivateMemory = false
     private(set) var slots: [SlotPlan] = []
     /// Slots that were or are there at some time of the current phase. Tasks of a phase run side by side, so an access
     /// may meet any of them.
@@ -43,6 +45,7 @@ struct GuestLayout {
         let flags = fields.words("flags")
         slot.logDirtyPages = flags.contains("log_dirty_pages")
         slot.readOnly = flags.contains("readonly")
+        slot.guestMemory = fields.flag("guest_memfd")
         guard !checked || fits(slot, regions[region], fields) else { return nil }
         return slot
     }
@@ -71,9 +74,24 @@ struct GuestLayout {
                 fields.position(of: "memory_size"), "a slot can't have \(Quantity.shown(slot.size))",
                 "a size is a multiple of 4 KiB, and not zero")
         }
+        checkPrivate(slot, fields)
         guard complaints.count == before else { return false }
         return reaches(
             slot.guestAddress.value, slot.size, at: fields.position(of: "guest_phys_addr"), "slot \(slot.id)")
+    }
+
+    /// Spec: generic 4.4: which flags go together.
+    private func checkPrivate(_ slot: SlotPlan, _ fields: Fields) {
+        guard slot.guestMemory else { return }
+        if !hasPrivateMemory {
+            complaints.add(
+                fields.position(of: "guest_memfd"), "`guest_memfd` in a VM without private memory",
+                "add `type: sw_protected` to `vm`; else KVM answers EINVAL")
+        } else if slot.logDirtyPages || slot.readOnly {
+            complaints.add(
+                fields.position(of: "flags"), "flags of a slot with `guest_memfd`",
+                "such a slot has neither a dirty log nor `readonly`: KVM answers EINVAL")
+        }
     }
 
     /// Whether the guest's addresses reach so far.
@@ -104,10 +122,11 @@ struct GuestLayout {
     mutating func set(_ slot: SlotPlan, at position: Position) {
         if let old = self.slot(slot.id) {
             let same = old.region == slot.region && old.offset == slot.offset && old.size == slot.size
-            guard same && old.readOnly == slot.readOnly else {
+            guard same && old.readOnly == slot.readOnly, !old.guestMemory, !slot.guestMemory else {
                 complaints.add(
                     position, "slot \(slot.id) exists, and KVM answers EINVAL",
-                    "a slot's memory, size and `readonly` never change: delete it first, or say `expect: EINVAL`")
+                    "a slot's memory, size and `readonly` never change, with `guest_memfd` nothing does: delete it first, or say `expect: EINVAL`"
+                )
                 return
             }
         }

@@ -173,6 +173,8 @@ private enum SchemaWriter {
         var words: [JSON] = []
         if answers.contains(.ok) { words.append(.string("ok")) }
         if answers.contains(.mmio) { words.append(.string("mmio")) }
+        if answers.contains(.dirtyRingFull) { words.append(.string("dirty_ring_full")) }
+        if answers.contains(.memoryFault) { words.append(.string("memory_fault")) }
         if answers.contains(.errno) { words += Vocabulary.errors.map { .string("\($0)") } }
         var schemas: [JSON] = [.object([("enum", .array(words))])]
         if answers.contains(.value) { schemas.append(.object(quantity(Quantity.numberPattern, Vocabulary.word))) }

@@ -14,8 +14,13 @@ struct PhaseBuilder {
     /// Children that live.
     var children = 0
     private var consumers: ConsumerBuilder
+    /// Whether the VM has dirty rings, and no bitmaps; whether it has private memory.
+    let hasRings: Bool
+    let hasPrivateMemory: Bool
+    /// Who has read rings in this phase.
+    var ringUser: TaskPlan.Actor?
     /// Whose steps are being read.
-    private var actor = TaskPlan.Actor.host
+    private(set) var actor = TaskPlan.Actor.host
     /// Device memory is never used twice, so that a stale mapping of it shows.
     private var deviceFramesLeft: UInt64
 
@@ -26,6 +31,8 @@ struct PhaseBuilder {
         reclaims = plan.reclaims
         swaps = plan.swapPages > 0
         virtualCPUs = plan.virtualCPUs
+        hasRings = plan.dirtyRingBytes > 0
+        hasPrivateMemory = plan.hasPrivateMemory
         deviceFramesLeft = UInt64(plan.deviceFrames) - plan.regions.reduce(0) { $0 + $1.frames.device }
         self.layout = layout
     }
@@ -34,6 +41,7 @@ struct PhaseBuilder {
         var phase = PhasePlan()
         phase.name = Array((fields.text("name") ?? "phase \(number)").utf8)
         layout.beginPhase()
+        ringUser = nil
         for field in fields.fields {
             guard case .list(let steps) = field.reading else { continue }
             var task = TaskPlan()
@@ -77,6 +85,10 @@ struct PhaseBuilder {
 
     private mutating func action(_ field: Field, _ fields: Fields, _ answer: AnswerReading) -> Action? {
         if Self.backgroundWords.contains(field.key.name) { return backgroundAction(field) }
+        if hasRings && !answer.mayBeError && Self.bitmapWords.contains(field.key.name) {
+            return complainOfBitmap(field)
+        }
+        if Self.machineWords.contains(field.key.name) { return machineAction(field, fields, answer) }
         if ConsumerBuilder.words.contains(field.key.name) { return consumers.action(field, by: actor, answer) }
         switch field.reading {
         case .guestPlace(let place): return guestAction(field, place, fields, answer)
@@ -110,7 +122,7 @@ struct PhaseBuilder {
         return .guest(kind, at: guest, count: Int(count), stride: stride, value: value)
     }
 
-    private func isAligned(_ address: UInt64, at position: Position) -> Bool {
+    func isAligned(_ address: UInt64, at position: Position) -> Bool {
         guard address % 8 != 0 else { return true }
         complaints.add(
             position, "\(Quantity.hex(address)) is not 8-byte aligned",

@@ -69,6 +69,12 @@ private enum PageWriter {
             lines.append("| `{\(key.name): \(key.example)}` | \(escaped(key.meaning)) |")
         }
         lines.append("| `mmio` | the guest's access leaves for MMIO emulation (KVM_EXIT_MMIO) |")
+        lines.append(
+            "| `dirty_ring_full` | the vCPU is not entered: its dirty ring must be reset first (KVM_EXIT_DIRTY_RING_FULL) |"
+        )
+        lines.append(
+            "| `memory_fault` | KVM_RUN fails with EFAULT and names the page (KVM_EXIT_MEMORY_FAULT): it is private, or "
+                + "shared, and was wanted the other way |")
         lines.append("| `anything` | whatever comes of it: for a step that races with another task's |")
         let errors = Vocabulary.errors.map { "`\($0)`" }.joined(separator: ", ")
         lines.append("| \(errors) | the call, or KVM_RUN, fails with this error |")

@@ -22,7 +22,7 @@ public struct ScenarioFile: Sendable, Equatable {
     public var story: String
     /// What the older policies break.
     public var known: [KnownDeviation]
-    /// The architectures whose guest addresses reach as far as the scenario does. `plan` runs on all of them.
+    /// The architectures whose guest addresses reach as far as the scenario does, and that have what its VM needs. `plan` runs on all of them.
     public var architectures: [Architecture]
 
     /// What is known to break under `policy` on `architecture`; nil for nothing.
@@ -82,17 +82,38 @@ struct ScenarioBuilder {
         plan.expectations = statistics(fields)
         let known = known(fields)
         try complaints.throwIfAny()
-        let architectures = Architecture.allCases.filter { end <= 1 << $0.guestAddressBits }
+        let architectures = Architecture.allCases.filter {
+            end <= 1 << $0.guestAddressBits && (!plan.hasPrivateMemory || $0 == .x86TDP)
+        }
         return ScenarioFile(plan: plan, story: story, known: known, architectures: architectures)
     }
 
     private func buildVM(_ vm: Fields, _ layout: inout GuestLayout, _ plan: inout Plan) {
         plan.virtualCPUs = Int(vm.number("vcpus") ?? 1)
         plan.allowUnsafeMappings = vm.flag("allow_unsafe_mappings")
+        setFeatures(vm, &plan)
+        layout.hasPrivateMemory = plan.hasPrivateMemory
         for fields in vm.list("slots") {
             guard let slot = layout.slot(fields, plan.regions, checked: true) else { continue }
             layout.place(slot, at: fields.position(of: "slot"))
             plan.slots.append(slot)
+        }
+    }
+
+    private func setFeatures(_ vm: Fields, _ plan: inout Plan) {
+        plan.asyncFaults = vm.flag("async_faults")
+        plan.hasPrivateMemory = vm.words("type").first == "sw_protected"
+        if plan.hasPrivateMemory, plan.architecture != .x86TDP {
+            complaints.add(
+                vm.position(of: "type"), "`sw_protected` on \(Vocabulary.word(plan.architecture))",
+                "only x86 has such VMs: say `architecture: x86-tdp`")
+        }
+        guard let bytes = vm.number("dirty_ring") else { return }
+        plan.dirtyRingBytes = bytes
+        if bytes & (bytes &- 1) != 0 || !(4096...1 << 20).contains(bytes) {
+            complaints.add(
+                vm.position(of: "dirty_ring"), "a dirty ring can't have \(Quantity.shown(bytes))",
+                "a power of two, at least 4 KiB, at most 1 MiB; leave it out for none")
         }
     }
 

@@ -72,7 +72,9 @@ struct Choice: Sendable {
 }
 
 /// What a step may give.
-enum Answer: Sendable, Hashable { case ok, mmio, errno, value, counting, pages, anyOf, anything }
+enum Answer: Sendable, Hashable {
+    case ok, mmio, dirtyRingFull, memoryFault, errno, value, counting, pages, anyOf, anything
+}
 
 /// What makes a key the action of a step.
 struct StepShape: Sendable {

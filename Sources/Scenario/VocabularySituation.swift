@@ -163,6 +163,17 @@ extension Vocabulary {
             "allow_unsafe_mappings", .vm, .flag, .optional("false"),
             "KVM's module parameter: KVM's own maps of PFN-mapped guest pages are allowed", example: "true"),
         Key(
+            "type", .vm, .choice(machineTypes), .optional("default"), "the type that KVM_CREATE_VM is given",
+            example: "sw_protected"),
+        Key(
+            "dirty_ring", .vm, .size, .optional("none: slots have bitmaps"),
+            "bytes of each vCPU's dirty ring (KVM_CAP_DIRTY_LOG_RING_ACQ_REL): a power of two, 4 KiB to 1 MiB",
+            example: "64 KiB"),
+        Key(
+            "async_faults", .vm, .flag, .optional("false"),
+            "a vCPU leaves a page that must be read to `async_worker` and halts; if that doesn't run, it reads it itself",
+            example: "true"),
+        Key(
             "slots", .vm, .list(.slot), .optional("none"), "the memslots when the first phase starts",
             example: "[{slot: 0, guest_phys_addr: 0x10000000, userspace_addr: ram}]"),
     ]
@@ -176,6 +187,9 @@ extension Vocabulary {
             "userspace_addr", .slot, .regionPlace, .required, "the region behind it, perhaps with an offset",
             example: "ram+2 MiB"),
         Key("memory_size", .slot, .size, .optional("to the end of the region"), "bytes", example: "1 MiB"),
+        Key(
+            "guest_memfd", .slot, .flag, .optional("false"),
+            "the slot has a guest_memfd of its size too, for its private pages", example: "true"),
         Key("flags", .slot, .choices(slotFlags), .optional("none"), "the slot's flags", example: "[readonly]"),
     ]
 
@@ -209,6 +223,8 @@ extension Vocabulary {
         case .memoryFailure: "the task that deals with broken memory"
         case .vmm: "the VMM's thread that migrates and takes snapshots"
         case .device: "a device that writes guest memory"
+        case .kvm: "KVM itself, where it reads and writes guest memory for devices of its own"
+        case .asyncWorker: "the work queue that fetches pages for vCPUs with `async_faults`"
         case .userFaultServer:
             "the VMM's task that serves userfaults; `run` begins it when another task waits for one, if that stands first"
         }
@@ -225,6 +241,8 @@ extension Vocabulary {
         case .memoryFailure: "[{memory_failure: ram}]"
         case .vmm: "[precopy: start]"
         case .device: "[{dma_store: ram, value: 7}]"
+        case .kvm: "[{cache_write: ram, value: 7}]"
+        case .asyncWorker: "[async_fetch]"
         case .userFaultServer: "[uffd_wait, {uffd_copy: ram, value: 7}]"
         }
     }

@@ -70,7 +70,7 @@ extension Vocabulary {
         .graphicsBuffer, .deviceBAR, .reservedMemory, .countedPFNMap, .mixedMap, .writeNotifyPFNMap, .daxFile, .udmabuf,
     ]
 
-    private static func action(
+    static func action(
         _ name: String, _ place: Place, _ type: ValueType, _ meaning: String, example: String,
         _ parameters: [String] = [], answers: [Answer] = [.ok, .errno], kinds: [RegionKind] = RegionKind.allCases,
         triesOtherKinds: Bool = false
@@ -85,15 +85,16 @@ extension Vocabulary {
     private static let guestSteps: [Key] = [
         action(
             "write", .guestStep, .guestPlace, "the guest stores 8 bytes", example: "{write: blob+0x1000, value: 7}",
-            ["value", "count", "stride"], answers: [.ok, .mmio, .errno]),
+            ["value", "count", "stride"], answers: [.ok, .mmio] + exits + [.errno]),
         action(
             "read", .guestStep, .guestPlace, "the guest loads 8 bytes", example: "{read: 0x10000000, expect: 7}",
-            ["count", "stride"], answers: [.ok, .value, .counting, .mmio, .errno]),
+            ["count", "stride"], answers: [.ok, .value, .counting, .mmio] + exits + [.errno]),
         action(
             "fetch", .guestStep, .guestPlace, "the guest fetches an instruction", example: "{fetch: ram}",
-            ["count", "stride"]),
-        mapGuestPage(.guestStep),
+            ["count", "stride"], answers: [.ok] + exits + [.errno]),
+        mapGuestPage(.guestStep), preFault,
     ]
+    private static let exits: [Answer] = [.dirtyRingFull, .memoryFault]
 
     /// On the vCPU's thread, as in Linux, or on another.
     private static func mapGuestPage(_ place: Place) -> Key {
@@ -104,6 +105,7 @@ extension Vocabulary {
 
     private static let hostSteps: [Key] =
         userSteps + fileSteps + backgroundSteps + userFaultSteps + driverSteps + windowSteps + kvmSteps + consumerSteps
+        + machineSteps
 
     private static let userSteps: [Key] = [
         action(
@@ -321,7 +323,6 @@ extension Vocabulary {
             Key("stride", place, .size, .optional("4 KiB"), "bytes from one access to the next", example: "8"),
         ]
         let host = [
-            Key("length", place, .size, .optional("to the end of the region"), "bytes, whole pages", example: "4 KiB"),
             Key("protection", place, .choice(protections), .required, "the new protection", example: "read"),
             Key("advice", place, .choice(advices), .required, "what to do", example: "dontneed"),
             Key("to", place, .choice(destinations), .required, "where the buffer goes", example: "device_memory"),
@@ -342,6 +343,9 @@ extension Vocabulary {
                 "a multiple of 64, or up to the slot's end", example: "64"),
         ]
         let both = [
+            Key(
+                "length", place, .size, .optional("to the end of the region, or of the slot"), "bytes, whole pages",
+                example: "4 KiB"),
             Key("value", place, .number(word), .optional("1"), "what is stored", example: "0xabcd"),
             Key("access", place, .choice(accesses), .optional("write"), "what KVM wants it for", example: "read"),
             Key("expect", place, .answer, .optional("ok"), "what must come of it", example: "EFAULT"),

@@ -56,6 +56,10 @@ func execute(
             throw Failure(
                 .unusable,
                 "error: the host's memory has not so many free pages of \(level.bytes >> 20) MiB to set aside")
+        case .privateMemory:
+            throw Failure(.unusable, "error: the architecture has no VMs with private memory")
+        case .dirtyRings(let errno):
+            throw Failure(.unusable, "error: the vCPUs' dirty rings can't be made: \(errno)")
         }
     }
 }

@@ -16,8 +16,12 @@ let shipped = [
     "memslot-delete", "dirty-logging", "huge-page", "fork-under-guest", "pfnmap-write-upgrade", "zero-page",
     "reserved-memory", "counted-pfnmap", "mixed-map", "host-map-pfnmap", "hugetlb", "hugetlb-gigantic", "driver-fault",
     "signal", "race-signal", "precopy", "precopy-manual", "precopy-dma", "diff-snapshot", "race-precopy",
-    "race-precopy-start", "race-precopy-manual", "race-snapshot",
+    "race-precopy-start", "race-precopy-manual", "race-snapshot", "dirty-ring", "race-dirty-ring", "private-memory",
+    "race-private", "race-frame-cache", "async-fault", "race-async-fault", "prefault",
 ]
+
+/// Those of them whose VM only x86 has.
+let shippedForX86 = ["private-memory", "race-private"]
 
 func load(shipped name: String) throws -> ScenarioFile {
     try loadScenario(path: "\(repository)/Scenarios/\(name).yaml")

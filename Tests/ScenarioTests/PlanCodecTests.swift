@@ -64,10 +64,10 @@ import Testing
         expect(.trailingBytes, at: bytes.count, bytes + [0])
     }
     @Test func `a list longer than the bytes allocates nothing`() {
-        expect(.truncated, at: 14, Array("FLPN".utf8) + [2, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f])
+        expect(.truncated, at: 14, Array("FLPN".utf8) + [3, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f])
     }
     @Test func `a number of more than 64 bits`() {
-        expect(.badValue, at: 15, Array("FLPN".utf8) + [2] + [UInt8](repeating: 0xff, count: 10))
+        expect(.badValue, at: 15, Array("FLPN".utf8) + [3] + [UInt8](repeating: 0xff, count: 10))
     }
     @Test func `a slot of a region that there isn't`() {
         var plan = Plan()
@@ -85,6 +85,15 @@ import Testing
             plan.regions[1].source = source
             #expect(throws: PlanDecodingError.self) { _ = try Plan(decoding: plan.encoded()) }
         }
+    }
+    @Test func `the ring of a vCPU that there isn't`() throws {
+        var plan = Plan()
+        plan.phases = [PhasePlan()]
+        plan.phases[0].tasks = [TaskPlan()]
+        plan.phases[0].tasks[0].steps = [StepPlan(.collectRing(cpu: 1))]
+        #expect(throws: PlanDecodingError.self) { _ = try Plan(decoding: plan.encoded()) }
+        plan.virtualCPUs = 2
+        #expect(try Plan(decoding: plan.encoded()) == plan)
     }
     @Test func `a program of a vCPU that there isn't`() {
         var plan = Plan()
@@ -116,6 +125,9 @@ extension RandomSource {
         plan.hugePages1G = below(4)
         plan.allowUnsafeMappings = flip()
         plan.virtualCPUs = 1 + below(16)
+        plan.dirtyRingBytes = number()
+        plan.hasPrivateMemory = flip()
+        plan.asyncFaults = flip()
         plan.regions = (0..<(1 + below(5))).map { region($0) }
         let regions = plan.regions.count
         plan.slots = many(4) { $0.slot(regions) }
@@ -158,6 +170,7 @@ extension RandomSource {
         slot.size = number()
         slot.logDirtyPages = flip()
         slot.readOnly = flip()
+        slot.guestMemory = flip()
         return slot
     }
 
@@ -165,7 +178,7 @@ extension RandomSource {
         var task = TaskPlan()
         task.actor = pick([.host, .virtualCPU(below(cpus)), .background(pick(BackgroundTask.allCases))])
         task.steps = many(6) { random in
-            var step = StepPlan(random.action(regions))
+            var step = StepPlan(random.action(regions, cpus))
             step.line = random.below(10_000)
             step.expectation = random.expectation()
             step.exceptions = random.many(2) {
@@ -182,19 +195,21 @@ extension RandomSource {
     }
 
     private mutating func singleExpectation() -> StepExpectation {
-        switch below(6) {
+        switch below(8) {
         case 0: .success
         case 1: .value(number())
         case 2: .counting(from: number())
         case 3: .mmio
         case 4: .error(pick([.EFAULT, .EHWPOISON, .EPERM, .EINVAL]))
+        case 5: .dirtyRingFull
+        case 6: .memoryFault
         default: .pages(many(5) { $0.number() })
         }
     }
 
-    private mutating func action(_ regions: Int) -> Action {
+    private mutating func action(_ regions: Int, _ cpus: Int) -> Action {
         let region = below(regions)
-        switch below(38) {
+        switch below(46) {
         case 0:
             return .guest(
                 pick(AccessKind.allCases), at: GuestAddress(number()), count: below(1 << 20), stride: number(),
@@ -233,6 +248,14 @@ extension RandomSource {
         case 33: return .snapshot(pick(SnapshotKind.allCases))
         case 34: return .restore
         case 35: return .ownStore(region: region, offset: number(), value: number())
+        case 38: return .collectRing(cpu: below(cpus))
+        case 39: return .resetRings
+        case 40: return .setAttributes(at: GuestAddress(number()), size: number(), isPrivate: flip())
+        case 41: return .punchPrivate(at: GuestAddress(number()), size: number())
+        case 42: return .cacheStore(at: GuestAddress(number()), value: number())
+        case 43: return .cacheLoad(at: GuestAddress(number()))
+        case 44: return .preFault(at: GuestAddress(number()), size: number())
+        case 45: return .fetchPage
         case 36: return .deviceStore(region: region, offset: number(), value: number())
         case 22: return .getGuestPage(at: GuestAddress(number()), write: flip())
         default: return .age(region: region, offset: number(), length: number())

@@ -165,8 +165,8 @@ import Testing
         expectOne(
             Sketch(phases: "  - vcpu0:\n      - write: ram\n        expect: 7"), at: "7", after: "expect: ",
             "`expect` can't be `7` here",
-            hint: "expected `ok`, `mmio`, an error (`EFAULT`, ...), `{any_of: [...]}`, `anything` (in a race), "
-                + "or one per architecture")
+            hint: "expected `ok`, `mmio`, `dirty_ring_full`, `memory_fault`, an error (`EFAULT`, ...), "
+                + "`{any_of: [...]}`, `anything` (in a race), or one per architecture")
     }
     @Test func `an error that nobody knows`() {
         expectOne(

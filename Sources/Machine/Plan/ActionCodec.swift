@@ -2,7 +2,7 @@
 
 import Frames
 
-private enum ActionCode: UInt8 {
+enum ActionCode: UInt8 {
     case guest, load, store, munmap, mprotect, madviseDontNeed
     case fork, childStore, childLoad, childExit
     case moveBuffer, evictBuffer, freeBuffer, driverStore, driverLoad, disableDevice
@@ -14,10 +14,11 @@ private enum ActionCode: UInt8 {
     case userFaultWait, userFaultCopy, userFaultZero, userFaultContinue, userFaultProtect
     case signal, countHugePages, failFault
     case precopy, snapshot, restore, ownStore, deviceStore
+    case collectRing, resetRings, setAttributes, punchPrivate, cacheStore, cacheLoad, preFault, fetchPage
 }
 
 extension PlanWriter {
-    private mutating func code(_ code: ActionCode) { bytes.append(code.rawValue) }
+    mutating func code(_ code: ActionCode) { bytes.append(code.rawValue) }
 
     private mutating func place(_ code: ActionCode, _ region: Int, _ offset: UInt64) {
         self.code(code)
@@ -47,6 +48,8 @@ extension PlanWriter {
         case .userFaultWait, .userFaultCopy, .userFaultZero, .userFaultContinue, .userFaultProtect:
             userFaultAction(action)
         case .precopy, .snapshot, .restore, .ownStore, .deviceStore: consumerAction(action)
+        case .collectRing, .resetRings, .setAttributes, .punchPrivate, .cacheStore, .cacheLoad, .preFault, .fetchPage:
+            machineAction(action)
         default: hostAction(action)
         }
     }
@@ -240,6 +243,8 @@ extension PlanReader {
         case .precopy: return .precopy(try enumeration())
         case .snapshot: return .snapshot(try enumeration())
         case .restore: return .restore
+        case .collectRing, .resetRings, .setAttributes, .punchPrivate, .cacheStore, .cacheLoad, .preFault, .fetchPage:
+            return try machineAction(code)
         case .countHugePages: return .countHugePages(try hugeLevel(), reserved: try flag())
         case .failTransfer:
             let region = try count()

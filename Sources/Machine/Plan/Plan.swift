@@ -27,6 +27,12 @@ public struct Plan: Sendable, Equatable {
     /// Kernel: the module parameter `allow_unsafe_mappings`. Spec: generic 2.13.
     public var allowUnsafeMappings = false
     public var virtualCPUs = 1
+    /// Bytes of each vCPU's dirty ring; 0: slots have bitmaps. Kernel: `KVM_CAP_DIRTY_LOG_RING_ACQ_REL`.
+    public var dirtyRingBytes: UInt64 = 0
+    /// Guest frames can be private: x86 only. Kernel: `KVM_X86_SW_PROTECTED_VM`.
+    public var hasPrivateMemory = false
+    /// vCPUs leave pages that must be waited for to others. Kernel: asynchronous page faults.
+    public var asyncFaults = false
     public var regions: [RegionPlan] = []
     /// Slots that exist when the first phase starts.
     public var slots: [SlotPlan] = []
@@ -116,6 +122,10 @@ public enum BackgroundTask: UInt8, Sendable, CaseIterable {
     case vmm
     /// A device that the VMM emulates or has passed through.
     case device
+    /// KVM itself, where it writes guest memory for devices of its own.
+    case kvm
+    /// Who fetches pages for vCPUs. Kernel: the work queue of `async_pf_execute`.
+    case asyncWorker
 
     /// The name in scenarios and reports.
     public var name: StaticString {
@@ -130,6 +140,8 @@ public enum BackgroundTask: UInt8, Sendable, CaseIterable {
         case .userFaultServer: "uffd"
         case .vmm: "vmm"
         case .device: "device"
+        case .kvm: "kvm"
+        case .asyncWorker: "async_worker"
         }
     }
 }
@@ -175,6 +187,8 @@ public struct SlotPlan: Sendable, Equatable {
     public var size: UInt64 = 0
     public var logDirtyPages = false
     public var readOnly = false
+    /// The slot has a file of private memory too, of its size. Kernel: `KVM_MEM_GUEST_MEMFD`.
+    public var guestMemory = false
     public init() {}
 }
 
@@ -217,6 +231,10 @@ public enum StepExpectation: Sendable, Equatable {
     case counting(from: UInt64)
     /// A guest access leaves for MMIO emulation. Kernel: `KVM_EXIT_MMIO`.
     case mmio
+    /// The guest was not entered, its dirty ring is full. Kernel: `KVM_EXIT_DIRTY_RING_FULL`.
+    case dirtyRingFull
+    /// KVM_RUN fails with EFAULT and says of which page. Kernel: `KVM_EXIT_MEMORY_FAULT`.
+    case memoryFault
     /// It fails with this error. Guest accesses: what KVM_RUN returns.
     case error(Errno)
     /// Whatever comes of it is right: for a step that races with another task's; later steps say what must hold.
@@ -321,6 +339,27 @@ public enum Action: Sendable, Equatable {
     case getGuestPage(at: GuestAddress, write: Bool)
     /// Ages the region's entries through the notifier. Kernel: `clear_flush_young`.
     case age(region: Int, offset: UInt64, length: UInt64)
+
+    // Dirty rings, by one task of the VMM.
+    /// Reads what vCPU `cpu` has written and marks the entries to be reset; the guest frames, ascending. EINVAL: no ring.
+    case collectRing(cpu: Int)
+    /// Kernel: `KVM_RESET_DIRTY_RINGS`; how many entries.
+    case resetRings
+
+    // Private memory, sizes in bytes.
+    /// Kernel: `KVM_SET_MEMORY_ATTRIBUTES`.
+    case setAttributes(at: GuestAddress, size: UInt64, isPrivate: Bool)
+    /// A hole in the file of the slot that shows the address. ENOENT: no such slot.
+    case punchPrivate(at: GuestAddress, size: UInt64)
+
+    // KVM's own use of guest memory, by a frame cache for each page, from its first use to the end.
+    case cacheStore(at: GuestAddress, value: UInt64)
+    case cacheLoad(at: GuestAddress)
+
+    /// Kernel: `KVM_PRE_FAULT_MEMORY`, on a vCPU; how many bytes are left.
+    case preFault(at: GuestAddress, size: UInt64)
+    /// Fetches one page that a vCPU waits for. EAGAIN: none does.
+    case fetchPage
 
     // Users of the dirty log, on the VMM's thread. EBUSY, EINVAL: out of order.
     case precopy(PrecopyStep)

@@ -34,7 +34,7 @@ public struct PlanDecodingError: Error, Sendable, Equatable {
 
 extension Plan {
     static let magic: [UInt8] = [0x46, 0x4c, 0x50, 0x4e]
-    static let encodingVersion: UInt8 = 2
+    static let encodingVersion: UInt8 = 3
 
     public func encoded() -> [UInt8] {
         var writer = PlanWriter()

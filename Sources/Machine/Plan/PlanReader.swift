@@ -89,6 +89,9 @@ struct PlanReader {
         plan.allowUnsafeMappings = try flag()
         plan.virtualCPUs = try count()
         virtualCPUs = plan.virtualCPUs
+        plan.dirtyRingBytes = try number()
+        plan.hasPrivateMemory = try flag()
+        plan.asyncFaults = try flag()
         plan.regions = try list { (reader: inout PlanReader) throws(PlanDecodingError) in
             let region = try reader.region()
             reader.regions += 1
@@ -147,6 +150,7 @@ struct PlanReader {
         slot.size = try number()
         slot.logDirtyPages = try flag()
         slot.readOnly = try flag()
+        slot.guestMemory = try flag()
         return slot
     }
 
@@ -214,6 +218,8 @@ struct PlanReader {
         case 5:
             return .pages(try list { (reader: inout PlanReader) throws(PlanDecodingError) in try reader.number() })
         case 6: return .anything
+        case 8: return .dirtyRingFull
+        case 9: return .memoryFault
         default: throw bad(.badValue)
         }
     }

@@ -41,6 +41,9 @@ struct PlanWriter {
         count(plan.hugePages1G)
         flag(plan.allowUnsafeMappings)
         count(plan.virtualCPUs)
+        number(plan.dirtyRingBytes)
+        flag(plan.hasPrivateMemory)
+        flag(plan.asyncFaults)
         count(plan.regions.count)
         for each in plan.regions { region(each) }
         count(plan.slots.count)
@@ -74,6 +77,7 @@ struct PlanWriter {
         number(slot.size)
         flag(slot.logDirtyPages)
         flag(slot.readOnly)
+        flag(slot.guestMemory)
     }
 
     mutating func phase(_ phase: PhasePlan) {
@@ -125,6 +129,8 @@ struct PlanWriter {
             bytes.append(7)
             count(list.count)
             for single in list { self.expectation(single) }
+        case .dirtyRingFull: bytes.append(8)
+        case .memoryFault: bytes.append(9)
         }
     }
 

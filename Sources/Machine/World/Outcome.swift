@@ -9,8 +9,12 @@ public enum StepOutcome: Sendable, Equatable {
     case value(UInt64)
     case emulated
     case mmio
+    /// The guest was not entered: its dirty ring is full.
+    case dirtyRingFull
+    /// EFAULT, and KVM said of which page.
+    case memoryFault
     case error(Errno)
-    /// Pages of the slot that GET_DIRTY_LOG reported, ascending.
+    /// Pages of the slot that GET_DIRTY_LOG reported, or guest frames of a dirty ring, ascending.
     case pages([UInt64])
 }
 

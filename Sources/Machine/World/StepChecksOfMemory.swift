@@ -52,6 +52,8 @@ extension StepChecks {
         guard let frame = leaf.frame(for: guest) else { return }
         let primary = vm.addressSpace.translate(slot.userAddress(of: guest))
         if primary?.frame != frame {
+            // Private memory is in no primary table; I-25 is its rule.
+            if vm.isPrivate(guest) { return }
             report(
                 isCached ? .i13 : .i6,
                 isCached
@@ -136,7 +138,9 @@ extension StepChecks {
             return report(.i13, "the guest reaches a page that is free", frame, guest)
         }
         let primary = vm.addressSpace.translate(slot.userAddress(of: guest))
-        if primary?.frame != frame {
+        if primary?.frame != frame, vm.isPrivate(guest) {
+            // Private memory is in no primary table; I-25 is its rule.
+        } else if primary?.frame != frame {
             report(.i13, "the guest reaches a page that the process no longer maps there", frame, guest)
         } else if isStore, slot.flags.readOnly {
             report(.i23, "the guest writes a read-only slot", frame, guest)

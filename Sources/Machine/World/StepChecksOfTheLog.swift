@@ -50,6 +50,13 @@ extension StepChecks {
         checkLog(of: slot)
     }
 
+    /// KVM_RESET_DIRTY_RINGS has returned, and the VMM copies the pages that it had collected before. What is writable is
+    /// looked at only at rest: a fault on another vCPU makes its entry and then pushes.
+    func harvested(_ pages: [GuestFrame]) {
+        schedulingNote(.atomicUpdate, harvests.value)
+        written.removeAll { pages.contains($0) }
+    }
+
     /// X44: every page of a logged slot is in the log, or can't be written without a fault. It holds at each harvest's
     /// end, but for pages between the two halves of the lockless path: W, then the log.
     private func checkLog(of slot: MemorySlot) {

@@ -10,7 +10,7 @@ extension World {
     func run(_ step: StepPlan, _ actor: TaskPlan.Actor) -> (StepOutcome, Bool, Int) {
         let expectation = step.expectation(on: architecture)
         guard case .guest(let kind, let address, let count, let stride, let value) = step.action else {
-            let outcome = perform(step.action)
+            let outcome = perform(step.action, actor)
             return (outcome, expectation.accepts(outcome, repetition: 0), 0)
         }
         guard case .virtualCPU(let number) = actor else { return (.error(.EINVAL), false, 0) }
@@ -30,13 +30,15 @@ extension World {
         case .stored: return .done
         case .emulated: return .emulated
         case .mmio: return .mmio
-        case .failed(let errno): return .error(errno)
-        case .dirtyRingFull: preconditionFailure("the VM of a plan has no dirty rings")
+        case .failed(let errno):
+            return errno == .EFAULT && cpus[cpu].memoryFault != nil ? .memoryFault : .error(errno)
+        case .dirtyRingFull: return .dirtyRingFull
         }
     }
 
-    private func perform(_ action: Action) -> StepOutcome {
+    private func perform(_ action: Action, _ actor: TaskPlan.Actor) -> StepOutcome {
         do throws(Errno) {
+            if case .preFault(let address, let size) = action { return try preFault(actor, address, size) }
             return try performOrThrow(action)
         } catch {
             return .error(error)
@@ -76,6 +78,8 @@ extension World {
             try serveUserFault(action)
         case .precopy, .snapshot, .restore: return .value(try useLog(action))
         case .ownStore, .deviceStore: try storeUnseen(action)
+        case .collectRing, .resetRings, .setAttributes, .punchPrivate, .cacheStore, .cacheLoad, .fetchPage:
+            return try performInMachine(action)
         default: return try performOnMachine(action)
         }
         return .done
@@ -104,7 +108,7 @@ extension World {
 
     private func performOnMachine(_ action: Action) throws(Errno) -> StepOutcome {
         switch action {
-        case .setMemoryRegion(let slot): try setMemoryRegion(memoryRegion(slot))
+        case .setMemoryRegion(let slot): try setMemoryRegion(try memoryRegion(slot))
         case .deleteMemoryRegion(let id):
             try setMemoryRegion(
                 MemoryRegion(slot: UInt32(id), guestAddress: GuestAddress(0), size: 0, userAddress: UserAddress(0)))
@@ -185,7 +189,7 @@ extension StepExpectation {
         case (.success, .done), (.success, .value), (.success, .emulated), (.success, .pages): true
         case (.value(let wanted), .value(let found)): wanted == found
         case (.counting(let from), .value(let found)): from &+ UInt64(repetition) == found
-        case (.mmio, .mmio): true
+        case (.mmio, .mmio), (.dirtyRingFull, .dirtyRingFull), (.memoryFault, .memoryFault): true
         case (.error(let wanted), .error(let found)): wanted == found
         case (.pages(let wanted), .pages(let found)): wanted == found
         case (.anything, _): true

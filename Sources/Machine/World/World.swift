@@ -14,6 +14,10 @@ public enum PlanError: Error, Sendable, Equatable {
     case slot(Int, Errno)
     /// Memory has not so many huge pages of this size to set aside.
     case hugePages(PageLevel)
+    /// The architecture has no VMs with private memory.
+    case privateMemory
+    /// Dirty rings of this size can't be, or a vCPU's can't be made.
+    case dirtyRings(Errno)
 }
 
 /// What a scenario's file says of a policy: rules that it breaks anyhow.
@@ -46,6 +50,10 @@ public final class World {
     var userFaults: UserFaults?
     /// Who uses the log, where the plan has such steps.
     private(set) var consumers: Consumers?
+    /// What the VMM and KVM keep for the plan's rings, private memory and frame caches.
+    let rings: RingHarvest
+    var privateFiles: [PrivateFile] = []
+    var cachedPages: [CachedPage] = []
     /// Tasks of the running phase that `run` has begun, when one of them serves the faults of another.
     private var begun: [Int] = []
     /// One task plays all parts, in the order written.
@@ -102,16 +110,13 @@ public final class World {
         framesAtStart = memory.freeFrames
         addressSpace = AddressSpace(host: host)
         tables = chosen.makeTables()
+        guard !plan.hasPrivateMemory || tables.mmu.hasPrivateFaults else { throw .privateMemory }
         vm = VirtualMachine(
             addressSpace: addressSpace, mmu: tables.mmu, policy: policy.kind,
-            allowUnsafeMappings: plan.allowUnsafeMappings)
-        var cpus: [GuestCPU] = []
-        for number in 0..<plan.virtualCPUs {
-            let cpu = GuestCPU(number: number, vm: vm, tables: tables)
-            cpus.append(cpu)
-            vm.add(cpu)
-        }
-        self.cpus = cpus
+            allowUnsafeMappings: plan.allowUnsafeMappings,
+            type: plan.hasPrivateMemory ? .softwareProtected : .standard)
+        cpus = try Self.makeCPUs(plan, vm, tables)
+        rings = RingHarvest(cpus)
         checks = Checks(vm: vm, tables: tables, cpus: cpus, policy: policy)
         stepChecks = StepChecks(vm, cpus, journal)
         journal.observer = stepChecks
@@ -120,6 +125,24 @@ public final class World {
             let consumers = Consumers(self)
             self.consumers = consumers
             stepChecks.consumers = consumers
+        }
+    }
+
+    private static func makeCPUs(
+        _ plan: Plan, _ vm: VirtualMachine, _ tables: StageTwoTables
+    ) throws(PlanError) -> [GuestCPU] {
+        do throws(Errno) {
+            if plan.dirtyRingBytes > 0 { try vm.enableDirtyRings(bytes: plan.dirtyRingBytes) }
+            var cpus: [GuestCPU] = []
+            for number in 0..<plan.virtualCPUs {
+                let cpu = GuestCPU(number: number, vm: vm, tables: tables)
+                cpu.allowsAsyncFaults = plan.asyncFaults
+                try vm.create(cpu)
+                cpus.append(cpu)
+            }
+            return cpus
+        } catch {
+            throw .dirtyRings(error)
         }
     }
 
@@ -149,7 +172,7 @@ public final class World {
         try registerUserFaults()
         for (index, slot) in plan.slots.enumerated() {
             do throws(Errno) {
-                try vm.setMemoryRegion(memoryRegion(slot))
+                try vm.setMemoryRegion(try memoryRegion(slot))
             } catch {
                 throw .slot(index, error)
             }
@@ -170,11 +193,14 @@ public final class World {
         }
     }
 
-    func memoryRegion(_ slot: SlotPlan) -> MemoryRegion {
+    func memoryRegion(_ slot: SlotPlan) throws(Errno) -> MemoryRegion {
         MemoryRegion(
-            slot: UInt32(slot.id), flags: SlotFlags(logDirtyPages: slot.logDirtyPages, readOnly: slot.readOnly),
+            slot: UInt32(slot.id),
+            flags: SlotFlags(
+                logDirtyPages: slot.logDirtyPages, readOnly: slot.readOnly, guestMemory: slot.guestMemory),
             guestAddress: slot.guestAddress, size: slot.size,
-            userAddress: plan.regions[slot.region].address + slot.offset)
+            userAddress: plan.regions[slot.region].address + slot.offset,
+            guestMemory: slot.guestMemory ? .file(try privateFile(of: slot)) : .closed)
     }
 
     /// Runs every phase, checks the rules after each, takes everything down, and checks that nothing is left.
@@ -286,7 +312,9 @@ public final class World {
 
     /// Ends the VM and every process, and checks that all of KVM's and the process's memory is free again. I-1, I-28.
     private func takeDown() {
+        for page in cachedPages { page.cache.deactivate() }
         vm.destroy()
+        for file in privateFiles { file.file.closeDescriptor() }
         journal.checkQuiescent()
         for pin in pins { pin.release() }
         for child in children { child.exit() }
