@@ -149,7 +149,7 @@ public struct RandomScripts {
         }
     }
 
-    private mutating func enableCapability() -> Step? {
+    private mutating func enableCapability() -> Step {
         let manual = UInt64(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2)
         let bitmap = UInt64(KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP)
         let capability = pick([manual, manual, ringCapability(), bitmap, pick(capabilities.map(\.1)), 0xffff_ffff])

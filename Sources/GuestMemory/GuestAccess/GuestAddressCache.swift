@@ -6,7 +6,7 @@ import Synchrony
 /// holds nothing: every access is a copy through the process's mapping. Kernel: `struct gfn_to_hva_cache`.
 /// Spec: generic 2.17.
 ///
-/// Belongs to one task at a time. Before the first `set` it has no bytes.
+/// Belongs to one task at a time: that of `cpu`, if it is a vCPU's. Before the first `set` it has no bytes.
 public final class GuestAddressCache: @unchecked Sendable {
     // Unchecked: whoever shares one keeps its users apart.
     private let view: GuestView
@@ -18,7 +18,7 @@ public final class GuestAddressCache: @unchecked Sendable {
     /// Nil: more than one page, each of which is looked up at each access.
     private var slot: MemorySlot?
 
-    public init(_ vm: VirtualMachine) { view = GuestView(vm: vm, cpu: nil) }
+    public init(_ vm: VirtualMachine, by cpu: VirtualCPU? = nil) { view = GuestView(vm, by: cpu) }
 
     /// Looks up `length` bytes from `address` on. EINVAL: the range wraps, or is empty and begins a page. EFAULT: a page of
     /// it is in no slot, or in one that can't be written; when the slots have changed the next access tries again.

@@ -11,7 +11,7 @@ extension VirtualMachine {
     ) throws(Errno) -> Value {
         let size = MemoryLayout<Value>.size
         guard isInPage(address.offset, size) else { throw .EFAULT }
-        let view = GuestView(vm: self, cpu: nil)
+        let view = GuestView(self)
         return try view.withSlot(of: address.frame, write: true) { (_, user) throws(Errno) in
             var value: Value = 0
             let done = withUnsafeMutableBytes(of: &value) { addressSpace.copyIn(user + address.offset, to: $0) }
@@ -21,8 +21,10 @@ extension VirtualMachine {
     }
 
     /// Writes one number in the host's byte order and logs its page. Errors as `guestNumber`. Kernel: `kvm_put_guest`.
-    public func setGuestNumber<Value: FixedWidthInteger>(_ value: Value, at address: GuestAddress) throws(Errno) {
-        let view = GuestView(vm: self, cpu: nil)
+    public func setGuestNumber<Value: FixedWidthInteger>(
+        _ value: Value, at address: GuestAddress, by cpu: VirtualCPU? = nil
+    ) throws(Errno) {
+        let view = GuestView(self, by: cpu)
         try view.write(address.frame, address.offset, MemoryLayout<Value>.size) { user in
             withUnsafeBytes(of: value) { addressSpace.copyOut(user, from: $0) }
         }
@@ -36,7 +38,7 @@ extension VirtualCPU {
     public final func hostPageSize(_ frame: GuestFrame) -> UInt64 {
         let section = vm.slotReaders.enter()
         defer { vm.slotReaders.exit(section) }
-        let view = GuestView(vm: vm, cpu: self)
+        let view = GuestView(of: self)
         guard let address = view.slot(frame)?.checkedAddress(of: frame, write: false) else { return pageSize }
         return vm.addressSpace.areaPageSize(address).bytes
     }

@@ -10,12 +10,12 @@ extension VirtualMachine {
     public func readGuest(
         _ frame: GuestFrame, offset: UInt64 = 0, into buffer: UnsafeMutableRawBufferPointer
     ) throws(Errno) {
-        try GuestView(vm: self, cpu: nil).read(frame, offset, into: buffer)
+        try GuestView(self).read(frame, offset, into: buffer)
     }
 
     /// Reads, page by page. EFAULT at the first page that can't be read. Kernel: `kvm_read_guest`.
     public func readGuest(_ address: GuestAddress, into buffer: UnsafeMutableRawBufferPointer) throws(Errno) {
-        try GuestView(vm: self, cpu: nil).read(address, into: buffer)
+        try GuestView(self).read(address, into: buffer)
     }
 }
 
@@ -24,12 +24,12 @@ extension VirtualCPU {
     public final func readGuest(
         _ frame: GuestFrame, offset: UInt64 = 0, into buffer: UnsafeMutableRawBufferPointer
     ) throws(Errno) {
-        try GuestView(vm: vm, cpu: self).read(frame, offset, into: buffer)
+        try GuestView(of: self).read(frame, offset, into: buffer)
     }
 
     /// Kernel: `kvm_vcpu_read_guest`.
     public final func readGuest(_ address: GuestAddress, into buffer: UnsafeMutableRawBufferPointer) throws(Errno) {
-        try GuestView(vm: vm, cpu: self).read(address, into: buffer)
+        try GuestView(of: self).read(address, into: buffer)
     }
 
     /// Reads within one page without sleeping. EFAULT also where the page is not there now.
@@ -37,7 +37,7 @@ extension VirtualCPU {
     public final func readGuestAtomically(
         _ address: GuestAddress, into buffer: UnsafeMutableRawBufferPointer
     ) throws(Errno) {
-        try GuestView(vm: vm, cpu: self).read(address.frame, address.offset, into: buffer, faulting: false)
+        try GuestView(of: self).read(address.frame, address.offset, into: buffer, faulting: false)
     }
 }
 

@@ -10,8 +10,24 @@ import Synchrony
 /// with the vCPU's. Spec: generic 2.1, 2.16.
 struct GuestView {
     let vm: VirtualMachine
-    /// Nil: the VM's own view.
+    /// Whose address space it is. Nil: the VM's own view.
     let cpu: VirtualCPU?
+    /// The vCPU whose task writes, if it is one's. See `markDirty`.
+    let writer: VirtualCPU?
+
+    /// The VM's own view, used by the task of `writer`.
+    init(_ vm: VirtualMachine, by writer: VirtualCPU? = nil) {
+        self.vm = vm
+        cpu = nil
+        self.writer = writer
+    }
+
+    /// A vCPU's view, used by its own task.
+    init(of cpu: VirtualCPU) {
+        vm = cpu.vm
+        self.cpu = cpu
+        writer = cpu
+    }
 
     /// Kernel: `gfn_to_memslot` or `kvm_vcpu_gfn_to_memslot`. Caller is inside a read-side section of the slots.
     func slot(_ frame: GuestFrame) -> MemorySlot? {
@@ -20,7 +36,7 @@ struct GuestView {
     }
 
     /// Kernel: `mark_page_dirty` or `kvm_vcpu_mark_page_dirty`.
-    func markDirty(_ frame: GuestFrame, in slot: MemorySlot) { vm.markDirty(frame, in: slot, by: cpu) }
+    func markDirty(_ frame: GuestFrame, in slot: MemorySlot) { vm.markDirty(frame, in: slot, by: writer) }
 
     /// Runs `body` with the slot of `frame` inside a read-side section. EFAULT: there is none to be read, or to be written.
     /// Kernel: `gfn_to_hva_memslot_prot`, `gfn_to_hva_memslot`. Spec: generic 2.1.

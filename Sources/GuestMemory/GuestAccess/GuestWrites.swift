@@ -2,24 +2,29 @@ import Frames
 import HostMemory
 import Synchrony
 
-// Spec: generic 2.16. All of these may sleep, take the read-side section that they need, and log the pages that they write.
+// Spec: generic 2.16. All of these may sleep, take the read-side section that they need, and log the pages that they write;
+// the VM's, on behalf of the vCPU whose task they run on, if they do (`by`), as `markDirty` wants to know.
 
 extension VirtualMachine {
     /// Writes within one page, `offset` bytes into `frame`. EFAULT: no such memory, a read-only slot, memory that the
     /// process may not write, or not all of it in the page. Kernel: `kvm_write_guest_page`.
-    public func writeGuest(_ frame: GuestFrame, offset: UInt64 = 0, from buffer: UnsafeRawBufferPointer) throws(Errno) {
-        try GuestView(vm: self, cpu: nil).write(frame, offset, from: buffer)
+    public func writeGuest(
+        _ frame: GuestFrame, offset: UInt64 = 0, from buffer: UnsafeRawBufferPointer, by cpu: VirtualCPU? = nil
+    ) throws(Errno) {
+        try GuestView(self, by: cpu).write(frame, offset, from: buffer)
     }
 
     /// Writes, page by page. EFAULT at the first page that can't be written; those before stay written and logged.
     /// Kernel: `kvm_write_guest`.
-    public func writeGuest(_ address: GuestAddress, from buffer: UnsafeRawBufferPointer) throws(Errno) {
-        try GuestView(vm: self, cpu: nil).write(address, from: buffer)
+    public func writeGuest(
+        _ address: GuestAddress, from buffer: UnsafeRawBufferPointer, by cpu: VirtualCPU? = nil
+    ) throws(Errno) {
+        try GuestView(self, by: cpu).write(address, from: buffer)
     }
 
     /// Writes `count` zeros. Errors as `writeGuest`. Kernel: `kvm_clear_guest`.
-    public func clearGuest(_ address: GuestAddress, count: Int) throws(Errno) {
-        let view = GuestView(vm: self, cpu: nil)
+    public func clearGuest(_ address: GuestAddress, count: Int, by cpu: VirtualCPU? = nil) throws(Errno) {
+        let view = GuestView(self, by: cpu)
         try forEachPage(address, count) { (frame, offset, part) throws(Errno) in
             try view.write(frame, offset, part.count) { addressSpace.clear($0, part.count) }
         }
@@ -31,12 +36,12 @@ extension VirtualCPU {
     public final func writeGuest(
         _ frame: GuestFrame, offset: UInt64 = 0, from buffer: UnsafeRawBufferPointer
     ) throws(Errno) {
-        try GuestView(vm: vm, cpu: self).write(frame, offset, from: buffer)
+        try GuestView(of: self).write(frame, offset, from: buffer)
     }
 
     /// Kernel: `kvm_vcpu_write_guest`.
     public final func writeGuest(_ address: GuestAddress, from buffer: UnsafeRawBufferPointer) throws(Errno) {
-        try GuestView(vm: vm, cpu: self).write(address, from: buffer)
+        try GuestView(of: self).write(address, from: buffer)
     }
 }
 

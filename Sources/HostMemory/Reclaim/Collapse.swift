@@ -34,6 +34,12 @@ extension AddressSpace {
         guard low <= end else { throw .EINVAL }
         var failure: Errno?
         while low < end {
+            // An area may be terabytes, and all but empty.
+            if case .missing(let level) = middleEntry(low) {
+                failure = .EINVAL
+                low = low.aligned(to: level) + level.bytes
+                continue
+            }
             do throws(Errno) { try collapse(at: low) } catch { failure = error }
             low = low + PageLevel.page2M.bytes
         }

@@ -179,6 +179,28 @@ extension TestGuest {
         #expect(try Viewer.processor.read(guest, gfn(0).address, 1) == [1])
     }
 
+    @Test func `with dirty rings, what a vCPU's task writes is in its ring`() throws {
+        let guest = TestGuest.withRings(cpus: 2)
+        try guest.addMemory(0, 8, log: true)
+        let cpu = guest.cpus[1]
+        let reader = DirtyRingReader(try guest.ring(1))
+        try Viewer.processor.write(guest, gfn(7).address, [1])
+        let bytes: [UInt8] = [1]
+        try bytes.withUnsafeBytes { try cpu.writeGuest(gfn(0).address, from: $0) }
+        try bytes.withUnsafeBytes { try guest.vm.writeGuest(gfn(1).address, from: $0, by: cpu) }
+        try guest.vm.clearGuest(gfn(2).address, count: 1, by: cpu)
+        try guest.vm.setGuestNumber(UInt8(1), at: gfn(3).address, by: cpu)
+        let address = GuestAddressCache(guest.vm, by: cpu)
+        try address.set(gfn(4).address, length: 1)
+        try bytes.withUnsafeBytes { try address.write(from: $0) }
+        let cache = FrameCache(guest.vm)
+        try cache.activate(gfn(5).address, length: 8)
+        try cache.withBytes(8) { $0.store(UInt8(1), by: cpu) }
+        cache.deactivate()
+        #expect(guest.collect(reader) == [0, 1, 2, 3, 4, 5])
+        #expect(guest.collect(DirtyRingReader(try guest.ring(0))) == [7])
+    }
+
     @Test func `clear writes zeros and nothing beside them`() throws {
         let guest = TestGuest()
         try guest.addMemory(0, 2, log: true)

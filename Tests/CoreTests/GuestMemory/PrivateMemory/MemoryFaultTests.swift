@@ -131,6 +131,20 @@ import Testing
     }
 }
 
+/// Changes nothing that could be seen; its test is there so that nothing does.
+@Suite struct Patch45_PagesByTheirIndex {
+    @Test func `a slot that begins within the file shows the file's page at that index`() throws {
+        let guest = PrivateGuest()
+        let file = try guest.file(8)
+        try guest.bind(file, pages: 2, offset: 5)
+        try guest.makePrivate(0..<2)
+        #expect(guest.guest.store(1, 9) == .stored)
+        #expect((0..<8).filter { file.frame(of: UInt64($0)) != nil } == [6])
+        #expect(guest.guest.leaf(1)?.frame == file.frame(of: 6))
+        guest.close(file)
+    }
+}
+
 @Suite struct Patch46_GetPfnReturnsAReference {
     /// Counts of the page of `privatePage`: before, while it is held, after.
     private func counts(_ policy: PolicyName) throws -> [Int] {
