@@ -80,6 +80,9 @@ package final class Complaints {
         let isInside = lines.indices.contains(position.line - 1)
         let last = Position(line: max(lines.count, 1), column: (lines.last?.unicodeScalars.count ?? 0) + 1)
         let place = isInside ? position : last
+        // What several readers look at is said once.
+        let isSaid = errors.contains { $0.line == place.line && $0.column == place.column && $0.message == message }
+        guard !isSaid else { return }
         errors.append(
             InputError(
                 file: file, line: place.line, column: place.column, message: message, hint: hint,

@@ -49,6 +49,10 @@ import TextInput
             "host name=a kind=hugetlb size=4k",
             "1:31: a region of kind hugetlb can't have this size; a multiple of 2M, at most 1G"
         ),
+        (
+            "host name=a kind=anonymous size=4k\nload host=a offset=-1",
+            "2:20: \"-1\" is no number; write 4096, 0x1000, 1_000_000, 64k, 2M or 1G, below 2^64"
+        ),
         ("vm\nget_dirty_log", "2:1: get_dirty_log needs slot; for example slot=0"),
         ("vm\nget_dirty_log slot=1:0x10000", "2:22: 0x10000 is too large; at most 0xffff"),
     ])
