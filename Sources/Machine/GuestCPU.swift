@@ -154,7 +154,7 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
                 vm.markDirty(fault.frame, in: slot, by: self)
                 return .emulated
             } catch {
-                return .failed(error)
+                // The process may not write there either: whatever the reason, the emulator takes it for a device.
             }
         }
         Statistics.bump(vm.statistics.mmio_exits)

@@ -25,6 +25,9 @@ public enum FaultCondition: Sendable, Equatable {
     case readOnlySlot
     /// The host's answer, in a slot that allows the access. `.readOnly` is a PFN-mapped page that the process can't write.
     case translation(TranslationError)
+    /// The access wants private memory and the frame is shared, or the reverse; there is no private memory behind the
+    /// frame; or the file of private memory failed with this errno. Only x86 has private memory (6.13).
+    case privateMemory(Errno)
     /// The retry check failed.
     case stale
     /// No memory for tables.
@@ -42,6 +45,8 @@ public enum FaultAnswer: Sendable, Equatable {
     case retry
     /// `KVM_RUN` fails with this errno.
     case fail(Errno)
+    /// `KVM_RUN` fails with this errno and says where: `KVM_EXIT_MEMORY_FAULT`.
+    case memoryFault(Errno)
     /// SIGBUS (`BUS_MCEERR_AR`) for the user address, then the guest runs again: in effect EINTR.
     case busError
     /// `KVM_EXIT_INTR` and EINTR.
@@ -55,6 +60,7 @@ public enum FaultAnswer: Sendable, Equatable {
         case .emulate: .emulate
         case .retry: .retry
         case .fail(let errno): .failed(errno)
+        case .memoryFault(let errno): .memoryFault(errno)
         case .busError: .failed(.EHWPOISON)
         case .interrupted: .failed(.EINTR)
         case .guestException: .failed(.EFAULT)
@@ -67,6 +73,7 @@ extension FaultFamily {
     public func answer(_ condition: FaultCondition, _ access: AccessKind) -> FaultAnswer {
         switch condition {
         case .stale: .retry
+        case .privateMemory(let errno): self == .x86 ? .memoryFault(errno) : untranslatable
         case .dead: .fail(.EIO)
         case .noSlot: device(access)
         // x86 makes no MMIO of a slot whose entries may still exist; the others look the user address up first, and

@@ -57,6 +57,12 @@ import Testing
         Row(
             testDescription: "signal pending", condition: .translation(.signalPending), access: .read,
             answers: x86(.interrupted, then: fault)),
+        Row(
+            testDescription: "private memory, broken", condition: .privateMemory(.EHWPOISON), access: .read,
+            answers: x86(.memoryFault(.EHWPOISON), then: fault)),
+        Row(
+            testDescription: "private and shared mistaken", condition: .privateMemory(.EFAULT), access: .write,
+            answers: x86(.memoryFault(.EFAULT), then: fault)),
         Row(testDescription: "fault", condition: .translation(.fault), access: .write, answers: fault),
         Row(
             testDescription: "stale", condition: .stale, access: .write,
@@ -85,5 +91,6 @@ import Testing
         #expect(FaultAnswer.fail(.ENOMEM).outcome == .failed(.ENOMEM))
         #expect(FaultAnswer.busError.outcome == .failed(.EHWPOISON))
         #expect(FaultAnswer.interrupted.outcome == .failed(.EINTR))
+        #expect(FaultAnswer.memoryFault(.EFAULT).outcome == .memoryFault(.EFAULT))
     }
 }

@@ -16,7 +16,7 @@ extension TDPMMU {
     /// `kvm_mmu_prepare_memory_fault_exit`.
     func memoryFault(_ cpu: VirtualCPU, _ fault: GuestFault, _ isPrivate: Bool, _ errno: Errno) -> FaultOutcome {
         cpu.memoryFault = MemoryFaultExit(fault.frame, isPrivate: isPrivate)
-        return .memoryFault(errno)
+        return FaultFamily.x86.answer(.privateMemory(errno), fault.access).outcome
     }
 
     /// Kernel: `kvm_mmu_faultin_pfn_private`, and the rest of the fault.
