@@ -16,7 +16,7 @@ func runPlan(at path: UnsafePointer<CChar>) -> Bool {
     } catch {
         return false
     }
-    for architecture in Architecture.allCases {
+    for architecture in Architecture.allCases where plan.fits(architecture) {
         for policy in PolicyName.allCases where !run(plan, policy, architecture) { return false }
     }
     return true

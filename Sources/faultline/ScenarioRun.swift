@@ -176,7 +176,7 @@ struct Digest: ParsableCommand {
     func run() throws {
         let file = try load(scenario)
         var bytes: [UInt8] = []
-        for architecture in Architecture.allCases {
+        for architecture in Architecture.allCases where file.plan.fits(architecture) {
             for policy in PolicyName.allCases {
                 bytes += try execute(file, policy: policy, architecture: architecture).digest() + [10]
             }

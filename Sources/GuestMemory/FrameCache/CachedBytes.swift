@@ -98,6 +98,20 @@ extension FrameCache {
         }
     }
 
+    // Embedded Swift 6.3 can't compile `withBytes` into a module that is not this one; these it can.
+
+    /// Writes 8 bytes, `offset` into the page, of a cache that begins where a page does. Errors as `refresh`.
+    @export(interface)
+    public func store(_ value: UInt64, at offset: Int) throws(Errno) {
+        try withBytes(pageSize) { $0.store(value, at: offset) }
+    }
+
+    /// Reads 8 bytes; as `store`.
+    @export(interface)
+    public func load(at offset: Int) throws(Errno) -> UInt64 {
+        try withBytes(pageSize) { $0.load(at: offset) }
+    }
+
     private func useIfValid<R>(_ length: UInt64, _ body: (CachedBytes) -> R) -> R? {
         let guardian = lockForUse()
         guard let bytes = guardian.check(length) else { return nil }

@@ -123,6 +123,7 @@ public final class FrameCache: @unchecked Sendable {
     }
 
     /// Lets go of everything but the place. An inactive cache stays as it is. May sleep. Kernel: `kvm_gpc_deactivate`.
+    @export(interface)
     public func deactivate() {
         refreshLock.lock()
         defer { refreshLock.unlock() }

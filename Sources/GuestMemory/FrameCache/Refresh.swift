@@ -11,6 +11,7 @@ extension FrameCache {
     /// Goes to `place` and makes sure that its frame is mapped. EFAULT: it can't be, and the cache maps nothing.
     /// Caller holds `refreshLock`, is inside `withSlots`, and has seen that the cache is active.
     /// Kernel: `__kvm_gpc_refresh`. Spec: generic 2.14.
+    @export(interface)
     func renew(_ place: Place) throws(Errno) {
         var dropped: KernelMapping? = nil
         lock.lockForWrite()

@@ -42,6 +42,7 @@ extension VirtualMachine {
     }
 
     /// Kernel: `hva_to_pfn`. Spec: generic 2.3: A fast, B slow, C the PFN map.
+    @export(interface)
     func translate(_ address: UserAddress, _ request: FollowRequest) -> Followed {
         if !SeriesPatch.mayAlwaysSleep.isUndone { mightSleep() }
         if let page = fast(address, request) { return .page(page, writable: true) }

@@ -16,6 +16,11 @@ struct CachedPage {
     let cache: FrameCache
 }
 
+extension Plan {
+    /// Whether the architecture has what the plan's VM needs: private memory is x86's alone.
+    public func fits(_ architecture: Architecture) -> Bool { !hasPrivateMemory || architecture == .x86TDP }
+}
+
 /// Dirty rings, private memory, frame caches, faults ahead of use and asynchronous ones.
 extension World {
     func performInMachine(_ action: Action) throws(Errno) -> StepOutcome {
@@ -28,9 +33,9 @@ extension World {
         case .cacheStore(let address, let value):
             consumers?.writers.lockForRead()
             defer { consumers?.writers.unlockRead() }
-            try cache(of: address).withBytes(pageSize) { $0.store(value, at: Int(address.offset)) }
+            try cache(of: address).store(value, at: Int(address.offset))
         case .cacheLoad(let address):
-            return .value(try cache(of: address).withBytes(pageSize) { $0.load(at: Int(address.offset)) })
+            return .value(try cache(of: address).load(at: Int(address.offset)))
         case .fetchPage: if !vm.asyncFaults.runOne() { throw .EAGAIN }
         default: throw .EINVAL
         }
