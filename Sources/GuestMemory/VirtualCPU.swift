@@ -143,7 +143,9 @@ open class VirtualCPU: @unchecked Sendable {
         }
         // In this order: any page that is there ends the halt, and the guest looks whether it was the one.
         if take(Request.asyncFaultHalt) { isHalted = true }
-        if take(Request.asyncFaultReady) { completeAsyncFaults() }
+        // A vCPU that halts looks for itself: what is done is on the list before the request is posted, and whoever is to
+        // post it may be off the processor.
+        if take(Request.asyncFaultReady) || isHalted { completeAsyncFaults() }
         if isHalted { return .halted }
         let pending = requests.exchange(0, ordering: .sequentiallyConsistent)
         if pending & Request.reloadRoot != 0 { vm.mmu.freeObsoleteRoot(self) }
