@@ -159,7 +159,7 @@ open class VirtualCPU: @unchecked Sendable {
     }
 
     /// Whether the request was posted; it is taken off.
-    private final func take(_ request: UInt32) -> Bool {
+    final func take(_ request: UInt32) -> Bool {
         guard requests.load(ordering: .sequentiallyConsistent) & request != 0 else { return false }
         return requests.bitwiseAnd(~request, ordering: .sequentiallyConsistent).oldValue & request != 0
     }

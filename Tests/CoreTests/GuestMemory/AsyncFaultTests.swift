@@ -113,6 +113,23 @@ extension TestGuest {
         #expect(guest.leaf(0) != nil)
     }
 
+    @Test func `a vCPU that halts sees a page that is there before it is told`() throws {
+        let guest = TestGuest()
+        _ = try guest.addSlowMemory(1)
+        let cpu = guest.cpus[0]
+        cpu.allowsAsyncFaults = true
+        for _ in 0..<2 { #expect(guest.handle(0) == .retry) }
+        #expect(cpu.enterGuest() == .halted && guest.vm.asyncFaults.runOne())
+        // The worker has put the page on the list; its request comes later.
+        #expect(cpu.take(VirtualCPU.Request.asyncFaultReady))
+        #expect(cpu.sleepUntilReady() == nil && cpu.enterGuest() == nil && !cpu.isHalted)
+        cpu.exitGuest()
+        #expect(guest.leaf(0) != nil && cpu.asyncFaults.count == 0)
+        cpu.post(VirtualCPU.Request.asyncFaultReady)
+        #expect(cpu.enterGuest() == nil, "the request alone does nothing")
+        cpu.exitGuest()
+    }
+
     @Test func `a guest that is told runs on, and halts only when it comes back to the page`() throws {
         let guest = TestGuest(cpus: 0)
         _ = try guest.addSlowMemory(3)
