@@ -14,12 +14,6 @@ import Testing
 /// A point counts where the running task holds no spinning lock. mmap_lock it may hold: who takes pages away by the reverse
 /// map, reclaim for one, does not.
 final class SteppingInterposer {
-    private struct Task {
-        /// First, so that the pointer to it is the pointer to the whole.
-        var base: fl_task
-        var owner: Unmanaged<SteppingInterposer>
-    }
-
     private var steps: [(point: Int, action: () -> Void)]
     private let look: () -> Void
     private(set) var points = 0
@@ -31,37 +25,19 @@ final class SteppingInterposer {
     }
 
     func run(_ body: () throws -> Void) rethrows {
-        let task = UnsafeMutablePointer<Task>.allocate(capacity: 1)
-        var base = fl_task()
-        base.point = { task, _, _ in
-            guard let task else { return }
-            let whole = UnsafeMutableRawPointer(task).assumingMemoryBound(to: Task.self)
-            whole.pointee.owner.takeUnretainedValue().pass(task)
-        }
-        base.note = { _, _, _ in }
-        task.initialize(to: Task(base: base, owner: Unmanaged.passUnretained(self)))
-        let raw = UnsafeMutableRawPointer(task).assumingMemoryBound(to: fl_task.self)
-        let outer = fl_current()
-        raw.pointee.undone = outer?.pointee.undone ?? (0, 0)
-        fl_attach(raw)
-        defer {
-            fl_attach(outer)
-            #expect(raw.pointee.held.order_violations == 0 && raw.pointee.held.sleep_violations == 0)
-            task.deinitialize(count: 1)
-            task.deallocate()
-        }
-        try body()
+        let held = try TestTask { [self] _, _ in pass() }.run(body).held
+        #expect(held.isSound)
     }
 
-    private func pass(_ task: UnsafeMutablePointer<fl_task>) {
-        guard task.pointee.held.atomic_depth == 0 else { return look() }
-        fl_attach(nil)
-        while let next = steps.first, next.point <= points {
-            steps.removeFirst()
-            next.action()
+    private func pass() {
+        guard fl_held_current().pointee.atomic_depth == 0 else { return look() }
+        TestTask.elsewhere {
+            while let next = steps.first, next.point <= points {
+                steps.removeFirst()
+                next.action()
+            }
+            look()
         }
-        look()
-        fl_attach(task)
         points += 1
     }
 

@@ -1,5 +1,4 @@
 import Audit
-import CSchedule
 import Frames
 import Glibc
 import Hardware
@@ -32,36 +31,17 @@ final class RawTables {
     }
 }
 
-/// A task whose scheduling points call Swift.
-private struct HookedTask {
-    // First, so that a pointer to the task is one to this.
-    var task = fl_task()
-    let point: (Int) -> Void
-    var count = 0
-}
-
 /// Runs `body`, calling `point` at each scheduling point it passes, with the point's number from 0.
 /// Returns how many there were.
 @discardableResult
 func withHook<R>(_ point: @escaping (Int) -> Void, _ body: () -> R) -> (result: R, points: Int) {
-    let hooked = UnsafeMutablePointer<HookedTask>.allocate(capacity: 1)
-    hooked.initialize(to: HookedTask(point: point))
-    defer {
-        hooked.deinitialize(count: 1)
-        hooked.deallocate()
+    var count = 0
+    let task = TestTask { _, _ in
+        defer { count += 1 }
+        point(count)
     }
-    hooked.pointee.task.note = { _, _, _ in }
-    hooked.pointee.task.point = { task, _, _ in
-        let hooked = UnsafeMutableRawPointer(task!).assumingMemoryBound(to: HookedTask.self)
-        let number = hooked.pointee.count
-        hooked.pointee.count += 1
-        let point = hooked.pointee.point
-        point(number)
-    }
-    fl_attach(UnsafeMutableRawPointer(hooked).assumingMemoryBound(to: fl_task.self))
-    defer { fl_attach(nil) }
-    let result = body()
-    return (result, hooked.pointee.count)
+    let result = task.run(body).result
+    return (result, count)
 }
 
 extension WalkResult {

@@ -1,5 +1,4 @@
 import Audit
-import CSchedule
 import Frames
 import Paging
 import Synchrony
@@ -197,7 +196,7 @@ import Testing
         let range = TestWorld.user..<(TestWorld.user + 4096)
         // RISC-V flushes at each entry made: page 0 has to come into the TLB again.
         #expect(test.guest(.read, page: 0) == .value(0))
-        try Defective(.flushMissing).run { try test.world.addressSpace.advise(range, .dontNeed) }
+        _ = try TestTask(defects: [.flushMissing]).run { try test.world.addressSpace.advise(range, .dontNeed) }
         #expect(test.journal.findings.first?.invariant == .x11)
         #expect(test.found == [.x11, .i13])
         // And the guest goes on with it.
@@ -256,7 +255,7 @@ import Testing
     @Test func `I-13: a driver gives its block back while a TLB maps it`() throws {
         let test = try written(.graphicsBuffer)
         let before = test.journal.findings.count
-        try Defective(.flushMissing).run { try test.world.regions[0].move(toDeviceMemory: true) }
+        _ = try TestTask(defects: [.flushMissing]).run { try test.world.regions[0].move(toDeviceMemory: true) }
         let reasons = test.journal.findings.dropFirst(before).map(\.reason)
         #expect(reasons.contains("a driver gives memory back while a vCPU's TLB maps it"))
     }
@@ -318,7 +317,7 @@ import Testing
     @Test func `I-12: the lockless path does not log what it makes writable`() throws {
         let test = try logged()
         #expect(test.step(.getDirtyLog(id: 0)) == .pages([0]))
-        Defective(.fastFaultUnlogged).run { #expect(test.guest(.write, page: 0, 2) == .stored) }
+        _ = TestTask(defects: [.fastFaultUnlogged]).run { #expect(test.guest(.write, page: 0, 2) == .stored) }
         test.world.endPhase(0)
         #expect(test.found == [.i12, .x44])
     }
@@ -357,27 +356,6 @@ import Testing
         #expect(test.step(.getDirtyLog(id: 0)) == .pages([]))
         test.world.endPhase(0)
         #expect(test.found == [])
-    }
-}
-
-/// Runs with a defect of the museum switched on, on one task.
-private struct Defective {
-    let defect: Defect
-    init(_ defect: Defect) { self.defect = defect }
-
-    func run<R>(_ body: () throws -> R) rethrows -> R {
-        let task = UnsafeMutablePointer<fl_task>.allocate(capacity: 1)
-        var base = fl_task()
-        base.point = { _, _, _ in }
-        base.note = { _, _, _ in }
-        base.defects = 1 << UInt64(defect.rawValue)
-        task.initialize(to: base)
-        fl_attach(task)
-        defer {
-            fl_attach(nil)
-            task.deallocate()
-        }
-        return try body()
     }
 }
 
