@@ -22,7 +22,8 @@ public struct ScenarioFile: Sendable, Equatable {
     public var story: String
     /// What the older policies break.
     public var known: [KnownDeviation]
-    /// The architectures whose guest addresses reach as far as the scenario does, and that have what its VM needs. `plan` runs on all of them.
+    /// The architectures whose guest addresses reach as far as the scenario does, and that have what its VM needs. `plan`
+    /// runs on all of them.
     public var architectures: [Architecture]
 
     /// What is known to break under `policy` on `architecture`; nil for nothing.
@@ -83,7 +84,7 @@ struct ScenarioBuilder {
         let known = known(fields)
         try complaints.throwIfAny()
         let architectures = Architecture.allCases.filter {
-            end <= 1 << $0.guestAddressBits && (!plan.hasPrivateMemory || $0 == .x86TDP)
+            end <= 1 << $0.guestAddressBits && plan.fits($0)
         }
         return ScenarioFile(plan: plan, story: story, known: known, architectures: architectures)
     }
@@ -103,7 +104,7 @@ struct ScenarioBuilder {
     private func setFeatures(_ vm: Fields, _ plan: inout Plan) {
         plan.asyncFaults = vm.flag("async_faults")
         plan.hasPrivateMemory = vm.words("type").first == "sw_protected"
-        if plan.hasPrivateMemory, plan.architecture != .x86TDP {
+        if !plan.fits(plan.architecture) {
             complaints.add(
                 vm.position(of: "type"), "`sw_protected` on \(Vocabulary.word(plan.architecture))",
                 "only x86 has such VMs: say `architecture: x86-tdp`")

@@ -110,7 +110,7 @@ public final class World {
         framesAtStart = memory.freeFrames
         addressSpace = AddressSpace(host: host)
         tables = chosen.makeTables()
-        guard !plan.hasPrivateMemory || tables.mmu.hasPrivateFaults else { throw .privateMemory }
+        guard plan.fits(chosen) else { throw .privateMemory }
         vm = VirtualMachine(
             addressSpace: addressSpace, mmu: tables.mmu, policy: policy.kind,
             allowUnsafeMappings: plan.allowUnsafeMappings,
