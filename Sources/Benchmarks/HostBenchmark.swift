@@ -73,13 +73,6 @@ public struct HostReport: Sendable, Codable {
     public var footprint: HostFootprint
 }
 
-/// Why the benchmark of the host can't run here.
-public enum HostBenchmarkError: Error, Sendable {
-    case noMemory(bytes: Int)
-    /// An operation did not do what it should; its time would mean nothing.
-    case wrongResult(String)
-}
-
 /// The host's memory operations.
 public struct HostBenchmark: Sendable {
     public var pages: Int
@@ -96,7 +89,7 @@ public struct HostBenchmark: Sendable {
     static let largeHost = 256 << 30
 
     /// - Parameter progress: told what comes next.
-    public func run(progress: (String) -> Void) throws(HostBenchmarkError) -> HostReport {
+    public func run(progress: (String) -> Void) throws(BenchmarkError) -> HostReport {
         var samples = HostSamples()
         progress("the start of a large host")
         let start = try measureStart()
@@ -121,20 +114,20 @@ public struct HostBenchmark: Sendable {
             bytes: pages << 12, rounds: rounds, seed: seed, rows: rows, start: start, footprint: footprint)
     }
 
-    private func measureStart() throws(HostBenchmarkError) -> HostStart {
+    private func measureStart() throws(BenchmarkError) -> HostStart {
         var times: [Double] = []
         var limits: [Double] = []
         var resident: Int?
         // The first round warms up; what it takes stays in the process, so it is the one that shows it.
         for round in 0..<rounds + 1 {
-            let limit = try time { () throws(HostBenchmarkError) in
+            let limit = try time { () throws(BenchmarkError) in
                 let maps = try HostBenchmarkMachine.mappings(Self.largeHost)
                 maps.arena.base.storeBytes(of: 1, as: UInt64.self)
                 maps.pageFrames.base.storeBytes(of: 1, as: UInt64.self)
                 return maps
             }.milliseconds
             let before = limit_resident_bytes()
-            let started = try time { () throws(HostBenchmarkError) in
+            let started = try time { () throws(BenchmarkError) in
                 try HostBenchmarkMachine(ram: Self.largeHost, pages: 1, commits: false)
             }
             let after = limit_resident_bytes()
@@ -151,12 +144,12 @@ public struct HostBenchmark: Sendable {
     }
 
     /// Each round on memory that nobody has used, as the allocator sees it; this machine's own memory is there already.
-    private func measureFreshFaults(counts: Bool, _ samples: inout HostSamples) throws(HostBenchmarkError) {
+    private func measureFreshFaults(counts: Bool, _ samples: inout HostSamples) throws(BenchmarkError) {
         let machine = try HostBenchmarkMachine(pages: pages)
         samples.keep(.faultZero, counts, pages, try machine.storeAll())
     }
 
-    private func measureUsedFaults(_ samples: inout HostSamples) throws(HostBenchmarkError) {
+    private func measureUsedFaults(_ samples: inout HostSamples) throws(BenchmarkError) {
         let machine = try HostBenchmarkMachine(pages: pages, arenaIsZero: false)
         for round in 0..<rounds + 1 {
             samples.keep(.faultCleared, round > 0, pages, try machine.storeAll())
@@ -169,7 +162,7 @@ public struct HostBenchmark: Sendable {
     /// A host whose process has all its pages, and what it holds.
     private func fill(
         _ random: inout SplitMix
-    ) throws(HostBenchmarkError) -> (machine: HostBenchmarkMachine, footprint: HostFootprint) {
+    ) throws(BenchmarkError) -> (machine: HostBenchmarkMachine, footprint: HostFootprint) {
         limit_empty_caches()
         defer { limit_fill_caches() }
         let machine = try HostBenchmarkMachine(pages: pages)
@@ -179,7 +172,7 @@ public struct HostBenchmark: Sendable {
         return (machine, machine.footprint(objects: grown + machine.objectsAtStart))
     }
 
-    private func measureSharing(_ samples: inout HostSamples) throws(HostBenchmarkError) -> HostFootprint {
+    private func measureSharing(_ samples: inout HostSamples) throws(BenchmarkError) -> HostFootprint {
         var random = SplitMix(seed: seed)
         let (machine, footprint) = try fill(&random)
         let order = (0..<UInt32(pages)).shuffled(using: &random)
@@ -198,7 +191,7 @@ public struct HostBenchmark: Sendable {
 extension HostBenchmark {
     /// Each round: every page is stored to, aged and written out, and read back in. The device's memory is there from the
     /// round that warms up on.
-    private func measureReclaim(_ samples: inout HostSamples) throws(HostBenchmarkError) {
+    private func measureReclaim(_ samples: inout HostSamples) throws(BenchmarkError) {
         let machine = try HostBenchmarkMachine(pages: pages, swaps: true)
         for round in 0..<rounds + 1 {
             _ = try machine.storeAll()

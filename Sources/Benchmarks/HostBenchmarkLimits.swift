@@ -5,13 +5,13 @@ import SeededRandom
 
 /// The limit rows of the host: the bare memory traffic, in C, on memory of the same kind.
 extension HostBenchmark {
-    func measureLimits(_ samples: inout HostSamples) throws(HostBenchmarkError) {
+    func measureLimits(_ samples: inout HostSamples) throws(BenchmarkError) {
         let memory = try HostBenchmarkMachine.mappings(pages << 12, hugePages: true)
         let wordBytes = pages * 8
         guard let parent = MappedArena(size: wordBytes, hugePages: true),
             let child = MappedArena(size: wordBytes, hugePages: true), let device = MappedArena(size: pages << 12),
             let tables = MappedArena(size: limit_tables_size(pages), hugePages: true)
-        else { throw .noMemory(bytes: wordBytes) }
+        else { throw .noMemory("\(wordBytes >> 20) MiB of address space") }
         var random = SplitMix(seed: seed)
         let order = (0..<UInt32(pages)).shuffled(using: &random)
         let entries = parent.base.bindMemory(to: UInt64.self, capacity: pages)

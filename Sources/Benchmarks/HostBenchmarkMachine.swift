@@ -22,10 +22,10 @@ final class HostBenchmarkMachine {
 
     static func mappings(
         _ ram: Int, hugePages: Bool = false
-    ) throws(HostBenchmarkError) -> (arena: MappedArena, pageFrames: MappedArena) {
+    ) throws(BenchmarkError) -> (arena: MappedArena, pageFrames: MappedArena) {
         guard let arena = MappedArena(size: ram, hugePages: hugePages),
             let pageFrames = MappedArena(size: ram / Int(pageSize) * 64, hugePages: hugePages)
-        else { throw .noMemory(bytes: ram) }
+        else { throw .noMemory("\(ram >> 20) MiB of address space") }
         return (arena, pageFrames)
     }
 
@@ -34,7 +34,7 @@ final class HostBenchmarkMachine {
     ///   - commits: whether this machine's memory is to be there before anything is timed.
     init(
         ram: Int? = nil, pages: Int, arenaIsZero: Bool = true, commits: Bool = true, swaps: Bool = false
-    ) throws(HostBenchmarkError) {
+    ) throws(BenchmarkError) {
         let ram = ram ?? (pages + pages / 64 + 4096) << 12
         (arena, pageFrames) = try Self.mappings(ram, hugePages: commits)
         if commits {
@@ -68,7 +68,7 @@ final class HostBenchmarkMachine {
     private func address(_ page: UInt32) -> UserAddress { Self.user + UInt64(page) << pageShift }
 
     /// Gives all pages back and maps the same stretch again.
-    func unmapAndMap() throws(HostBenchmarkError) {
+    func unmapAndMap() throws(BenchmarkError) {
         do throws(Errno) {
             try process.unmap(Self.user..<Self.user + UInt64(pages) << 12)
             try Self.map(process, pages)
@@ -76,16 +76,16 @@ final class HostBenchmarkMachine {
     }
 
     /// One store to each page, in the order of addresses. Nanoseconds.
-    func storeAll() throws(HostBenchmarkError) -> Double {
+    func storeAll() throws(BenchmarkError) -> Double {
         try store(0..<UInt32(pages))
     }
 
     /// Makes every page, so that neighbours are strangers in physical memory.
-    func fill(shuffledBy random: inout SplitMix) throws(HostBenchmarkError) {
+    func fill(shuffledBy random: inout SplitMix) throws(BenchmarkError) {
         _ = try store((0..<UInt32(pages)).shuffled(using: &random))
     }
 
-    private func store(_ order: some Sequence<UInt32>) throws(HostBenchmarkError) -> Double {
+    private func store(_ order: some Sequence<UInt32>) throws(BenchmarkError) -> Double {
         do throws(Errno) {
             return try time { () throws(Errno) in
                 for page in order { try process.store(address(page), UInt64(page)) }
@@ -94,7 +94,7 @@ final class HostBenchmarkMachine {
     }
 
     /// Gets each page for writing, which faults it in. Nanoseconds.
-    func getAll() throws(HostBenchmarkError) -> Double {
+    func getAll() throws(BenchmarkError) -> Double {
         var flags = LookupFlags()
         flags.write = true
         do throws(GetUserPagesError) {
@@ -107,7 +107,7 @@ final class HostBenchmarkMachine {
     }
 
     /// Gets `pages` without locks, one after another, and releases each. Nanoseconds.
-    func get(_ pages: [UInt32]) throws(HostBenchmarkError) -> Double {
+    func get(_ pages: [UInt32]) throws(BenchmarkError) -> Double {
         var missed = 0
         let elapsed = time {
             for page in pages {
@@ -124,7 +124,7 @@ final class HostBenchmarkMachine {
     }
 
     /// Takes every page to the swap device. Nanoseconds.
-    func reclaimAll() throws(HostBenchmarkError) -> Double {
+    func reclaimAll() throws(BenchmarkError) -> Double {
         var freed = 0
         let elapsed = time {
             var last = 1
@@ -140,7 +140,7 @@ final class HostBenchmarkMachine {
     }
 
     /// One load of each page, whose value is what was stored. Nanoseconds.
-    func loadAll() throws(HostBenchmarkError) -> Double {
+    func loadAll() throws(BenchmarkError) -> Double {
         var wrong = 0
         do throws(Errno) {
             let elapsed = try time { () throws(Errno) in
@@ -153,12 +153,12 @@ final class HostBenchmarkMachine {
 
     /// A fork, and the end of the child. Afterwards every page is the parent's own again, so that the next fork has as
     /// much to do. Nanoseconds.
-    func forkAndExit() throws(HostBenchmarkError) -> (fork: Double, exit: Double) {
+    func forkAndExit() throws(BenchmarkError) -> (fork: Double, exit: Double) {
         do throws(Errno) {
             let forked = try time { () throws(Errno) in try process.fork() }
             let exit = time { forked.result.exit() }.nanoseconds
             _ = forked.result
-            do throws(HostBenchmarkError) { _ = try storeAll() } catch { throw .EFAULT }
+            do throws(BenchmarkError) { _ = try storeAll() } catch { throw .EFAULT }
             return (forked.nanoseconds, exit)
         } catch { throw .wrongResult("fork: \(error)") }
     }

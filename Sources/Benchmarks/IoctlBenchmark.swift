@@ -27,13 +27,6 @@ public struct IoctlReport: Sendable, Codable {
     public var rows: [IoctlRow]
 }
 
-/// Why the benchmark of scripts can't run here.
-public enum IoctlBenchmarkError: Error, Sendable {
-    case noMemory
-    /// A step did not do what it should; its time would mean nothing.
-    case wrongResult(String)
-}
-
 /// Steps of scripts on the model, read beforehand.
 public struct IoctlBenchmark: Sendable {
     /// Of each operation.
@@ -48,8 +41,8 @@ public struct IoctlBenchmark: Sendable {
     }
 
     /// - Parameter progress: told what comes next.
-    public func run(progress: (String) -> Void) throws(IoctlBenchmarkError) -> IoctlReport {
-        guard let storage = ModelStorage() else { throw .noMemory }
+    public func run(progress: (String) -> Void) throws(BenchmarkError) -> IoctlReport {
+        guard let storage = ModelStorage() else { throw .noMemory("the model's memory") }
         var rows: [IoctlRow] = []
         for operation in IoctlOperation.allCases {
             progress(operation.rawValue)
@@ -58,14 +51,14 @@ public struct IoctlBenchmark: Sendable {
         return IoctlReport(rounds: rounds, seed: seed, rows: rows)
     }
 
-    private func row(_ operation: IoctlOperation, _ storage: ModelStorage) throws(IoctlBenchmarkError) -> IoctlRow {
+    private func row(_ operation: IoctlOperation, _ storage: ModelStorage) throws(BenchmarkError) -> IoctlRow {
         let scripts = operation == .random ? randomScripts() : [try read(operation)]
         let count = scripts.reduce(0) { $0 + $1.lines.count }
         var times: [Double] = []
         var limits: [Double] = []
         // The first round warms up.
         for round in 0..<rounds + 1 {
-            let measured = try time { () throws(IoctlBenchmarkError) in
+            let measured = try time { () throws(BenchmarkError) in
                 for script in scripts { try perform(script, storage, mayFail: operation == .random) }
             }
             let limit = time { limit_system_calls(count) }
@@ -81,7 +74,7 @@ public struct IoctlBenchmark: Sendable {
 
     private func perform(
         _ script: Script, _ storage: ModelStorage, mayFail: Bool
-    ) throws(IoctlBenchmarkError) {
+    ) throws(BenchmarkError) {
         let executor = ModelExecutor(storage)
         for line in script.lines {
             let answer = executor.perform(line.step, process: line.process)
@@ -105,7 +98,7 @@ public struct IoctlBenchmark: Sendable {
     }
 
     /// A script whose last two lines are what is measured, again and again.
-    private func read(_ operation: IoctlOperation) throws(IoctlBenchmarkError) -> Script {
+    private func read(_ operation: IoctlOperation) throws(BenchmarkError) -> Script {
         let write = "guest write cpu=0 gpa=0x10000 value=1"
         let pair: [String] =
             switch operation {

@@ -38,13 +38,6 @@ public struct BenchmarkReport: Sendable, Codable {
     public var rows: [BenchmarkRow]
 }
 
-/// Why a benchmark can't run here.
-public enum BenchmarkError: Error, Sendable {
-    case noMemory(bytes: UInt64)
-    /// An operation did not do what it should; its time would mean nothing.
-    case wrongResult(Operation, expected: Int, found: Int)
-}
-
 /// The memory operations of KVM under each policy.
 public struct MemoryBenchmark: Sendable {
     public var pages: Int
@@ -85,12 +78,12 @@ public struct MemoryBenchmark: Sendable {
     private func measure(_ name: String, _ policy: PolicyKind, _ samples: inout Samples) throws(BenchmarkError) {
         do {
             guard let machine = BenchmarkMachine(pages: pages, policy: policy, blockOrder: 0, seed: seed) else {
-                throw .noMemory(bytes: UInt64(pages) << 12)
+                throw .noMemory("a guest of \(pages >> 8) MiB; try --guest 1")
             }
             for round in 0..<rounds + 1 { try round4K(machine, round == 0 ? nil : name, &samples) }
         }
         guard let machine = BenchmarkMachine(pages: pages, policy: policy, blockOrder: 9, seed: seed) else {
-            throw .noMemory(bytes: UInt64(pages) << 12)
+            throw .noMemory("a guest of \(pages >> 8) MiB; try --guest 1")
         }
         for round in 0..<rounds + 1 { try roundCollapse(machine, round == 0 ? nil : name, &samples) }
     }
@@ -102,7 +95,7 @@ public struct MemoryBenchmark: Sendable {
         machine.cleanPageFrames()
         var fixed = 0
         samples.time(.coldFaults, name, pages) { fixed = machine.faultAll() }
-        if fixed != pages { throw .wrongResult(.coldFaults, expected: pages, found: fixed) }
+        if fixed != pages { throw .left(.coldFaults, fixed, insteadOf: pages) }
 
         machine.cleanPageFrames()
         samples.time(.clearDirty, name, pages) { machine.mmu.clearDirty(machine.slot) }
@@ -114,7 +107,7 @@ public struct MemoryBenchmark: Sendable {
         fixed = machine.faultAll()
         machine.cleanPageFrames()
         samples.time(.zap, name, pages) { machine.zapAll() }
-        if machine.leaves4K != 0 { throw .wrongResult(.zap, expected: 0, found: machine.leaves4K) }
+        if machine.leaves4K != 0 { throw .left(.zap, machine.leaves4K, insteadOf: 0) }
         if let name, name == "precise" { limits(&samples) }
     }
 
@@ -127,16 +120,16 @@ public struct MemoryBenchmark: Sendable {
             let fixed = machine.faultAll()
             if fixed != pages { throw .EIO }
         } catch {
-            throw .wrongResult(.collapse, expected: pages, found: machine.leaves4K)
+            throw .left(.collapse, machine.leaves4K, insteadOf: pages)
         }
         machine.cleanPageFrames()
         var failure: Errno?
         samples.time(.collapse, name, pages) {
             do throws(Errno) { try machine.setLogging(false) } catch { failure = error }
         }
-        if failure != nil { throw .wrongResult(.collapse, expected: 0, found: 1) }
+        if failure != nil { throw .left(.collapse, 1, insteadOf: 0) }
         if machine.leaves2M != pages / 512 {
-            throw .wrongResult(.collapse, expected: pages / 512, found: machine.leaves2M)
+            throw .left(.collapse, machine.leaves2M, insteadOf: pages / 512)
         }
         machine.zapAll()
     }

@@ -48,13 +48,6 @@ public struct SlotReport: Sendable, Codable {
     public var rows: [SlotRow]
 }
 
-/// Why the benchmark of slots gives no times.
-public enum SlotBenchmarkError: Error, Sendable {
-    case noMemory
-    /// An operation did not do what it should.
-    case wrongResult(String)
-}
-
 /// Lookups and changes in a VM with very many slots, under the TDP MMU.
 public struct SlotBenchmark: Sendable {
     public var slots: Int
@@ -82,8 +75,8 @@ public struct SlotBenchmark: Sendable {
         var limits: [Double] = []
     }
 
-    public func run(progress: (String) -> Void) throws(SlotBenchmarkError) -> SlotReport {
-        guard let arena = MappedArena(size: 64 << 12) else { throw .noMemory }
+    public func run(progress: (String) -> Void) throws(BenchmarkError) -> SlotReport {
+        guard let arena = MappedArena(size: 64 << 12) else { throw .noMemory("256 KiB of address space") }
         let memory = PhysicalMemory(arena: arena.base, ramFrames: 64, arenaIsZero: true)
         let process = AddressSpace(host: Host(memory: memory, transparentHugePages: false))
         let vm = VirtualMachine(addressSpace: process, mmu: TDPMMU())
@@ -115,7 +108,7 @@ public struct SlotBenchmark: Sendable {
         return SlotReport(slots: slots, rounds: rounds, seed: seed, rows: rows)
     }
 
-    private func set(_ vm: VirtualMachine, _ id: Int, _ place: Int, size: Int = pages) throws(SlotBenchmarkError) {
+    private func set(_ vm: VirtualMachine, _ id: Int, _ place: Int, size: Int = pages) throws(BenchmarkError) {
         let region = MemoryRegion(
             slot: UInt32(id), guestAddress: GuestFrame(UInt64(place) * Self.step).address,
             size: UInt64(size) * pageSize, userAddress: Self.user + UInt64(place) * Self.step * pageSize)
@@ -132,7 +125,7 @@ public struct SlotBenchmark: Sendable {
 
     private func measure(
         _ operation: SlotOperation, _ vm: VirtualMachine, _ cpu: VirtualCPU, _ random: inout SplitMix
-    ) throws(SlotBenchmarkError) -> Double {
+    ) throws(BenchmarkError) -> Double {
         switch operation {
         case .hinted, .ofCPU, .search:
             let one = Int.random(in: 0..<slots, using: &random)
@@ -170,7 +163,7 @@ public struct SlotBenchmark: Sendable {
     /// The slot goes into the gap behind another.
     private func measureChanges(
         _ vm: VirtualMachine, _ random: inout SplitMix
-    ) throws(SlotBenchmarkError) -> Double {
+    ) throws(BenchmarkError) -> Double {
         let places = (0..<changes).map { _ in UInt64(Int.random(in: 0..<slots, using: &random)) * Self.step + 2 }
         var failed = 0
         let elapsed = time {
@@ -191,7 +184,7 @@ public struct SlotBenchmark: Sendable {
 
     private func measureLimit(
         _ operation: SlotOperation, _ random: inout SplitMix
-    ) throws(SlotBenchmarkError) -> Double {
+    ) throws(BenchmarkError) -> Double {
         var sum: UInt64 = 0
         let count = operation == .change ? changes : lookups
         let frames = frames(count, in: 0..<slots, &random)

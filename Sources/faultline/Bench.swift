@@ -30,6 +30,20 @@ struct RoundOptions: ParsableArguments {
     static func show(_ part: some CustomStringConvertible) {
         if isatty(STDERR_FILENO) == 1 { FileHandle.standardError.write(Data("measuring \(part)\n".utf8)) }
     }
+
+    /// What `benchmark` measures, or why there are no times.
+    static func report<Report>(
+        _ benchmark: (_ progress: (String) -> Void) throws(BenchmarkError) -> Report
+    ) throws -> Report {
+        do throws(BenchmarkError) {
+            return try benchmark { part in show(part) }
+        } catch {
+            switch error {
+            case .noMemory(let what): throw Failure(.impossibleHere, "error: no room for \(what)")
+            case .wrongResult(let what): throw Failure(.findings, "error: \(what); no times")
+            }
+        }
+    }
 }
 
 struct MemoryBench: ParsableCommand {
@@ -51,18 +65,7 @@ struct MemoryBench: ParsableCommand {
     func run() throws {
         let bytes: UInt64 = quick ? 64 << 20 : UInt64(guest) << 30
         let benchmark = MemoryBenchmark(guestBytes: bytes, rounds: quick ? 1 : rounds.count, seed: rounds.seed)
-        let report: BenchmarkReport
-        do throws(BenchmarkError) {
-            report = try benchmark.run { policy in RoundOptions.show(policy) }
-        } catch {
-            switch error {
-            case .noMemory(let bytes):
-                throw Failure(.impossibleHere, "error: no room for a guest of \(bytes >> 20) MiB; try --guest 1")
-            case .wrongResult(let operation, let expected, let found):
-                throw Failure(
-                    .findings, "error: \(operation.rawValue) left \(found) where \(expected) was right; no times")
-            }
-        }
+        let report = try RoundOptions.report(benchmark.run)
         output(rounds.json ? BenchmarkText.json(report) : BenchmarkText.render(report, .standardOutput))
     }
 }
@@ -82,15 +85,7 @@ struct SlotBench: ParsableCommand {
             quick
             ? SlotBenchmark(slots: 1000, lookups: 1 << 12, changes: 50, rounds: 1, seed: rounds.seed)
             : SlotBenchmark(rounds: rounds.count, seed: rounds.seed)
-        let report: SlotReport
-        do throws(SlotBenchmarkError) {
-            report = try benchmark.run { part in RoundOptions.show(part) }
-        } catch {
-            switch error {
-            case .noMemory: throw Failure(.impossibleHere, "error: no room for 256 KiB of address space")
-            case .wrongResult(let what): throw Failure(.findings, "error: \(what); no times")
-            }
-        }
+        let report = try RoundOptions.report(benchmark.run)
         output(rounds.json ? SlotBenchmarkText.json(report) : SlotBenchmarkText.render(report))
     }
 }
@@ -108,17 +103,7 @@ struct HostBench: ParsableCommand {
     func run() throws {
         let benchmark = HostBenchmark(
             bytes: quick ? 16 << 20 : 1 << 30, rounds: quick ? 1 : rounds.count, seed: rounds.seed)
-        let report: HostReport
-        do throws(HostBenchmarkError) {
-            report = try benchmark.run { part in RoundOptions.show(part) }
-        } catch {
-            switch error {
-            case .noMemory(let bytes):
-                throw Failure(.impossibleHere, "error: no room for \(bytes >> 20) MiB of address space")
-            case .wrongResult(let what):
-                throw Failure(.findings, "error: \(what); no times")
-            }
-        }
+        let report = try RoundOptions.report(benchmark.run)
         output(rounds.json ? HostBenchmarkText.json(report) : HostBenchmarkText.render(report))
     }
 }

@@ -13,15 +13,7 @@ struct IoctlBench: ParsableCommand {
     func run() throws {
         let benchmark = IoctlBenchmark(
             steps: quick ? 2000 : 200_000, rounds: quick ? 1 : rounds.count, seed: rounds.seed)
-        let report: IoctlReport
-        do throws(IoctlBenchmarkError) {
-            report = try benchmark.run { part in RoundOptions.show(part) }
-        } catch {
-            switch error {
-            case .noMemory: throw Failure(.impossibleHere, "error: no room for the model's memory")
-            case .wrongResult(let what): throw Failure(.findings, "error: \(what); no times")
-            }
-        }
+        let report = try RoundOptions.report(benchmark.run)
         output(rounds.json ? IoctlBenchmarkText.json(report) : IoctlBenchmarkText.render(report))
     }
 }
