@@ -124,7 +124,8 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
         case .fault(let walk):
             switch walk {
             case .violation(let fault), .misconfiguration(let fault): return .fault(present: fault.present)
-            case .translated: return .fault(present: true)
+            // No walk without a log meets a full one.
+            case .translated, .modificationLogFull: return .fault(present: true)
             }
         case .misaligned: preconditionFailure("accesses are 8-byte aligned")
         }
