@@ -12,7 +12,7 @@ final class PageIndex {
 
     /// Kernel: `hash_64(gfn, 12)`.
     private static func chain(of frame: GuestFrame) -> Int {
-        Int(truncatingIfNeeded: frame.number &* 0x61c8_8646_80b5_83eb >> 52)
+        Int((frame.number &* 0x61c8_8646_80b5_83eb) >> 52)
     }
 
     func add(_ page: ShadowPage) {

@@ -30,6 +30,8 @@ public final class ShadowCPU: CPUExtra, @unchecked Sendable {
     var stock: [HostFrame] = []
     /// The guest's own fault that the last access came to; whoever runs the guest takes it.
     public var pageFault: GuestPageFault?
+    /// The guest physical address of the last fault, if its walk found one.
+    public internal(set) var faultedAddress = GuestAddress(0)
     /// Kernel: `last_retry_eip`, `last_retry_addr`: what was unprotected last.
     var lastUnprotected: UInt64?
 

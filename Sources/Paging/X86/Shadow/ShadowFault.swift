@@ -33,6 +33,7 @@ extension ShadowMMU {
         }
         var inner = fault
         inner.address = GuestAddress(walk.frame.address.value | address & (pageSize - 1))
+        state.faultedAddress = inner.address
         var request = Request(address: address, fault: inner, walk: walk)
         guard let slot = cpu.slot(containing: walk.frame) else { return .emulate }
         if fault.entryPresent, fault.access == .write, slot.extra != nil, reverseMap(slot).isTracked(walk.frame) {
