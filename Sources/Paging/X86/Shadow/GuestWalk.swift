@@ -97,6 +97,13 @@ extension ShadowMMU {
         }
     }
 
+    /// Where the emulator finds an address of the guest's: its instruction's, or, with an empty code, that of a structure
+    /// which the processor would read itself. Nil: the guest's own fault. Caller as above. Kernel: `gva_to_gpa`.
+    public func translate(_ cpu: VirtualCPU, _ address: UInt64, _ code: FaultCode) -> GuestAddress? {
+        guard case .page(let walk) = walkGuest(cpu, address, code) else { return nil }
+        return GuestAddress(walk.frame.address.value | address & (pageSize - 1))
+    }
+
     private enum Step {
         case page(GuestWalk)
         case fault(GuestPageFault)
