@@ -127,11 +127,11 @@ struct PerfettoReader {
         if let parent = numbers[5], names[parent] == nil { throw Damage(what: "a parent that is not there") }
         var name = Self.texts(fields)[2]
         for case .bytes(let field, let message) in fields {
-            let inner = try Self.fields(message)
             if field == 3 {
-                name = Self.texts(inner)[6]
+                name = Self.texts(try Self.fields(message))[6]
                 processes.append(name ?? "?")
             } else if field == 4 {
+                let inner = try Self.fields(message)
                 name = Self.texts(inner)[5]
                 let ids = Self.numbers(inner)
                 guard let pid = ids[1], let tid = ids[2], let name else { throw Damage(what: "a thread without ids") }
