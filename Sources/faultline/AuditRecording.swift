@@ -34,7 +34,7 @@ struct Audit: AsyncParsableCommand {
             guard let perfetto else { return try await auditRecording(path: recording) }
             // A recording that can't be read leaves the file as it is.
             try source.check()
-            let file = try OutputFile(path: perfetto)
+            let file = try OutputFile(path: perfetto, notOver: recording)
             let report = try await RecordingTimeline.audit(source, to: file.write)
             try file.close()
             return report

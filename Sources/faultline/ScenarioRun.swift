@@ -92,7 +92,7 @@ struct Run: ParsableCommand {
                 "error: \(scenario) is not meant for \(architecture.name); it runs on"
                     + " \(file.architectures.map(\.name).joined(separator: ", "))")
         }
-        let timeline = try perfetto.map { path throws(Failure) in try OutputFile(path: path) }
+        let timeline = try perfetto.map { path throws(Failure) in try OutputFile(path: path, notOver: scenario) }
         let outcome = try execute(file, policy: policy, architecture: architecture)
         if let timeline {
             RunTimeline.write(outcome, to: timeline.write)

@@ -139,6 +139,15 @@ import Testing
         }
     }
 
+    @Test func `a recording is not written over`() throws {
+        try Command.withFile("trace.txt", text([(1, fault)])) { path in
+            let result = try Command.run("audit", path, "--perfetto", path)
+            #expect(result.status == 2)
+            #expect(result.errors.contains("\(path) can't be written: it is what is read"))
+            #expect(try String(contentsOfFile: path, encoding: .utf8) == text([(1, fault)]))
+        }
+    }
+
     @Test func `an unreadable recording leaves the file as it is`() throws {
         try Command.withFile("kept", "what was there") { path in
             let result = try Command.run("audit", "/no/such/recording", "--perfetto", path)
