@@ -63,6 +63,7 @@ struct FaultSlice {
         case .entrySet, .entryChanged, .fastPageFault, .splitHugePage:
             fault == nil ? .isElsewhere : .proves
         case .table, .tableWithoutFrame, .checkMMIO: fault == nil ? .isElsewhere : .proves
+        case .walkedElement, .setFlag, .walkerError: fault == nil ? .isElsewhere : .continues
         case .counted(let kind): role(of: kind, in: fault)
         case .unmapRange, .ageRange, .testAge, .zapAllFast, .emulate, .mark: .ends
         }
@@ -71,7 +72,6 @@ struct FaultSlice {
     private static func role(of kind: EventKind, in fault: FaultSlice?) -> Role {
         guard fault != nil else { return .isElsewhere }
         return switch kind {
-        case .walkedElement, .setAccessed, .setDirty, .walkerError: .continues
         case .markMMIO, .handleMMIO, .asyncTry, .asyncRepeated, .asyncNotPresent, .ringPush: .proves
         default: .ends
         }

@@ -38,7 +38,7 @@ struct RecordedInstant {
             name = "emulate"
             facts = [:]
         // Steps of a walk.
-        case .counted(.walkedElement), .counted(.setAccessed), .counted(.setDirty), .counted(.walkerError): return nil
+        case .walkedElement, .setFlag, .walkerError: return nil
         case .tableWithoutFrame(let kind), .counted(let kind):
             name = kind.rawValue
             facts = [:]
