@@ -19,7 +19,16 @@ public enum Invariant: UInt16, Sendable, CaseIterable {
     case x36 = 236
     case x38 = 238
     case x39 = 239
+    case x41 = 241
     case x44 = 244
+    case x48 = 248
+    case x49 = 249
+    case x50 = 250
+    case x52 = 252
+    case x53 = 253
+    case x55 = 255
+    case x61 = 261
+    case x62 = 262
     case x63 = 263
     case rv1 = 301
     case rv2, rv3, rv4, rv5, rv6, rv7
@@ -85,7 +94,16 @@ public enum Invariant: UInt16, Sendable, CaseIterable {
         case .x36: "the page counts equal the leaves"
         case .x38: "a huge leaf lies in its slot, congruent, and the host maps as much"
         case .x39: "no writable huge leaf in a logged slot"
+        case .x41: "the reasons against huge pages are the shadowed tables, the tracked frames and the slot's edges"
         case .x44: "a writable leaf of a logged slot is in the log"
+        case .x48: "a guest page table that is in sync can't be written by the guest"
+        case .x49: "only a page that shadows a lowest guest table is unsync"
+        case .x50: "every entry on the way to an unsync page is marked"
+        case .x52: "one guest table has one current page for each role"
+        case .x53: "the reverse maps hold exactly the leaves, and a page knows exactly the entries that point to it"
+        case .x55: "indirect_shadow_pages is the number of pages that shadow guest entries"
+        case .x61: "n_used is the number of shadow pages, within the limit"
+        case .x62: "no page of an earlier generation can be found"
         case .x63: "the lock order holds and nobody sleeps under a spinning lock"
         case .rv1: "a G-stage leaf has V, U, R and X, and no PBMT, RSW or N"
         case .rv2: "a G-stage leaf is aligned to its level"
