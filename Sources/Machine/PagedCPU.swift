@@ -44,7 +44,7 @@ public enum PagedAccess: Sendable, Equatable {
 public final class PagedCPU: VirtualCPU, @unchecked Sendable {
     // Unchecked: restates the base class; the buffer belongs to the vCPU's own task.
     public let buffer = LinearTranslationBuffer(capacity: 64)
-    private let mmu: ShadowMMU
+    let mmu: ShadowMMU
     /// Faults in a row after which an access counts as a livelock. Spec: X65.
     public var patience = 1000
 

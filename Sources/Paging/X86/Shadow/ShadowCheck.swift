@@ -7,13 +7,26 @@ import Synchrony
 
 /// The shadow pages, checked against the rules, with nobody else running. Spec: x86 section 8.
 extension ShadowMMU {
-    /// Every entry: X18, X19, X22, X23. Every page: X48 to X50, X52, X62. The sums: X36, X41, X53, X55, X61.
+    /// Every entry: X18, X19, X22, X23, X38, X39, X44. Every page: X48 to X50, X52, X62. The sums: X36, X41, X53, X55, X61.
     public func checkTables() -> [Finding] {
         var check = ShadowCheck(self)
         check.checkPages()
         check.checkCounts()
         check.checkSlots()
         return check.findings
+    }
+}
+
+extension ShadowMMU {
+    /// The leaf of the vCPU's own tables that translates `address`, and its level; nothing is set in them. Nobody else runs.
+    public func leaf(of cpu: VirtualCPU, at address: UInt64) -> (entry: UInt64, level: PageLevel)? {
+        guard var page = topPage(state(of: cpu), address) else { return nil }
+        while true {
+            let value = entry(page, shadowIndex(address, page.role.level)).peek()
+            guard EntryBits.isPresent(value) else { return nil }
+            if EntryBits.isLeaf(value, page.role.level) { return (value, page.level) }
+            page = child(value)
+        }
     }
 }
 
@@ -178,8 +191,24 @@ private struct ShadowCheck {
             report(.x53, "a leaf maps a frame of no slot", page)
             return
         }
+        place(value, page, guest, slot)
         if mmu.reverseMap(slot).entries(guest, page.level).filter({ $0 == page.place(of: index) }).count != 1 {
             report(.x53, "a leaf is not in the reverse map of its frame", page)
+        }
+    }
+
+    /// X38, X39, X44: what the slot permits. That the process maps as much is for who knows the process.
+    private mutating func place(_ value: UInt64, _ page: ShadowPage, _ guest: GuestFrame, _ slot: MemorySlot) {
+        let isHuge = page.level > .page4K
+        if isHuge, !slot.allowsHugeLeaf(at: guest, page.level) {
+            report(.x38, "a huge leaf does not lie in its slot, congruent", page)
+        }
+        guard slot.isLogged, value & EntryBits.write != 0 else { return }
+        if isHuge, !mmu.vm.manualProtect.initiallySet {
+            report(.x39, "a huge leaf of a logged slot is writable", page)
+        }
+        if !mmu.vm.logHasHoles, !mmu.vm.isInDirtyLog(guest, of: slot) {
+            report(.x44, "a page of a logged slot is writable and not in the log", page)
         }
     }
 

@@ -71,6 +71,59 @@ import Testing
         word.store(old)
     }
 
+    @Test func `a huge leaf that lies beyond its slot (X38)`() throws {
+        let guest = try PagedGuest(pages: 600)
+        try guest.identityMap()
+        #expect(guest.cpus[0].access(.store(5), at: 0x9000) == .stored)
+        let page = guest.page(3, level: 2)!
+        page.setTranslation(5, GuestFrame(512), .all)
+        let word = guest.word(3, 5, level: 2)
+        word.store(0x825 | 1 << 7)
+        #expect(Self.broken(guest) == [.x36, .x38, .x53])
+        word.store(EntryBits.empty)
+    }
+
+    @Test func `a writable leaf of a logged slot that is huge (X39), or not in the log (X44)`() throws {
+        let guest = try PagedGuest(pages: 1024, ramFrames: 4096, thp: true)
+        try guest.identityMap()
+        try guest.write(3, 1, 0x20_00e7)
+        let cpu = guest.cpus[0]
+        #expect(cpu.access(.store(1), at: 0x20_3000) == .stored)
+        try guest.setSlot(log: true)
+        #expect(cpu.access(.store(1), at: 0x9000) == .stored)
+        #expect(guest.mmu.checkTables() == [])
+        let huge = guest.word(3, 1, level: 2)
+        huge.store(huge.loadRacing() | 2)
+        #expect(Self.broken(guest) == [.x39, .x44])
+        huge.store(huge.loadRacing() & ~2)
+        #expect(try guest.vm.getDirtyLog(slot: 0)[0] & 1 << 9 != 0)
+        let small = guest.word(4, 9)
+        #expect(guest.mmu.checkTables() == [])
+        small.store(small.loadRacing() | 2)
+        #expect(Self.broken(guest) == [.x44])
+        small.store(small.loadRacing() & ~2)
+    }
+
+    @Test func `a translation that a vCPU keeps though its entry is gone (X11) or not writable any more (I-13)`() throws
+    {
+        let guest = try Self.guest()
+        let cpu = guest.cpus[0]
+        #expect(cpu.access(.store(5), at: 0x9000) == .stored)
+        #expect(cpu.checkTranslations() == [])
+        let word = guest.word(4, 9)
+        let old = word.loadRacing()
+        word.store(old & ~2)
+        #expect(cpu.checkTranslations().map(\.invariant) == [.i13])
+        word.store(old ^ 1 << 12)
+        #expect(cpu.checkTranslations().map(\.invariant) == [.x11])
+        word.store(EntryBits.empty)
+        #expect(cpu.checkTranslations().map(\.invariant) == [.x11])
+        word.store(old)
+        // A flush that is posted takes it away before the guest runs.
+        try guest.space.advise(pages(9..<10), .dontNeed)
+        #expect(cpu.checkTranslations() == [])
+    }
+
     @Test func `a page count that differs from the leaves (X36)`() throws {
         let guest = try Self.guest()
         for level in [UInt8(1), 2, 3] {

@@ -144,7 +144,9 @@ import Testing
         #expect(guest.page(4)!.isUnsync)
         guest.mmu.pageLimit = 6
         try guest.write(3, 1, 0x5000 | PagedGuest.table)
-        #expect(guest.cpus[0].access(.load, at: 0x20_0000) != .stored)
+        try guest.write(5, 0, 0x9000 | PagedGuest.page)
+        #expect(guest.cpus[0].access(.load, at: 0x20_0000) == .value(0))
+        #expect(guest.vm.statistics.mmu_recycled.load(ordering: .relaxed) == 3)
         #expect(
             Int(guest.vm.statistics.mmu_recycled.load(ordering: .relaxed))
                 == guest.test.events(.shadowPageZapped).count)

@@ -18,7 +18,7 @@ import Testing
         let walk = try RandomShadowWalk(seed: seed)
         for step in 0..<250 {
             try walk.step()
-            let findings = walk.guest.mmu.checkTables()
+            let findings = walk.guest.mmu.checkTables() + walk.guest.cpus.flatMap { $0.checkTranslations() }
             #expect(findings == [], "seed \(seed), step \(step): \(walk.did)")
             if !findings.isEmpty || walk.failed { break }
         }
@@ -62,6 +62,8 @@ private final class RandomShadowWalk {
             try guest.write(6, i, randomEntry())
             try guest.write(7, i, UInt64(i) << 12 | PagedGuest.page)
         }
+        // Neighbours that the process has are mapped ahead.
+        for i in 16..<64 { try guest.space.store(at(i), UInt64(i)) }
         for cpu in guest.cpus { guest.mmu.load(.longMode(root: GuestAddress(0x1000)), on: cpu) }
     }
 
@@ -71,9 +73,9 @@ private final class RandomShadowWalk {
     private func chance(_ percent: Int) -> Bool { pick(100) < percent }
 
     private func randomEntry() -> UInt64 {
-        if chance(10) { return 0 }
+        if chance(5) { return 0 }
         var entry: UInt64 = chance(95) ? 5 : 1
-        if chance(80) { entry |= 0x20 }
+        if chance(90) { entry |= 0x20 }
         if chance(20) { entry |= 1 << 63 }
         // Tables are never mapped for writing but by the window.
         if chance(10) { return entry | UInt64(1 + pick(7)) << 12 }
@@ -185,6 +187,10 @@ private final class RandomShadowWalk {
         if table == 3 {
             index = [0, 1, 2, 4][pick(4)]
             entry = [0x4067, 0x5067, 0x6067, 0x4065, 0x6067 | 1 << 63, 0x20_00e7, 0x20_00a7, 0x20_00e5, 0][pick(9)]
+        }
+        if table != 3, chance(50) {
+            // The frame stays: U, A, D or NX changes.
+            entry = try guest.guestEntry(table, index) ^ [4, 0x20, 0x40, 1 << 63][pick(4)]
         }
         let cpu = pick(2)
         guest.mmu.state(of: guest.cpus[cpu]).isUser = true
