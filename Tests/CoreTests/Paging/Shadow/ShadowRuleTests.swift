@@ -137,6 +137,43 @@ import Testing
         #expect(cpu.access(.load, at: 0x9000) == .value(0))
     }
 
+    @Test(arguments: [false, true])
+    func `a page that the guest made clean again is not writable after its flush, until D is set (X51, X57)`(all: Bool)
+        throws
+    {
+        let guest = try PagedGuest()
+        try guest.identityMap()
+        let cpu = guest.cpus[0]
+        #expect(cpu.access(.store(1), at: 0x9000) == .stored)
+        #expect(cpu.access(.store(0x9027), at: 0x4000 + 9 * 8) == .stored)
+        if all { cpu.flushAll() } else { cpu.flush(0x9000) }
+        #expect(cpu.access(.store(2), at: 0x9000) == .stored)
+        #expect(try guest.guestEntry(4, 9) == 0x9067)
+    }
+
+    @Test func `a clean neighbour is mapped ahead without W`() throws {
+        let guest = try PagedGuest()
+        try guest.identityMap(flags: 0x27)
+        for page in 8..<16 { try guest.space.store(at(page), 1) }
+        let cpu = guest.cpus[0]
+        #expect(cpu.access(.store(1), at: 0x9000) == .stored)
+        #expect(guest.entriesSet().dropFirst().allSatisfy { $0.bits == 0xa05 })
+        #expect(cpu.access(.store(2), at: 0xa000) == .stored)
+        #expect(try guest.guestEntry(4, 10) == 0xa067)
+    }
+
+    @Test func `a leaf whose frame is replaced leaves every TLB (X11)`() throws {
+        let guest = try PagedGuest(cpus: 2)
+        try guest.identityMap()
+        for page in 9..<11 { try guest.space.store(at(page), UInt64(page)) }
+        try guest.write(4, 9, 0x9000 | PagedGuest.page | 1 << 63)
+        #expect(guest.cpus[1].access(.load, at: 0x9000) == .value(9))
+        #expect(guest.cpus[0].access(.store(0xa067), at: 0x4000 + 9 * 8) == .stored)
+        #expect(guest.cpus[0].access(.fetch, at: 0x9000) == .value(10))
+        #expect(guest.cpus[1].checkTranslations() == [])
+        #expect(guest.cpus[1].access(.load, at: 0x9000) == .value(10))
+    }
+
     @Test func `without CR0.WP the supervisor writes a read-only page, the user still does not`() throws {
         let guest = try PagedGuest()
         try guest.identityMap()

@@ -11,12 +11,12 @@ import Testing
 /// step, and where the guest has flushed, an access comes to what its tables say. The tables are walked here, by a walk
 /// that knows nothing of KVM. Spec: x86 section 8.
 @Suite struct X86_8_ShadowRandomWalk {
-    @Test(arguments: Array(1...6) as [UInt64])
+    @Test(arguments: Array(1...8) as [UInt64])
     func `every step leaves the rules unbroken, and flushed addresses lead where the guest's tables say`(seed: UInt64)
         throws
     {
         let walk = try RandomShadowWalk(seed: seed)
-        for step in 0..<250 {
+        for step in 0..<400 {
             try walk.step()
             let findings = walk.guest.mmu.checkTables() + walk.guest.cpus.flatMap { $0.checkTranslations() }
             #expect(findings == [], "seed \(seed), step \(step): \(walk.did)")
@@ -39,6 +39,8 @@ private final class RandomShadowWalk {
     /// Frames that the guest has written since the last harvest, while logging was on.
     private var written: Set<Int> = []
     private var isLogged = false
+    /// A page whose translation was changed last, of which more is to be seen.
+    private var focus = 0
     private var child: AddressSpace?
     private(set) var failed = false
     private(set) var checked = 0
@@ -120,8 +122,8 @@ private final class RandomShadowWalk {
     func step() throws {
         switch pick(100) {
         case 0..<50: try access()
-        case 50..<66: try rewrite()
-        case 66..<72: flushPage()
+        case 50..<66: try change()
+        case 66..<72: flushPage(pick(2))
         case 72..<76: flushAll()
         case 76..<79: loadRoot()
         case 79..<85: try discard()
@@ -133,9 +135,19 @@ private final class RandomShadowWalk {
         }
     }
 
-    private func access() throws {
+    /// A change of the tables with what makes it count: the address was used before, and is flushed and used after it.
+    private func change() throws {
+        try rewrite()
+        guard chance(70), !failed else { return }
         let cpu = pick(2)
-        let page = pick(64 * Self.entries)
+        flushPage(cpu, focus)
+        try access(cpu, focus)
+        if !failed, chance(50) { try access(1 - cpu, focus) }
+    }
+
+    private func access() throws { try access(pick(2), chance(50) ? focus : pick(64 * Self.entries)) }
+
+    private func access(_ cpu: Int, _ page: Int) throws {
         let place = address(page) | UInt64(pick(512)) * 8
         guest.mmu.state(of: guest.cpus[cpu]).isUser = chance(80)
         let value = random.next()
@@ -182,12 +194,13 @@ private final class RandomShadowWalk {
     /// The guest changes one of its tables, and forgets to flush for now.
     private func rewrite() throws {
         let table = chance(25) ? 3 : 4 + pick(3)
-        var index = pick(64)
+        var index = chance(40) ? focus % 64 : pick(64)
         var entry = randomEntry()
         if table == 3 {
             index = [0, 1, 2, 4][pick(4)]
             entry = [0x4067, 0x5067, 0x6067, 0x4065, 0x6067 | 1 << 63, 0x20_00e7, 0x20_00a7, 0x20_00e5, 0][pick(9)]
         }
+        focus = (table == 3 ? index : [0, 0, 2, 4][pick(4)]) * 64 + (table == 3 ? pick(64) : index)
         if table != 3, chance(50) {
             // The frame stays: U, A, D or NX changes.
             entry = try guest.guestEntry(table, index) ^ [4, 0x20, 0x40, 1 << 63][pick(4)]
@@ -209,9 +222,9 @@ private final class RandomShadowWalk {
         if isLogged { written.insert(table) }
     }
 
-    private func flushPage() {
-        let cpu = pick(2)
-        let page = stale[cpu].randomElement(using: &random) ?? pick(64)
+    private func flushPage(_ cpu: Int) { flushPage(cpu, chance(60) ? focus : pick(64 * Self.entries)) }
+
+    private func flushPage(_ cpu: Int, _ page: Int) {
         guest.cpus[cpu].flush(address(page))
         stale[cpu].remove(page)
         did = "cpu \(cpu) flushes \(String(address(page), radix: 16))"
