@@ -67,8 +67,10 @@ let package = Package(
         // A recording's ground truth on the model, beside what the kernel told.
         .target(
             name: "Replay",
-            dependencies: ["TraceAudit", "Machine", "Paging", "GuestMemory", "HostMemory", "Audit", "Frames"],
-            swiftSettings: strict),
+            dependencies: [
+                "TraceAudit", "Machine", "Paging", "GuestMemory", "HostMemory", "Audit", "Frames",
+                .product(name: "Yams", package: "Yams"),
+            ], swiftSettings: strict),
         .target(
             name: "Report", dependencies: ["Scenario", "TraceAudit", "Machine", "Laboratory", "Explorer"],
             swiftSettings: strict),
@@ -138,7 +140,7 @@ let package = Package(
         .testTarget(
             name: "CommandTests", dependencies: ["faultline", "Report", "Scenario", "TraceAudit"],
             swiftSettings: strict),
-        .testTarget(name: "TraceAuditTests", dependencies: ["TraceAudit"], swiftSettings: strict),
+        .testTarget(name: "TraceAuditTests", dependencies: ["TraceAudit", "Replay"], swiftSettings: strict),
         .testTarget(
             name: "ScenarioTests",
             dependencies: ["Scenario", "TextInput", "Report", "SeededRandom", .product(name: "Yams", package: "Yams")],
