@@ -139,6 +139,20 @@ public struct LinearTranslation: Sendable, Equatable {
     /// Whether a store needs no walk to set a D.
     public let dirty: Bool
 
+    public init(
+        guest: GuestFrame, frame: HostFrame, level: PageLevel, leafBytes: UInt64, bytes: UInt64, rights: LinearRights,
+        stageTwo: WalkRights, dirty: Bool
+    ) {
+        self.guest = guest
+        self.frame = frame
+        self.level = level
+        self.leafBytes = leafBytes
+        self.bytes = bytes
+        self.rights = rights
+        self.stageTwo = stageTwo
+        self.dirty = dirty
+    }
+
     /// Whether the access may go through this translation without a new walk: permitted, and D set for a store.
     public func serves(_ access: LinearAccess, _ registers: PagingRegisters) -> Bool {
         registers.permits(access, rights) && stageTwo.allow(access.kind) && (access.kind != .write || dirty)
