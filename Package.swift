@@ -69,6 +69,11 @@ let package = Package(
             name: "TraceAudit",
             dependencies: ["Audit", .product(name: "Subprocess", package: "swift-subprocess")],
             swiftSettings: strict),
+        // A recording's ground truth on the model, beside what the kernel told.
+        .target(
+            name: "Replay",
+            dependencies: ["TraceAudit", "Machine", "Paging", "GuestMemory", "HostMemory", "Audit", "Frames"],
+            swiftSettings: strict),
         .target(
             name: "Report", dependencies: ["Scenario", "TraceAudit", "Machine", "Laboratory", "Explorer"],
             swiftSettings: strict),
@@ -96,7 +101,7 @@ let package = Package(
             name: "faultline",
             dependencies: [
                 "Scenario", "TraceAudit", "Report", "Benchmarks", "Machine", "Explorer", "Laboratory",
-                "HostConformance", "TextInput", "IoctlScript", "Interface",
+                "HostConformance", "TextInput", "IoctlScript", "Interface", "Replay",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ], swiftSettings: strict),
 

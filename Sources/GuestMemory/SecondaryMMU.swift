@@ -82,6 +82,9 @@ open class SecondaryMMU: @unchecked Sendable {
     /// Called once, when `vm` is set.
     open func attached() {}
 
+    /// What the MMU keeps for a vCPU. Called once for each, by the vCPU's own task or before it runs.
+    open func makeExtra(for cpu: VirtualCPU) -> CPUExtra? { nil }
+
     /// Address spaces of a vCPU: 2 on x86 with system management mode, else 1. Kernel: `KVM_MAX_NR_ADDRESS_SPACES`.
     open var addressSpaceCount: Int { 1 }
     /// Whether a slot may be read-only. Kernel: `CONFIG_HAVE_KVM_READONLY_MEM`.

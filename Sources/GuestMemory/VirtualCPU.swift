@@ -3,6 +3,12 @@ import Frames
 import Synchronization
 import Synchrony
 
+/// What an MMU keeps for a vCPU.
+open class CPUExtra: @unchecked Sendable {
+    // Unchecked: the vCPU's own task's, but for what subclasses say.
+    public init() {}
+}
+
 /// A vCPU, as far as memory is concerned. Kernel: `struct kvm_vcpu`. `Machine` derives the one that runs programs.
 ///
 /// Modes: `outside` → `inGuest` → `outside`. Whoever needs the guest out of the way posts a request and, if the mode is
@@ -40,6 +46,8 @@ open class VirtualCPU: @unchecked Sendable {
     /// Times that guest mode was entered. Written by the vCPU's task.
     public final var entries: UInt64 = 0
     public final let identity = ObjectIdentity()
+    /// What the MMU keeps for the vCPU; the vCPU's own task's. Kernel: `vcpu->arch.mmu`.
+    public private(set) final lazy var extra: CPUExtra? = vm.mmu.makeExtra(for: self)
     /// What the last fault said to userspace, if it ended in a memory fault; whoever begins a run clears it. Written by
     /// the vCPU's task. Kernel: `run->memory_fault`.
     public final var memoryFault: MemoryFaultExit?

@@ -36,13 +36,15 @@ public final class MemorySlot: @unchecked Sendable {
     public let dirtyBitmap: DirtyBitmap?
     /// Why a block can't be a huge page, per level. Kernel: `lpage_info`. Made by the MMU's `prepare`.
     public var largePages: LargePageCounts?
+    /// What the MMU keeps for the slot besides. Made by its `prepare`; a change of flags hands it on. Kernel: `arch`.
+    public var extra: SlotExtra?
     /// Where its private memory is. Nil: it has none; the INVALID copy has none either. Kernel: `slot->gmem`.
     public let guestMemory: SlotGuestMemory?
 
     init(
         id: UInt16, addressSpace: UInt8 = 0, baseFrame: GuestFrame, pageCount: UInt64, userAddress: UserAddress,
         flags: SlotFlags, isInvalid: Bool = false, dirtyBitmap: DirtyBitmap?, largePages: LargePageCounts? = nil,
-        guestMemory: SlotGuestMemory? = nil
+        extra: SlotExtra? = nil, guestMemory: SlotGuestMemory? = nil
     ) {
         self.id = id
         self.addressSpace = addressSpace
@@ -53,6 +55,7 @@ public final class MemorySlot: @unchecked Sendable {
         self.isInvalid = isInvalid
         self.dirtyBitmap = dirtyBitmap
         self.largePages = largePages
+        self.extra = extra
         self.guestMemory = guestMemory
     }
 
@@ -60,7 +63,8 @@ public final class MemorySlot: @unchecked Sendable {
     func invalidCopy() -> MemorySlot {
         MemorySlot(
             id: id, addressSpace: addressSpace, baseFrame: baseFrame, pageCount: pageCount,
-            userAddress: userAddress, flags: flags, isInvalid: true, dirtyBitmap: dirtyBitmap, largePages: largePages)
+            userAddress: userAddress, flags: flags, isInvalid: true, dirtyBitmap: dirtyBitmap, largePages: largePages,
+            extra: extra)
     }
 
     /// What the user calls it: address space << 16 | identity.
@@ -95,6 +99,12 @@ public final class MemorySlot: @unchecked Sendable {
     }
 }
 
+/// What an MMU keeps for a slot. Kernel: `struct kvm_arch_memory_slot`.
+open class SlotExtra: @unchecked Sendable {
+    // Unchecked: subclasses name the lock of each property.
+    public init() {}
+}
+
 /// Counts of reasons against a huge page, for levels 2 and 3. Kernel: `disallow_lpage`. Spec: x86 3.5.
 public final class LargePageCounts: @unchecked Sendable {
     // Unchecked: changed under mmuLock held for writing only.
@@ -117,6 +127,13 @@ public final class LargePageCounts: @unchecked Sendable {
             if !slot.allowsHugeLeaf(at: frame, level) { counts[i] = 1 }
         }
         return counts
+    }
+
+    /// One reason more, or one less, against huge pages around `frame`. Caller holds mmuLock for writing.
+    /// Kernel: `update_gfn_disallow_lpage_count`.
+    public func add(_ count: Int32, at frame: GuestFrame) {
+        level2[Int(frame.number / PageLevel.page2M.frames - base.number / PageLevel.page2M.frames)] += count
+        level3[Int(frame.number / PageLevel.page1G.frames - base.number / PageLevel.page1G.frames)] += count
     }
 
     /// Whether nothing speaks against a huge page of `level` around `frame`. Caller holds mmuLock.

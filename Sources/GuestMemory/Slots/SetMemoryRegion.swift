@@ -153,7 +153,7 @@ extension VirtualMachine {
             id: UInt16(truncatingIfNeeded: region.slot), addressSpace: UInt8(region.slot >> 16),
             baseFrame: region.guestAddress.frame, pageCount: pages, userAddress: region.userAddress,
             flags: region.flags, dirtyBitmap: try bitmap(of: old, region.flags, pages: pages),
-            largePages: keepsMetadata ? old?.largePages : nil,
+            largePages: keepsMetadata ? old?.largePages : nil, extra: keepsMetadata ? old?.extra : nil,
             guestMemory: region.flags.guestMemory
                 ? SlotGuestMemory(firstPage: region.guestMemoryOffset >> pageShift) : nil)
         if region.flags.guestMemory { try bind(new, to: region.guestMemory, offset: region.guestMemoryOffset) }

@@ -1,0 +1,236 @@
+// Replay: what a recorded program did with KVM is done again on the model, and what the two tell is compared.
+//
+// The marks say what was done: slots, guest accesses, host actions. Everything else in the recording is what the kernel made
+// of it, and is only compared. The order of a recording's faults decides which vCPU goes on, since it is no more than a
+// schedule. Read `ReplayMachine.swift` next.
+
+import Audit
+import Frames
+import GuestMemory
+import HostMemory
+import Machine
+import TraceAudit
+
+/// One step of a recording: a slot, a guest run, a phase.
+public struct ReplayStep: Sendable {
+    public var name: String
+    public var compared: Int
+    public var differences: [ReplayDifference]
+}
+
+public struct ReplayReport: Sendable {
+    public var file: String
+    public var steps: [ReplayStep]
+    /// Rules of the model's own that broke.
+    public var findings: [String]
+    public var compared: Int { steps.reduce(0) { $0 + $1.compared } }
+    public var differences: Int { steps.reduce(0) { $0 + $1.differences.count } }
+}
+
+public enum ReplayFailure: Error, Sendable {
+    case input(AuditInputError)
+    case model(ReplayError)
+}
+
+/// Replays the recording at `path`, in any form that `audit` reads.
+public func replayRecording(path: String) async throws(ReplayFailure) -> ReplayReport {
+    let recorded = RecordedRun()
+    do throws(AuditInputError) {
+        _ = try await auditRecording(RecordingSource(path: path), follower: recorded)
+    } catch { throw .input(error) }
+    guard !recorded.slots.isEmpty else {
+        throw .model(ReplayError(description: "\(path): no PROBE mark says what was done; such a recording can only be audited"))
+    }
+    do throws(ReplayError) {
+        let replay = try Replayer(recorded)
+        try replay.run()
+        return ReplayReport(file: path, steps: replay.steps, findings: replay.findings)
+    } catch { throw .model(error) }
+}
+
+/// One replay in progress.
+final class Replayer {
+    private let recorded: RecordedRun
+    private let machine: ReplayMachine
+    private var renaming = FrameRenaming()
+    private(set) var steps: [ReplayStep] = []
+    private(set) var findings: [String] = []
+
+    /// A guest run between its two marks.
+    private struct Run {
+        var run: GuestRun
+        var next: UInt64 = 0
+        var ending: PagedAccessResult?
+        var theirs: [ReplayObservation] = []
+        var ours: [ReplayObservation] = []
+    }
+    private var runs: [UInt32: Run] = [:]
+    /// What is being done by the thread that makes the marks, when no guest runs on it.
+    private var pending = Pending.nothing
+    private var theirs: [ReplayObservation] = []
+
+    private enum Pending {
+        case nothing
+        case phase(String, closes: Bool)
+        case region(SlotRequest)
+        case dirtyLog(UInt64)
+    }
+
+    init(_ recorded: RecordedRun) throws(ReplayError) {
+        self.recorded = recorded
+        machine = try ReplayMachine(recorded)
+    }
+
+    func run() throws(ReplayError) {
+        for (thread, item) in recorded.items {
+            switch item {
+            case .told(let told): hear(told, thread)
+            case .mark(let mark): try obey(mark, thread)
+            }
+        }
+        try endPhase()
+        findings = machine.findings.map { "\($0)" }
+    }
+
+    // MARK: What the kernel told
+
+    private func hear(_ told: ReplayObservation, _ thread: UInt32) {
+        if case .invalidated(let start, let end) = told.event, !machine.isGuestMemory(start, end) { return }
+        guard runs[thread] != nil else {
+            theirs.append(told)
+            return
+        }
+        runs[thread]?.theirs.append(told)
+        if case .walk(let address, _) = told.event { advance(thread, through: address) }
+    }
+
+    /// Lets the vCPU go on through the access to `address`, which is where the recorded one had got to.
+    private func advance(_ thread: UInt32, through address: UInt64) {
+        guard let run = runs[thread] else { return }
+        if address == Guest.code(run.run.operation) {
+            _ = machine.fetch(run.run)
+            runs[thread]?.ours += machine.told()
+            return
+        }
+        let (distance, before) = address.subtractingReportingOverflow(run.run.guestAddress)
+        guard !before, run.run.stride > 0, distance % run.run.stride == 0 else { return }
+        let index = distance / run.run.stride
+        guard index < run.run.count else { return }
+        perform(thread, through: index)
+    }
+
+    private func perform(_ thread: UInt32, through index: UInt64) {
+        guard var run = runs[thread] else { return }
+        while run.next <= index, run.ending == nil {
+            if run.next == 0 { _ = machine.fetch(run.run) }
+            let result = machine.access(run.run, run.next)
+            switch result {
+            case .value, .stored, .emulated: run.next += 1
+            case .mmio, .pageFault, .failed: run.ending = result
+            }
+        }
+        run.ours += machine.told()
+        runs[thread] = run
+    }
+
+    // MARK: What was done
+
+    private func obey(_ mark: ProbeMark, _ thread: UInt32) throws(ReplayError) {
+        switch mark {
+        case .scenario, .action, .other: return
+        case .phase(let name, let closes):
+            try endPhase()
+            pending = .phase(name, closes: closes)
+        case .setRegion(let request):
+            try endPhase()
+            pending = .region(request)
+        case .setRegionResult(let result): try endRegion(result)
+        case .guest(let run):
+            try endPhase()
+            runs[thread] = Run(run: run)
+        case .guestDone(_, let result, let exit): endRun(thread, result, exit)
+        case .getDirtyLog(let slot):
+            try endPhase()
+            pending = .dirtyLog(slot)
+        case .getDirtyLogResult(let result, let dirty): try endDirtyLog(result, dirty)
+        }
+    }
+
+    private func endPhase() throws(ReplayError) {
+        guard case .phase(let name, let closes) = pending else {
+            pending = .nothing
+            return
+        }
+        pending = .nothing
+        if closes {
+            machine.close()
+        } else {
+            try machine.perform(name, theirs.compactMap(\.range))
+        }
+        finish("phase \(name)")
+    }
+
+    private func endRegion(_ result: Int64) throws(ReplayError) {
+        guard case .region(let request) = pending else { return }
+        pending = .nothing
+        let error = try machine.setRegion(request)
+        var comparison = Comparison()
+        comparison.compare("KVM_SET_USER_MEMORY_REGION", recorded: "\(result)", model: error == nil ? "0" : "-1")
+        finish("set_region slot \(request.slot)", comparison)
+    }
+
+    private func endDirtyLog(_ result: Int64, _ dirty: UInt64) throws(ReplayError) {
+        guard case .dirtyLog(let slot) = pending else { return }
+        pending = .nothing
+        var comparison = Comparison()
+        comparison.compare("dirty pages of slot \(slot)", recorded: "\(dirty)", model: "\(try machine.dirtyPages(slot))")
+        finish("get_dirty_log slot \(slot)", comparison)
+    }
+
+    private func finish(_ name: String, _ begun: Comparison = Comparison()) {
+        var comparison = begun
+        add(name, &comparison, theirs, machine.told())
+        theirs = []
+    }
+
+    private func endRun(_ thread: UInt32, _ result: Int64, _ exit: Int64) {
+        guard let started = runs[thread] else { return }
+        perform(thread, through: started.run.count &- 1)
+        guard let run = runs.removeValue(forKey: thread) else { return }
+        let found: (result: Int64, exit: Int64)
+        switch run.ending {
+        case .mmio:
+            machine.endWithMMIO(run.run)
+            found = (0, 6)
+        case .failed: found = (-1, 0)
+        case .pageFault: found = (0, 8)
+        default:
+            machine.endWithOut(run.run)
+            found = (0, 2)
+        }
+        var comparison = Comparison()
+        comparison.compare("KVM_RUN", recorded: "\(result), exit \(exit)", model: "\(found.result), exit \(found.exit)")
+        let name = "guest vcpu \(run.run.vcpu) \(run.run.operation.rawValue) \(String(run.run.guestAddress, radix: 16))"
+        add(name, &comparison, run.theirs, run.ours + machine.told())
+    }
+
+    private func add(
+        _ name: String, _ comparison: inout Comparison, _ theirs: [ReplayObservation], _ ours: [ReplayObservation]
+    ) {
+        let ours = ours.filter { observation in
+            if !recorded.hasElements, observation.event.isStepOfWalk { return false }
+            if let range = observation.range { return machine.isGuestMemory(range.lowerBound, range.upperBound) }
+            return true
+        }
+        comparison.compare(theirs, ours, &renaming)
+        steps.append(ReplayStep(name: name, compared: comparison.compared, differences: comparison.differences))
+    }
+}
+
+extension ReplayObservation {
+    /// The range of an invalidation.
+    var range: Range<UInt64>? {
+        guard case .invalidated(let start, let end) = event, start < end else { return nil }
+        return start..<end
+    }
+}
