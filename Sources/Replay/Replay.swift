@@ -39,7 +39,8 @@ public func replayRecording(path: String) async throws(ReplayFailure) -> ReplayR
         _ = try await auditRecording(RecordingSource(path: path), follower: recorded)
     } catch { throw .input(error) }
     guard !recorded.slots.isEmpty else {
-        throw .model(ReplayError(description: "\(path): no PROBE mark says what was done; such a recording can only be audited"))
+        throw .model(
+            ReplayError(description: "\(path): no PROBE mark says what was done; such a recording can only be audited"))
     }
     do throws(ReplayError) {
         let replay = try Replayer(recorded)
@@ -57,14 +58,28 @@ final class Replayer {
     private(set) var findings: [String] = []
 
     /// A guest run between its two marks.
-    private struct Run {
-        var run: GuestRun
+    private final class Run {
+        let run: GuestRun
+        init(_ run: GuestRun) { self.run = run }
         var next: UInt64 = 0
         var ending: PagedAccessResult?
+        /// The last access has faulted, and the guest has not tried it again yet.
+        var isFaulted = false
         var theirs: [ReplayObservation] = []
         var ours: [ReplayObservation] = []
+
+        /// What an access came to; nil: it has faulted.
+        func take(_ result: PagedAccessResult?) {
+            isFaulted = result == nil
+            switch result {
+            case nil: break
+            case .value, .stored, .emulated: next += 1
+            case .mmio, .pageFault, .failed: ending = result
+            }
+        }
     }
     private var runs: [UInt32: Run] = [:]
+
     /// What is being done by the thread that makes the marks, when no guest runs on it.
     private var pending = Pending.nothing
     private var theirs: [ReplayObservation] = []
@@ -73,7 +88,8 @@ final class Replayer {
         case nothing
         case phase(String, closes: Bool)
         case region(SlotRequest)
-        case dirtyLog(UInt64)
+        /// The harvest is due, with what it is to find; or done, with what it found.
+        case dirtyLog(UInt64, expected: UInt64, found: UInt64?)
     }
 
     init(_ recorded: RecordedRun) throws(ReplayError) {
@@ -82,9 +98,14 @@ final class Replayer {
     }
 
     func run() throws(ReplayError) {
-        for (thread, item) in recorded.items {
+        for (position, (thread, item)) in recorded.items.enumerated() {
             switch item {
-            case .told(let told): hear(told, thread)
+            case .told(let told):
+                try harvestIfItFits()
+                hear(told, thread, position)
+            case .mark(.getDirtyLog(let slot)):
+                try endPhase()
+                pending = .dirtyLog(slot, expected: recorded.dirtyPages(after: position), found: nil)
             case .mark(let mark): try obey(mark, thread)
             }
         }
@@ -94,43 +115,42 @@ final class Replayer {
 
     // MARK: What the kernel told
 
-    private func hear(_ told: ReplayObservation, _ thread: UInt32) {
+    private func hear(_ told: ReplayObservation, _ thread: UInt32, _ position: Int) {
         if case .invalidated(let start, let end) = told.event, !machine.isGuestMemory(start, end) { return }
-        guard runs[thread] != nil else {
+        guard let run = runs[thread] else {
             theirs.append(told)
             return
         }
-        runs[thread]?.theirs.append(told)
-        if case .walk(let address, _) = told.event { advance(thread, through: address) }
+        run.theirs.append(told)
+        guard case .walk(let address, _) = told.event else { return }
+        advance(run, through: address, faultsAgain: recorded.nextWalk(of: thread, after: position) == address)
+        run.ours += machine.told()
     }
 
-    /// Lets the vCPU go on through the access to `address`, which is where the recorded one had got to.
-    private func advance(_ thread: UInt32, through address: UInt64) {
-        guard let run = runs[thread] else { return }
+    /// Lets the vCPU go on until its access to `address` has faulted once more, which is where the recorded one had got to;
+    /// if that did not fault again, on until the access is done.
+    private func advance(_ run: Run, through address: UInt64, faultsAgain: Bool) {
+        let steps = faultsAgain ? 1 : Int.max
         if address == Guest.code(run.run.operation) {
-            _ = machine.fetch(run.run)
-            runs[thread]?.ours += machine.told()
+            _ = machine.fetch(run.run, steps: steps)
             return
         }
         let (distance, before) = address.subtractingReportingOverflow(run.run.guestAddress)
         guard !before, run.run.stride > 0, distance % run.run.stride == 0 else { return }
         let index = distance / run.run.stride
         guard index < run.run.count else { return }
-        perform(thread, through: index)
+        complete(run, below: index)
+        guard run.ending == nil, run.next == index else { return }
+        if index == 0, !run.isFaulted { _ = machine.fetch(run.run, steps: .max) }
+        run.take(machine.access(run.run, index, steps: steps))
     }
 
-    private func perform(_ thread: UInt32, through index: UInt64) {
-        guard var run = runs[thread] else { return }
-        while run.next <= index, run.ending == nil {
-            if run.next == 0 { _ = machine.fetch(run.run) }
-            let result = machine.access(run.run, run.next)
-            switch result {
-            case .value, .stored, .emulated: run.next += 1
-            case .mmio, .pageFault, .failed: run.ending = result
-            }
+    /// Completes every access before that of `index`.
+    private func complete(_ run: Run, below index: UInt64) {
+        while run.next < index, run.ending == nil {
+            if run.next == 0, !run.isFaulted { _ = machine.fetch(run.run, steps: .max) }
+            run.take(machine.access(run.run, run.next, steps: .max))
         }
-        run.ours += machine.told()
-        runs[thread] = run
     }
 
     // MARK: What was done
@@ -147,12 +167,10 @@ final class Replayer {
         case .setRegionResult(let result): try endRegion(result)
         case .guest(let run):
             try endPhase()
-            runs[thread] = Run(run: run)
+            runs[thread] = Run(run)
         case .guestDone(_, let result, let exit): endRun(thread, result, exit)
-        case .getDirtyLog(let slot):
-            try endPhase()
-            pending = .dirtyLog(slot)
-        case .getDirtyLogResult(let result, let dirty): try endDirtyLog(result, dirty)
+        case .getDirtyLog: return
+        case .getDirtyLogResult(_, let dirty): try endDirtyLog(dirty)
         }
     }
 
@@ -179,11 +197,21 @@ final class Replayer {
         finish("set_region slot \(request.slot)", comparison)
     }
 
-    private func endDirtyLog(_ result: Int64, _ dirty: UInt64) throws(ReplayError) {
-        guard case .dirtyLog(let slot) = pending else { return }
+    /// vCPUs run on while the log is harvested: somewhere between the call's two marks. Where the pages that are dirty in
+    /// the model are as many as the kernel reported, the model harvests; if nowhere, at the end.
+    private func harvestIfItFits() throws(ReplayError) {
+        guard case .dirtyLog(let slot, let expected, nil) = pending, !runs.isEmpty else { return }
+        guard machine.dirtyCount(slot) == expected else { return }
+        pending = .dirtyLog(slot, expected: expected, found: try machine.dirtyPages(slot))
+    }
+
+    private func endDirtyLog(_ dirty: UInt64) throws(ReplayError) {
+        guard case .dirtyLog(let slot, _, let found) = pending else { return }
         pending = .nothing
+        let pages: UInt64
+        if let found { pages = found } else { pages = try machine.dirtyPages(slot) }
         var comparison = Comparison()
-        comparison.compare("dirty pages of slot \(slot)", recorded: "\(dirty)", model: "\(try machine.dirtyPages(slot))")
+        comparison.compare("dirty pages of slot \(slot)", recorded: "\(dirty)", model: "\(pages)")
         finish("get_dirty_log slot \(slot)", comparison)
     }
 
@@ -194,9 +222,8 @@ final class Replayer {
     }
 
     private func endRun(_ thread: UInt32, _ result: Int64, _ exit: Int64) {
-        guard let started = runs[thread] else { return }
-        perform(thread, through: started.run.count &- 1)
         guard let run = runs.removeValue(forKey: thread) else { return }
+        complete(run, below: run.run.count)
         let found: (result: Int64, exit: Int64)
         switch run.ending {
         case .mmio:

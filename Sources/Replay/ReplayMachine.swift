@@ -107,7 +107,9 @@ final class ReplayMachine {
     }
 
     /// Whether an address belongs to a slot that was ever set.
-    func isGuestMemory(_ start: UInt64, _ end: UInt64) -> Bool { mapped.contains { $0.overlaps(start..<max(end, start + 1)) } }
+    func isGuestMemory(_ start: UInt64, _ end: UInt64) -> Bool {
+        mapped.contains { $0.overlaps(start..<max(end, start + 1)) }
+    }
 
     func dirtyPages(_ slot: UInt64) throws(ReplayError) -> UInt64 {
         do throws(Errno) {
@@ -117,6 +119,12 @@ final class ReplayMachine {
             }
             return count
         } catch { throw ReplayError(description: "KVM_GET_DIRTY_LOG of slot \(slot) failed in the model: \(error)") }
+    }
+
+    /// Pages that the next harvest would report.
+    func dirtyCount(_ slot: UInt64) -> UInt64 {
+        guard let bitmap = vm.slot(numbered: UInt32(truncatingIfNeeded: slot))?.dirtyBitmap else { return 0 }
+        return (0..<bitmap.pages).reduce(0) { $0 + (bitmap.contains($1) ? 1 : 0) }
     }
 
     // MARK: Host actions
@@ -156,19 +164,29 @@ final class ReplayMachine {
 
     // MARK: The guest
 
-    func fetch(_ run: GuestRun) -> PagedAccessResult {
-        cpu(Int(run.vcpu)).access(.fetch, at: Guest.code(run.operation) & ~7)
+    /// The guest's fetch of its loop, until it is done or has faulted `steps` times.
+    func fetch(_ run: GuestRun, steps: Int) -> PagedAccessResult? {
+        go(run, .fetch, Guest.code(run.operation) & ~7, steps)
     }
 
-    func access(_ run: GuestRun, _ index: UInt64) -> PagedAccessResult {
-        let address = run.guestAddress &+ index &* run.stride
+    /// The access of `index`. As `fetch`.
+    func access(_ run: GuestRun, _ index: UInt64, steps: Int) -> PagedAccessResult? {
         let access: PagedAccess =
             switch run.operation {
             case .read: .load
             case .write: .store(0x1111 &+ run.guestAddress)
             case .lockedIncrement: .lockedAdd(1)
             }
-        return cpu(Int(run.vcpu)).access(access, at: address)
+        return go(run, access, run.guestAddress &+ index &* run.stride, steps)
+    }
+
+    private func go(_ run: GuestRun, _ access: PagedAccess, _ address: UInt64, _ steps: Int) -> PagedAccessResult? {
+        let cpu = cpu(Int(run.vcpu))
+        if steps == .max { return cpu.access(access, at: address) }
+        for _ in 0..<steps {
+            if let end = cpu.step(access, at: address) { return end }
+        }
+        return nil
     }
 
     /// How KVM ends a run. OUT: it reads the instruction, and the task state, for whether user code may use the port.

@@ -3,7 +3,8 @@ public enum ReplayText {
     public static func render(_ report: ReplayReport, show: Int) -> String {
         var text = "\(report.file)  replayed on the model's shadow MMU, Linux 6.18\n\n"
         for step in report.steps {
-            let name = step.name.count < 44 ? step.name + String(repeating: " ", count: 44 - step.name.count) : step.name
+            let name =
+                step.name.count < 44 ? step.name + String(repeating: " ", count: 44 - step.name.count) : step.name
             let counts = step.differences.isEmpty ? "" : "  \(step.differences.count) differ"
             text += "  \(name) \(step.compared) compared\(counts)\n"
             for difference in step.differences.prefix(show) {

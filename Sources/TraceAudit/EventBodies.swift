@@ -148,7 +148,8 @@ extension EventBody {
             else { return nil }
             return .tableWalk(address: address, errorCode: code)
         case .walkedElement:
-            guard let entry = cursor.hexadecimal(after: "pte "), let level = cursor.decimal(after: " level "), level <= 5
+            guard let entry = cursor.hexadecimal(after: "pte "), let level = cursor.decimal(after: " level "),
+                level <= 5
             else { return nil }
             return .walkedElement(entry: entry, level: Int(level))
         case .setAccessed, .setDirty: return cursor.hexadecimal(after: "gpa ").map { .setFlag(kind, at: $0) }

@@ -57,7 +57,9 @@ struct GuestWalk {
         }
     }
 
-    fileprivate mutating func note(_ level: UInt8, table: GuestFrame, place: GuestAddress, entry: UInt64, _ above: Rights) {
+    fileprivate mutating func note(
+        _ level: UInt8, table: GuestFrame, place: GuestAddress, entry: UInt64, _ above: Rights
+    ) {
         Self.write(&entries, level, entry)
         Self.write(&places, level, place.value)
         Self.write(&tables, level, table.number)

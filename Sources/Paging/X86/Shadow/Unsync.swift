@@ -36,7 +36,8 @@ extension ShadowMMU {
 
     /// Kernel: `kvm_unsync_page`.
     private func loseSync(_ page: ShadowPage) {
-        precondition(page.role.level == 1 && !page.role.isDirect, "only a lowest table of the guest's can be unsync (X49)")
+        precondition(
+            page.role.level == 1 && !page.role.isDirect, "only a lowest table of the guest's can be unsync (X49)")
         unsyncPages.lock()
         note(.shadowPageUnsynced, page)
         vm.statistics.mmu_unsync.add(1, ordering: .relaxed)
