@@ -48,6 +48,11 @@ let package = Package(
         // Fibers and the handler of traps.
         .target(name: "CFiber"),
         .target(name: "SeededRandom", swiftSettings: strict),
+        // The processor's walks over hostile tables.
+        .target(
+            name: "WalkFuzz",
+            dependencies: ["CSchedule", "Frames", "Synchrony", "HostMemory", "Hardware", "Machine", "SeededRandom"],
+            swiftSettings: strict),
         .target(
             name: "Explorer", dependencies: ["CFiber", "CSchedule", "Synchrony", "SeededRandom"], swiftSettings: strict),
         // A plan as the explorer's subject, and the museum of defects.
@@ -106,7 +111,7 @@ let package = Package(
             name: "CoreTests",
             dependencies: [
                 "CSchedule", "Frames", "Synchrony", "Audit", "HostMemory", "GuestMemory", "Paging", "Hardware",
-                "Machine", "SeededRandom",
+                "Machine", "SeededRandom", "WalkFuzz",
             ],
             swiftSettings: core),
         .testTarget(
