@@ -15,7 +15,7 @@ extension TDPMMU {
         for root in validRoots(of: slot.addressSpace) {
             _ = splitHugeLeaves(in: slot.frames, root, holding: guardian)
         }
-        _ = clearLeaves(EPT.write, in: slot)
+        _ = clearLeaves(EntryBits.write, in: slot)
         guardian.unlock()
         vm.flushRemoteTLBs()
     }
@@ -46,9 +46,9 @@ extension TDPMMU {
         let loop = LeafLoop(self)
         for run in view(root).runs(in: frames) {
             if run.level > .page4K {
-                _ = loop.clear(EPT.write | EPT.mmuWritable, in: run, policy)
+                _ = loop.clear(EntryBits.write | bits.mmuWritable, in: run, policy)
             } else {
-                _ = loop.clear(EPT.write, in: run, mask: mask >> (run.base.number - first.number), policy)
+                _ = loop.clear(EntryBits.write, in: run, mask: mask >> (run.base.number - first.number), policy)
             }
         }
     }
@@ -58,34 +58,34 @@ extension TDPMMU {
     /// Takes W from every leaf of the slot; whether any had it. Takes mmu_lock, flushes.
     /// Kernel: `kvm_tdp_mmu_wrprot_slot`.
     @discardableResult
-    public func writeProtect(_ slot: MemorySlot) -> Bool { clearInSlot(EPT.write, slot) }
+    public func writeProtect(_ slot: MemorySlot) -> Bool { clearInSlot(EntryBits.write, slot) }
 
     /// Takes D from every leaf of the slot, as PML hosts do (W where the hardware keeps no D); whether any had it.
     /// Takes mmu_lock, flushes. Kernel: `kvm_tdp_mmu_clear_dirty_slot`.
     @discardableResult
     public func clearDirty(_ slot: MemorySlot) -> Bool { clearInSlot(loggingBit, slot) }
 
-    private func clearInSlot(_ bits: UInt64, _ slot: MemorySlot) -> Bool {
+    private func clearInSlot(_ lost: UInt64, _ slot: MemorySlot) -> Bool {
         let guardian = vm.lockMMU()
-        let any = clearLeaves(bits, in: slot)
+        let any = clearLeaves(lost, in: slot)
         guardian.unlock()
         if any { vm.flushRemoteTLBs() }
         return any
     }
 
-    private func clearLeaves(_ bits: UInt64, in slot: MemorySlot) -> Bool {
+    private func clearLeaves(_ lost: UInt64, in slot: MemorySlot) -> Bool {
         switch vm.policy {
-        case .precise(let policy): clearLeaves(bits, in: slot, policy)
-        case .tracked(let policy): clearLeaves(bits, in: slot, policy)
-        case .guess(let policy): clearLeaves(bits, in: slot, policy)
+        case .precise(let policy): clearLeaves(lost, in: slot, policy)
+        case .tracked(let policy): clearLeaves(lost, in: slot, policy)
+        case .guess(let policy): clearLeaves(lost, in: slot, policy)
         }
     }
 
-    private func clearLeaves<P: ReferencePolicy>(_ bits: UInt64, in slot: MemorySlot, _ policy: P) -> Bool {
+    private func clearLeaves<P: ReferencePolicy>(_ lost: UInt64, in slot: MemorySlot, _ policy: P) -> Bool {
         let loop = LeafLoop(self)
         var any = false
         for root in validRoots(of: slot.addressSpace) {
-            for run in view(root).runs(in: slot.frames) where loop.clear(bits, in: run, policy) { any = true }
+            for run in view(root).runs(in: slot.frames) where loop.clear(lost, in: run, policy) { any = true }
         }
         return any
     }
@@ -100,6 +100,7 @@ extension TDPMMU {
         in frames: Range<GuestFrame>, _ root: HostFrame, holding guardian: borrowing MMUGuard
     ) -> Bool {
         let view = view(root)
+        let role = role(ofRoot: root)
         let end = min(frames.upperBound, view.end)
         var cursor = frames.lowerBound
         while cursor < end {
@@ -108,7 +109,7 @@ extension TDPMMU {
                 guard let child = vm.host.allocateTable(order: 0, fill: 0) else { return false }
                 // Lost to an A or D that the processor set: once more, with the new value.
                 let seen = position.entry.observe(holding: guardian)
-                if !link(child, at: position, cursor, seen: seen) { vm.host.freeTable(child) }
+                if !link(child, at: position, cursor, role, seen: seen) { vm.host.freeTable(child) }
                 continue
             }
             let step = max(position.level, .page2M)

@@ -31,6 +31,15 @@ final class TDPMachine {
         }
     }
 
+    convenience init(
+        ramFrames: Int = 4096, thp: Bool = false, cpus: Int = 1, _ change: (inout TDPConfiguration) -> Void
+    ) {
+        var configuration = TDPConfiguration()
+        configuration.cachesMMIO = false
+        change(&configuration)
+        self.init(mmu: TDPMMU(configuration), ramFrames: ramFrames, thp: thp, cpus: cpus)
+    }
+
     deinit {
         #expect(mmu.checkTables() == [])
         vm.destroy()
@@ -83,8 +92,8 @@ final class TDPMachine {
 
     /// Sets bits of the entry that maps `frame`, as hardware or a bug would.
     func word(_ frame: UInt64, level: UInt8 = 1) -> AtomicWord {
-        var table = mmu.eptPointer(for: cpu) & 0x000f_ffff_ffff_f000
-        var at = UInt8(4)
+        var table = mmu.rootPointer(for: cpu) & 0x000f_ffff_ffff_f000
+        var at = mmu.configuration.levels
         while true {
             let index = frame >> (9 * UInt64(at - 1)) & 511
             let word = test.memory.word(at: table + index * 8)
