@@ -88,6 +88,10 @@ public struct Event: Sendable, Equatable {
         case dirtyLogged, dirtyHarvested, dirtyCleared
         /// MMIO exit: `guest` = address, `value` = data.
         case mmioRead, mmioWrite
+        /// An entry was made that says "no memory here": `value` = the entry, `extra` = its generation, `frame` = the table.
+        case mmioMarked
+        /// Such an entry was looked at: `value` = the entry, `extra` = the slots' generation.
+        case mmioChecked
 
         // Users of the log. `guest` is the guest frame.
         /// Guest memory was written: `value` = who (Writer raw value), `frame`. Told only where a consumer looks on.

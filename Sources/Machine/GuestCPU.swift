@@ -65,10 +65,10 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
             switch result {
             case .value(let value): return .value(value)
             case .stored: return .stored
-            case .fault(let present):
-                if let end = handle(GuestFault(address: address, access: kind, entryPresent: present), value, mask) {
-                    return end
-                }
+            case .fault(let present, let reserved):
+                let fault = GuestFault(
+                    address: address, access: kind, entryPresent: present, isReserved: reserved)
+                if let end = handle(fault, value, mask) { return end }
             }
         }
         vm.memory.journal?.add(
@@ -101,7 +101,7 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
     private enum Attempt {
         case value(UInt64)
         case stored
-        case fault(present: Bool)
+        case fault(present: Bool, reserved: Bool)
     }
 
     private func attempt(
@@ -123,8 +123,9 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
         case .stored: return .stored
         case .fault(let walk):
             switch walk {
-            case .violation(let fault), .misconfiguration(let fault): return .fault(present: fault.present)
-            case .translated: return .fault(present: true)
+            case .violation(let fault): return .fault(present: fault.present, reserved: false)
+            case .misconfiguration(let fault): return .fault(present: fault.present, reserved: true)
+            case .translated: return .fault(present: true, reserved: false)
             }
         case .misaligned: preconditionFailure("accesses are 8-byte aligned")
         }

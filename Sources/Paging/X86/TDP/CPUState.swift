@@ -1,3 +1,4 @@
+import Frames
 import GuestMemory
 
 /// What the MMU keeps for a vCPU. Kernel: parts of `vcpu->arch`. The vCPU's own task's.
@@ -6,7 +7,18 @@ public final class TDPCPUState: CPUExtra, @unchecked Sendable {
     /// A nested guest runs, without tables of its guest hypervisor's own. Kernel: `is_guest_mode`.
     var isGuestMode = false
 
+    /// Where the last access was that no slot contained, and of which slots that was true. Kernel: `mmio_gfn`,
+    /// `mmio_gen`.
+    private(set) var mmioFrame: GuestFrame?
+    private(set) var mmioGeneration: UInt64 = 0
+
     override init() {}
+
+    /// Kernel: `vcpu_cache_mmio_info`. Caller: no update of the slots is in progress.
+    func rememberMMIO(_ frame: GuestFrame, _ generation: UInt64) {
+        mmioFrame = frame
+        mmioGeneration = generation
+    }
 }
 
 extension TDPMMU {

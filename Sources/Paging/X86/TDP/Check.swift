@@ -7,7 +7,7 @@ import Synchrony
 
 /// The tables, checked against the rules, with nobody else running. Spec: x86 section 8.
 extension TDPMMU {
-    /// X18, X19, X22 to X26, X28, X29 over every entry of every root, X32 and X35 of the roots, and X36 over the sums.
+    /// X18, X19, X22 to X27, X28, X29 over every entry of every root, X32 and X35 of the roots, and X36 over the sums.
     public func checkTables() -> [Finding] {
         var check = TableCheck(self)
         for root in allRoots { check.tree(root) }
@@ -63,11 +63,22 @@ struct TableCheck {
     }
 
     private mutating func absent(_ value: UInt64, _ guest: GuestFrame) {
+        if configuration.cachesMMIO, bits.isMMIO(value) { return mmio(value, guest) }
         if bits.isEPT, value & EntryBits.empty == 0 { report(.x24, "an entry does not suppress #VE", guest, value) }
         if value == EntryBits.frozen {
             report(.x28, "a reachable entry is frozen", guest, value)
         } else if value != EntryBits.empty {
             report(.x18, "an entry without the present bit is not empty", guest, value)
+        }
+    }
+
+    /// X27 at rest: a marker of this generation stands where no slot is. Those of others nobody believes.
+    private mutating func mmio(_ value: UInt64, _ guest: GuestFrame) {
+        let vm = mmu.vm!
+        if bits.frame(ofMMIO: value) != guest { report(.x27, "an MMIO entry is for another frame", guest, value) }
+        let now = vm.slotsGeneration(of: tree.space) & EntryBits.generationMask
+        if EntryBits.generation(ofMMIO: value) == now, vm.slot(containing: guest, in: tree.space) != nil {
+            report(.x27, "a valid MMIO entry hides the memory of a slot", guest, value)
         }
     }
 

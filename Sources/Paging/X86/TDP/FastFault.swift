@@ -15,7 +15,7 @@ extension TDPMMU {
     ) -> FaultOutcome? {
         // Present, the leaf must have lacked W; absent, it can only be access-tracked.
         guard fault.entryPresent ? fault.access == .write : !accessDirty else { return nil }
-        guard fault.frame < view(root).end else { return nil }
+        guard !fault.isReserved, fault.frame < view(root).end else { return nil }
         return withTables {
             for _ in 0..<5 {
                 switch attempt(root, fault, slot, cpu) {

@@ -34,7 +34,8 @@ extension TDPMMU {
         // A fault that wants the other kind of memory is userspace's to settle, slot or none.
         guard agrees(fault, isPrivate) else { return memoryFault(cpu, fault, isPrivate, .EFAULT) }
         guard let slot else {
-            return isPrivate ? memoryFault(cpu, fault, true, .EFAULT) : answer(.noSlot, fault)
+            return isPrivate
+                ? memoryFault(cpu, fault, true, .EFAULT) : serveNoSlot(cpu, root, fault, &reserve)
         }
         // A slot on its way out: no MMIO yet, for its entries may still be there. Spec: x86 2.7 step 4.
         // A prefetch would wait for its own caller (6.18; see `VirtualMachine.preFault`).

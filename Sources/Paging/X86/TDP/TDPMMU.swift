@@ -111,6 +111,7 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     // MARK: Faults and roots
 
     override public func handleFault(_ cpu: VirtualCPU, _ fault: GuestFault) -> FaultOutcome {
+        if fault.isReserved, cpu.root != nil, let outcome = handleMMIO(cpu, fault) { return outcome }
         record(
             Event(
                 .fault, guest: fault.frame.number, value: UInt64(fault.access.rawValue), extra: UInt64(cpu.number),
@@ -167,6 +168,8 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
         slot.largePages = LargePageCounts(slot)
         vm.initializeMixed(slot)
     }
+
+    override public func slotsWillChange(to generation: UInt64) { slotsChange(to: generation) }
 
     override public func flushSlot(_ slot: MemorySlot) { removeSlot(slot) }
 

@@ -153,6 +153,7 @@ extension TDPMMU {
         let first = StageTwoEntry(memory.entry(0, of: table), EntryBits.field)
         // All of them (no entry is all ones): a fault that has already found this table must find it frozen.
         first.forEachIndex(below: 512, notHolding: exclusive ? EntryBits.empty : .max) { i in
+            if exclusive, !EntryBits.isPresent(first.following(i).peek()) { return }
             let old = first.following(i).exchangeUnannounced(forEmpty: EntryBits.frozen)
             precondition(old != EntryBits.frozen, "a table is removed twice (X28)")
             guard old & EntryBits.mmuPresent != 0 else { return }

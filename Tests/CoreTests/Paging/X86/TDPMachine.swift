@@ -72,12 +72,16 @@ final class TDPMachine {
 
     /// One fault, as the exit handler would report it.
     @discardableResult
-    func fault(_ access: AccessKind, _ frame: UInt64, present: Bool = false, cpu: TDPCPU? = nil) -> FaultOutcome {
+    func fault(
+        _ access: AccessKind, _ frame: UInt64, present: Bool = false, reserved: Bool = false, cpu: TDPCPU? = nil
+    ) -> FaultOutcome {
         let cpu = cpu ?? self.cpu
         if cpu.root == nil { mmu.loadRoot(cpu) }
         return vm.withSlots {
             mmu.handleFault(
-                cpu, GuestFault(address: GuestFrame(frame).address, access: access, entryPresent: present))
+                cpu,
+                GuestFault(
+                    address: GuestFrame(frame).address, access: access, entryPresent: present, isReserved: reserved))
         }
     }
 
@@ -147,11 +151,15 @@ final class TDPCPU: VirtualCPU, @unchecked Sendable {
         for _ in 0..<100 {
             let result = once(body)
             guard case .fault(let walk) = result else { return .done(result) }
-            guard case .violation(let fault) = walk else { return .misconfigured }
-            let outcome = vm.withSlots {
-                mmu.handleFault(
-                    self, GuestFault(address: address, access: access, entryPresent: fault.present))
+            let fault: GuestFault
+            switch walk {
+            case .violation(let walk):
+                fault = GuestFault(address: address, access: access, entryPresent: walk.present)
+            case .misconfiguration where mmu.configuration.cachesMMIO:
+                fault = GuestFault(address: address, access: access, entryPresent: false, isReserved: true)
+            default: return .misconfigured
             }
+            let outcome = vm.withSlots { mmu.handleFault(self, fault) }
             switch outcome {
             case .retry, .fixed, .spurious: continue
             default: return .ended(outcome)
