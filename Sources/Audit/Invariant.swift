@@ -29,6 +29,7 @@ public enum Invariant: UInt16, Sendable, CaseIterable {
     case x41 = 241
     case x42 = 242
     case x44 = 244
+    case x45 = 245
     case x46 = 246
     case x63 = 263
     case rv1 = 301
@@ -105,6 +106,7 @@ public enum Invariant: UInt16, Sendable, CaseIterable {
         case .x41: "the counts of reasons against huge pages are the edges, the tracked frames and the shadowed tables"
         case .x42: "the count of tables that execution alone keeps from being huge pages is that of their list"
         case .x44: "a writable leaf of a logged slot is in the log"
+        case .x45: "where the processor logs writes, what has D is in a log"
         case .x46: "a nested guest's leaves are protected by W where the log is hardware's"
         case .x63: "the lock order holds and nobody sleeps under a spinning lock"
         case .rv1: "a G-stage leaf has V, U, R and X, and no PBMT, RSW or N"

@@ -162,6 +162,11 @@ open class SecondaryMMU: @unchecked Sendable {
     open func protect(
         _ slot: MemorySlot, first: GuestFrame, mask: UInt64, holding guardian: borrowing MMUGuard
     ) {}
+    /// Makes the vCPUs leave guest mode, if the processor logs writes itself, so that what it has logged is in the slots'
+    /// logs before they are told. Caller holds slotsLock. Kernel: `kvm_arch_sync_dirty_log`.
+    open func syncLog() {}
+    /// The vCPU has left guest mode. Asked only of an MMU with `hardwareLogEntries`. Caller: the vCPU's task.
+    open func guestLeft(_ cpu: VirtualCPU) {}
     /// Logging was turned on for `slot`: write-protects every leaf, splits huge ones. Takes mmuLock itself; flushes.
     open func loggingEnabled(_ slot: MemorySlot) {}
     /// Logging was turned off: huge mappings may come back. Takes mmuLock itself.

@@ -7,6 +7,8 @@ public final class TDPCPUState: CPUExtra, @unchecked Sendable {
     /// A nested guest runs, without tables of its guest hypervisor's own. Kernel: `is_guest_mode`.
     var isGuestMode = false
 
+    /// Frames that the processor has written and that are in no slot's log yet. Kernel: `pml_pg`.
+    var modificationLog = ModificationLog()
     /// Where the last access was that no slot contained, and of which slots that was true. Kernel: `mmio_gfn`,
     /// `mmio_gen`.
     private(set) var mmioFrame: GuestFrame?

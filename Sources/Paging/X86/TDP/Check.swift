@@ -17,6 +17,7 @@ extension TDPMMU {
             check.leaves[1] == counters.pages_4k.load(ordering: .relaxed)
             && check.leaves[2] == counters.pages_2m.load(ordering: .relaxed)
             && check.leaves[3] == counters.pages_1g.load(ordering: .relaxed)
+        check.possibleHugePages()
         if !agree { check.findings.append(Finding(.x36, "a page count differs from the leaves")) }
         return check.findings
     }
@@ -132,6 +133,10 @@ struct TableCheck {
         if value & EntryBits.adType != mmu.adType(tree) {
             report(.x25, "a leaf's A/D type is not that of its tree", guest, value)
         }
+        if level == .page4K, !tree.isInvalid { logged(value, guest) }
+        if mmu.nxHugePages, level > .page4K, bits.isExecutable(value) {
+            report(.x40, "a huge leaf is executable", guest, value)
+        }
         let saved = value & (EntryBits.savedRead | EntryBits.savedExecute)
         if bits.isAccessTracked(value) {
             if saved == 0 || value & bits.accessed != 0 {
@@ -140,6 +145,22 @@ struct TableCheck {
         } else if bits.isEPT, saved != 0 {
             report(.x26, "rights are set aside of a leaf that has its own", guest, value)
         }
+    }
+
+    /// What the guest can write, or has written, unseen is in the log, or on its way there. Of a tree where the processor
+    /// logs (X45), of a nested guest's beside such (X46), of all others (X44).
+    private mutating func logged(_ value: UInt64, _ guest: GuestFrame) {
+        let vm = mmu.vm!
+        let sign = mmu.seenBy(tree)
+        guard value & sign != 0, !vm.logHasHoles, let slot = vm.slot(containing: guest, in: tree.space), slot.isLogged,
+            !vm.isInDirtyLog(guest, of: slot)
+        else { return }
+        guard sign == bits.dirty else {
+            let isNested = value & EntryBits.adType == EntryBits.writeProtectOnly
+            return report(isNested ? .x46 : .x44, "a page can be written and is in no log", guest, value)
+        }
+        for cpu in vm.virtualCPUs where mmu.state(of: cpu).modificationLog.holds(guest) { return }
+        report(.x45, "a page was written and is in no log", guest, value)
     }
 
     private func isReserved(_ value: UInt64, _ level: PageLevel) -> Bool {
@@ -170,6 +191,20 @@ struct TableCheck {
         for cpu in mmu.vm.virtualCPUs {
             guard let root = cpu.root, mmu.info(ofRoot: root).isInvalid, !cpu.hasRequest else { continue }
             findings.append(Finding(.x35, "a vCPU would enter the guest on an obsolete root", frame: root))
+        }
+    }
+
+    /// X42: the list is as long as the count says, and holds tables that hang somewhere and are disallowed.
+    mutating func possibleHugePages() {
+        let list = mmu.possibleHugePages
+        if list.count != mmu.vm.statistics.nx_lpage_splits.load(ordering: .relaxed) {
+            findings.append(Finding(.x42, "the count of split huge pages is not that of their list"))
+        }
+        for table in list {
+            let info = TableInfo(mmu.vm.host.tableWords(table))
+            if !info.isDisallowed || !seen.contains(table) {
+                findings.append(Finding(.x42, "a table is on the list that may be a huge page", frame: table))
+            }
         }
     }
 

@@ -9,12 +9,15 @@ extension TDPMMU {
     /// A guest frame is never write-tracked here (no shadow paging), so W follows the primary mapping alone. It is
     /// granted on a read fault too: the page was marked dirty for that when its reference was released (Spec: X5).
     ///
+    /// Where huge pages are not executable, this one is not. Spec: X40.
+    ///
     /// A prefetched leaf is old: its A is clear or, where the hardware keeps no A, its rights are set aside (Spec: generic
     /// 6.3, x86 2.11).
     func leafAttributes(
         _ permit: borrowing InstallPermit, at level: PageLevel, _ role: PageRole, prefetch: Bool = false
     ) -> UInt64 {
-        var entry = EntryBits.mmuPresent | bits.present | bits.user | bits.execute | adType(role)
+        var entry = EntryBits.mmuPresent | bits.present | bits.user | adType(role)
+        entry |= level > .page4K && nxHugePages ? bits.noExecute : bits.execute
         entry |= prefetch ? 0 : bits.accessed
         if level > .page4K { entry |= EntryBits.large }
         if bits.isEPT { entry |= memoryType(of: permit.frame) }

@@ -8,22 +8,43 @@ import Synchrony
 /// Linux holds mmu_lock for reading in the walks over a whole slot, and gives it up now and then; here it is held for
 /// writing, so that one fetch-and an entry is enough.
 extension TDPMMU {
-    /// Logging was turned on: splits huge leaves to 4 KiB, takes W from every leaf, flushes once, whatever was found:
-    /// an earlier protection may still wait for its flush. Takes mmu_lock. Kernel: `kvm_mmu_slot_apply_flags`, no PML.
+    /// How writes to the leaves of a tree are seen: D, where the processor logs the pages itself, else W.
+    /// Spec: x86 3.8, X46.
+    func seenBy(_ role: PageRole) -> UInt64 {
+        configuration.modificationLogEntries != 0 && !role.isGuestMode ? bits.dirty : EntryBits.write
+    }
+
+    /// Logging was turned on: splits huge leaves to 4 KiB, takes D or W from every leaf and W from what is still huge,
+    /// flushes once, whatever was found: an earlier protection may still wait for its flush. Takes mmu_lock.
+    /// Kernel: `kvm_mmu_slot_apply_flags`.
     func startLogging(_ slot: MemorySlot) {
         let guardian = vm.lockMMU()
         for root in validRoots(of: slot.addressSpace) {
-            _ = splitHugeLeaves(in: slot.frames, root, holding: guardian)
+            if configuration.eagerSplit { _ = splitHugeLeaves(in: slot.frames, root, holding: guardian) }
+            switch vm.policy {
+            case .precise(let policy): startLogging(slot, root, policy)
+            case .tracked(let policy): startLogging(slot, root, policy)
+            case .guess(let policy): startLogging(slot, root, policy)
+            }
         }
-        _ = clearLeaves(EntryBits.write, in: slot)
         guardian.unlock()
         vm.flushRemoteTLBs()
     }
 
-    /// Takes W from the 4 KiB leaves of the frames that `mask` names. The caller flushes, after mmu_lock, before it
-    /// tells anyone (F4). A slot that began with an all-ones bitmap may still have huge leaves here: they are split;
-    /// without memory for that, they lose W and MW. Caller holds mmu_lock for writing.
-    /// Kernel: `kvm_arch_mmu_enable_log_dirty_pt_masked`.
+    /// A write to a huge leaf must fault, to be logged for its own page alone (X39). Kernel: of PML hosts,
+    /// `kvm_mmu_slot_leaf_clear_dirty` and `kvm_mmu_slot_remove_write_access` from 2 MiB on; else the latter from 4 KiB on.
+    private func startLogging<P: ReferencePolicy>(_ slot: MemorySlot, _ root: HostFrame, _ policy: P) {
+        let loop = LeafLoop(self)
+        let lost = seenBy(role(ofRoot: root))
+        for run in view(root).runs(in: slot.frames) {
+            _ = loop.clear(run.level > .page4K ? lost | EntryBits.write : lost, in: run, policy)
+        }
+    }
+
+    /// Takes D or W from the 4 KiB leaves of the frames that `mask` names. The caller flushes, after mmu_lock, before it
+    /// tells anyone (F4, F5). A slot that began with an all-ones bitmap may still have huge leaves here: they are split,
+    /// and what is huge still at the ends loses W and MW, with the same late flush (F3x). Caller holds mmu_lock for
+    /// writing. Kernel: `kvm_arch_mmu_enable_log_dirty_pt_masked`.
     func protectPages(
         _ slot: MemorySlot, _ first: GuestFrame, _ mask: UInt64, holding guardian: borrowing MMUGuard
     ) {
@@ -31,7 +52,11 @@ extension TDPMMU {
         let start = first.advanced(by: mask.trailingZeroBitCount)
         let end = first.advanced(by: 64 - mask.leadingZeroBitCount)
         for root in validRoots(of: slot.addressSpace) {
-            _ = splitHugeLeaves(in: start..<end, root, holding: guardian)
+            if vm.manualProtect.initiallySet {
+                if configuration.eagerSplit { _ = splitHugeLeaves(in: start..<end, root, holding: guardian) }
+                _ = protectLeaf(of: start, root, from: .page2M)
+                _ = protectLeaf(of: end.advanced(by: -1), root, from: .page2M)
+            }
             switch vm.policy {
             case .precise(let policy): protectPages(start..<end, first, mask, root, policy)
             case .tracked(let policy): protectPages(start..<end, first, mask, root, policy)
@@ -44,12 +69,27 @@ extension TDPMMU {
         _ frames: Range<GuestFrame>, _ first: GuestFrame, _ mask: UInt64, _ root: HostFrame, _ policy: P
     ) {
         let loop = LeafLoop(self)
-        for run in view(root).runs(in: frames) {
-            if run.level > .page4K {
-                _ = loop.clear(EntryBits.write | bits.mmuWritable, in: run, policy)
-            } else {
-                _ = loop.clear(EntryBits.write, in: run, mask: mask >> (run.base.number - first.number), policy)
-            }
+        let lost = seenBy(role(ofRoot: root))
+        for run in view(root).runs(in: frames) where run.level == .page4K {
+            _ = loop.clear(lost, in: run, mask: mask >> (run.base.number - first.number), policy)
+        }
+    }
+
+    /// Takes W and MW from the leaf that maps `frame`, if it is `smallest` or larger: whether it had one of them. The
+    /// caller flushes, also if W was gone already: an earlier loss of W may still wait for its flush (F3). Caller holds
+    /// mmu_lock for writing. Kernel: `kvm_tdp_mmu_write_protect_gfn`.
+    func protectLeaf(of frame: GuestFrame, _ root: HostFrame, from smallest: PageLevel) -> Bool {
+        guard frame < view(root).end, let leaf = view(root).leaf(of: frame), leaf.level >= smallest else {
+            return false
+        }
+        let run = LeafRun(
+            table: leaf.table, level: leaf.level, firstIndex: leaf.index, count: 1, base: frame.aligned(to: leaf.level))
+        let loop = LeafLoop(self)
+        let lost = EntryBits.write | bits.mmuWritable
+        switch vm.policy {
+        case .precise(let policy): return loop.clear(lost, in: run, policy)
+        case .tracked(let policy): return loop.clear(lost, in: run, policy)
+        case .guess(let policy): return loop.clear(lost, in: run, policy)
         }
     }
 

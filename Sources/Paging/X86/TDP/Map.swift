@@ -18,20 +18,28 @@ extension TDPMMU {
         let view = view(root)
         let frame = permit.guestFrame
         let role = role(ofRoot: root)
-        fault.level = permit.largest
+        let isDisallowed = disallowsHugePage(fault)
+        fault.level = isDisallowed ? .page4K : permit.largest
         while true {
-            let position = view.descend(to: frame, until: permit.largest)
+            let position = view.descend(to: frame, until: fault.level)
             if position.value == EntryBits.frozen { return .retry }
-            if position.level == permit.largest { return install(permit, fault, slot, position, role, by: cpu) }
+            if position.level == fault.level, fault.level > .page4K, self.isDisallowed(position) {
+                fault.level = fault.level.below
+                continue
+            }
+            if position.level == fault.level { return install(permit, fault, slot, position, role, by: cpu) }
             if fault.isPrefetch, EntryBits.isLeaf(position.value, position.level.rawValue) {
                 fault.level = position.level
                 return .spurious
             }
             guard let child = reserve.take() else { return .retry }
-            if !link(child, at: position, frame, role, seen: position.entry.observe(holding: permit)) {
+            let seen = position.entry.observe(holding: permit)
+            if !link(child, at: position, frame, role, isDisallowed: isDisallowed, seen: seen) {
                 vm.host.freeTable(child)
                 return .retry
             }
+            // Nothing but the fetch was against a huge leaf here.
+            if isDisallowed && permit.largest >= position.level { trackPossibleHugePage(child) }
         }
     }
 

@@ -76,7 +76,9 @@ extension TDPMMU {
         guard block >= slot.baseFrame, canBeHuge(block, slot, level) else { return false }
         let table = EntryBits.field.frame(in: position.value)
         guard let leaf = congruentLeaf(of: table, block, level, holding: guardian) else { return false }
-        let update = EntryUpdate(set: EntryBits.large)
+        // X40.
+        let update = EntryUpdate(
+            set: EntryBits.large | (nxHugePages ? bits.noExecute : 0), clear: nxHugePages ? bits.execute : 0)
         guard position.entry.replaceTable(byJoining: leaf, level: level, update, expected: position.value) == nil
         else { return false }
         vm.statistics.addPages(level: level.rawValue, 1)
@@ -84,7 +86,7 @@ extension TDPMMU {
         record(
             Event(
                 .entryInstalled, frame: frame, guest: block.number, level: level.rawValue,
-                value: EntryBits.field.bits(for: frame) | leaf.value & ~EntryBits.field.mask | EntryBits.large,
+                value: EntryBits.field.bits(for: frame) | update.applied(to: leaf.value) & ~EntryBits.field.mask,
                 extra: position.value))
         remove(table)
         return true

@@ -38,6 +38,11 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     let pages = SpinLock(.tdpPages)
     /// Root tables, in order of their making. Written under `pages` and mmu_lock; read under either.
     var roots: [HostFrame] = []
+    /// Whether huge leaves are never executable. Written under mmu_lock for writing, read under mmu_lock.
+    var nxHugePages: Bool
+    /// Tables that only a fetch keeps from being a huge leaf, oldest first. Under `pages`. Kernel:
+    /// `possible_nx_huge_pages`.
+    var possibleHugePages: [HostFrame] = []
     /// Tables that nothing reachable points to. Under `pages`.
     var removed: [HostFrame] = []
 
@@ -46,6 +51,7 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
         self.configuration = configuration
         bits = configuration.entryBits
         bits.checkLayout()
+        nxHugePages = configuration.nxHugePages
         super.init()
     }
 
@@ -83,6 +89,8 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     override public var elidesFlushIfYoung: Bool { true }
     override public var hasPrivateFaults: Bool { true }
     override public var isTotalStoreOrder: Bool { true }
+    override public var hardwareLogEntries: UInt32 { configuration.modificationLogEntries }
+    override public func guestLeft(_ cpu: VirtualCPU) { drainLog(of: cpu) }
 
     /// What points a vCPU's hardware to the tables: the EPTP or, of NPT, nCR3, a bare address. Without a root it names the
     /// host's page of zeros, where every access misses. Kernel: `construct_eptp`, the dummy root.
@@ -154,6 +162,10 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     override public func protect(
         _ slot: MemorySlot, first: GuestFrame, mask: UInt64, holding guardian: borrowing MMUGuard
     ) { protectPages(slot, first, mask, holding: guardian) }
+
+    override public func syncLog() {
+        if hardwareLogEntries != 0 { vm.kickAllCPUs() }
+    }
 
     override public func loggingEnabled(_ slot: MemorySlot) { startLogging(slot) }
     override public func loggingDisabled(_ slot: MemorySlot) { recoverHugePages(slot) }

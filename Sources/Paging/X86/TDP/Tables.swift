@@ -5,29 +5,34 @@ import HostMemory
 import Synchrony
 
 /// What the MMU keeps about a table below a root, in the two words of the table's page frame. Written before the table
-/// is linked, constant afterwards. Kernel: `struct kvm_mmu_page`. Spec: x86 1.7.
+/// is linked, constant afterwards but for one bit. Kernel: `struct kvm_mmu_page`. Spec: x86 1.7.
 struct TableInfo {
     /// Of its role: the level (1 to 3, or 4 under a root of level 5) and what the whole tree has in common.
     let role: PageRole
     /// The guest frame of entry 0.
     let base: GuestFrame
+    /// A fetch has made it, and no huge leaf may take its place. Only this changes, under `pages`. Kernel:
+    /// `nx_huge_page_disallowed`.
+    let isDisallowed: Bool
+    static let disallowed: UInt64 = 1 << 4
     /// The physical address of the one entry that points here. Kernel: `sp->ptep`. Spec: X29.
     let parent: UInt64
 
     var level: PageLevel { PageLevel(role.level) }
 
-    /// 3:0 level   5 nothing is to be heard of its A and D   6 guest mode   7 address space   63:8 base
+    /// 3:0 level   4 disallowed   5 nothing is to be heard of its A and D   6 guest mode   7 address space   63:8 base
     var words: (UInt64, UInt64) {
         let tree = (role.accessDirtyDisabled ? 1 << 5 : 0) | (role.isGuestMode ? 1 << 6 : 0) | UInt64(role.space) << 7
-        return (UInt64(role.level) | tree | base.number << 8, parent)
+        return (UInt64(role.level) | (isDisallowed ? Self.disallowed : 0) | tree | base.number << 8, parent)
     }
 
     /// The child of a table of `role`: one level down, else the same. Spec: x86 1.6.
-    init(below role: PageRole, base: GuestFrame, parent: UInt64) {
+    init(below role: PageRole, base: GuestFrame, isDisallowed: Bool, parent: UInt64) {
         var role = role
         role.level -= 1
         self.role = role
         self.base = base
+        self.isDisallowed = isDisallowed
         self.parent = parent
     }
 
@@ -36,6 +41,7 @@ struct TableInfo {
             levels: UInt8(truncatingIfNeeded: words.0 & 15), accessDirty: words.0 & 1 << 5 == 0,
             space: UInt8(words.0 >> 7 & 1), guestMode: words.0 & 1 << 6 != 0)
         base = GuestFrame(words.0 >> 8)
+        isDisallowed = words.0 & Self.disallowed != 0
         parent = words.1
     }
 }
@@ -88,7 +94,7 @@ extension TDPMMU {
     /// root's role.
     func link(
         _ child: HostFrame, at position: RadixPosition, _ frame: GuestFrame, _ tree: PageRole,
-        seen: borrowing ObservedEntry
+        isDisallowed: Bool = false, seen: borrowing ObservedEntry
     ) -> Bool {
         guard seen.value == position.value else { return false }
         let base = frame.aligned(to: position.level)
@@ -97,7 +103,8 @@ extension TDPMMU {
         var role = tree
         role.level = position.level.rawValue
         let words = TableInfo(
-            below: role, base: base, parent: position.table.physicalAddress + UInt64(position.index) * 8
+            below: role, base: base, isDisallowed: isDisallowed,
+            parent: position.table.physicalAddress + UInt64(position.index) * 8
         ).words
         vm.host.setTableWords(child, words.0, words.1)
         if isHuge { fill(child, with: seen, childLevel) }
@@ -116,9 +123,13 @@ extension TDPMMU {
         return true
     }
 
-    /// Writes the 512 parts of a huge leaf into a table that nobody sees yet. A, D, W, HW and MW are inherited.
+    /// Writes the 512 parts of a huge leaf into a table that nobody sees yet. A, D, W, HW and MW are inherited; what was
+    /// not executable for its size alone is executable now.
     private func fill(_ child: HostFrame, with huge: borrowing ObservedEntry, _ childLevel: PageLevel) {
-        let update = EntryUpdate(clear: childLevel == .page4K ? EntryBits.large : 0)
+        let isSmall = childLevel == .page4K
+        let freed = isSmall && nxHugePages
+        let update = EntryUpdate(
+            set: freed ? bits.execute : 0, clear: (isSmall ? EntryBits.large : 0) | (freed ? bits.noExecute : 0))
         for i in 0..<512 {
             StageTwoEntry(vm.memory.entry(i, of: child), EntryBits.field)
                 .storePart(of: huge, index: i, childLevel: childLevel, update)
@@ -167,6 +178,7 @@ extension TDPMMU {
         }
         vm.statistics.addPages(level: level, -leaves)
         pages.lock()
+        allowHugePage(table)
         removed.append(table)
         pages.unlock()
     }
