@@ -93,6 +93,25 @@ public struct Event: Sendable, Equatable {
         /// Such an entry was looked at: `value` = the entry, `extra` = the slots' generation.
         case mmioChecked
 
+        // The shadow MMU.
+        /// The guest's own tables are walked: `guest` = its linear address, `value` = PFERR bits.
+        case guestWalk
+        /// An entry of the guest's was read: `level`, `value`.
+        case guestEntryRead
+        /// KVM set A or D in an entry of the guest's: `guest` = the entry's guest physical address, `level`.
+        case guestAccessedSet, guestDirtySet
+        /// The guest's own fault: `guest` = linear address, `value` = PFERR bits.
+        case guestWalkFailed
+        /// A frame was found for a fault: `guest`, `frame`, `level` that is aimed at.
+        case entryRequested
+        /// An entry was written by a fault or a prefetch: `guest`, `frame`, `level`, `value`, `extra` = its physical address.
+        case entrySet
+        /// A shadow page: `frame` = its table, `guest` = the frame that it shadows, `value` = role, `extra` = root count,
+        /// bit 32 unsync (as it was before), bit 33 just made, from 34 on its generation.
+        case shadowPageTaken, shadowPageZapped, shadowPageSynced, shadowPageUnsynced
+        /// All shadow pages are obsolete: `value` = the generation before, `extra` = pages in use.
+        case zapAllFast
+
         // Users of the log. `guest` is the guest frame.
         /// Guest memory was written: `value` = who (Writer raw value), `frame`. Told only where a consumer looks on.
         case memoryWritten

@@ -44,5 +44,10 @@ public final class Statistics: Sendable {
         }
     }
 
+    /// Keeps the largest value seen.
+    public static func raise(_ peak: borrowing Atomic<UInt64>, to value: UInt64) {
+        _ = peak.max(value, ordering: .relaxed)
+    }
+
     @inlinable public static func bump(_ counter: borrowing Atomic<UInt64>) { counter.add(1, ordering: .relaxed) }
 }

@@ -39,7 +39,12 @@ public final class VirtualMachine: @unchecked Sendable {
     /// By address space. Kernel: `__memslots`. Spec: generic 1.5.
     let slotSets: [SlotSets]
     /// Pages of all slots. Kernel: `nr_memslot_pages`; under `slotsLock`.
-    var slotPages: UInt64 = 0
+    var slotPages: UInt64 = 0 {
+        didSet { publishedPages.store(slotPages, ordering: .relaxed) }
+    }
+    private let publishedPages = Atomic<UInt64>(0)
+    /// Pages of all slots. Any task.
+    public var pagesOfSlots: UInt64 { publishedPages.load(ordering: .relaxed) }
     /// Something impossible happened, or the process said so: every call fails from now on. Kernel: `vm_dead`.
     private let dead = Atomic<Bool>(false)
 

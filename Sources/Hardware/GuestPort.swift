@@ -74,6 +74,7 @@ public struct GuestPort {
         switch result {
         case .translated(let translation): buffer.fill(address.frame, translation)
         case .violation, .misconfiguration: buffer.dropAfterFault(address.frame)
+        case .modificationLogFull: break
         }
         return result
     }

@@ -4,7 +4,7 @@
 // would have to be made twice, in two ways, to hide. It guarantees: entries are read and changed only by atomic
 // operations that pass scheduling points; an accessed or dirty bit is set only in the very entry that was walked; no
 // table content makes it crash, whatever an entry says. It never allocates frames, takes no lock, and knows no slot.
-// Read `EPT/EPTWalker.swift` next.
+// Read `EPT/EPTWalker.swift` next; for a guest's own tables, shadow tables and NPT, `X86/LegacyWalker.swift`.
 
 import Frames
 
@@ -12,11 +12,13 @@ import Frames
 public enum WalkResult: Sendable, Equatable {
     /// The access may go ahead; accessed and dirty bits have been set.
     case translated(Translation)
-    /// EPT violation; RISC-V: guest-page fault, which also reports reserved encodings.
+    /// EPT violation; AMD: nested page fault; RISC-V: guest-page fault. The last two report reserved encodings, too.
     case violation(WalkFault)
     /// EPT misconfiguration. On both architectures also a table or page outside physical memory, which real hardware
     /// reports as whatever the bus returns (RISC-V: an access fault).
     case misconfiguration(WalkFault)
+    /// EPT: D would have to be logged and the log is full. Nothing was written but A on the way; the access is not made.
+    case modificationLogFull
 }
 
 /// A guest frame's translation: what a TLB keeps.

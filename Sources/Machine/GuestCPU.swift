@@ -125,7 +125,8 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
             switch walk {
             case .violation(let fault): return .fault(present: fault.present, reserved: false)
             case .misconfiguration(let fault): return .fault(present: fault.present, reserved: true)
-            case .translated: return .fault(present: true, reserved: false)
+            // No walk without a log meets a full one.
+            case .translated, .modificationLogFull: return .fault(present: true, reserved: false)
             }
         case .misaligned: preconditionFailure("accesses are 8-byte aligned")
         }

@@ -97,6 +97,15 @@ public struct AtomicWord: @unchecked Sendable {
     /// The name of the bytes of the word's page, 4 KiB, as a whole.
     @inlinable @inline(__always) public var pageIdentity: UInt64 { identity & ~0xfff | 1 }
 
+    /// Adds to a word of data, in one step; returns the old value. x86: `lock xadd`.
+    @inlinable @inline(__always)
+    public func addData(_ value: UInt64) -> UInt64 {
+        schedulingPoint(.dataWrite, identity)
+        let old = pointer.pointee.wrappingAdd(value, ordering: .acquiringAndReleasing).oldValue
+        schedulingNote(.atomicAccumulate, pageIdentity)
+        return old
+    }
+
     @inlinable @inline(__always)
     public func store(_ value: UInt64) {
         schedulingPoint(.entryWrite, identity)

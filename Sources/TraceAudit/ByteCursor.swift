@@ -119,3 +119,29 @@ struct ByteCursor {
         }
     }
 }
+
+/// Fields that are written as `key=value`, wherever they stand.
+extension ByteCursor {
+    /// The word behind ` key=`.
+    func value(of key: StaticString) -> ByteCursor? {
+        var cursor = self
+        while !cursor.isAtEnd {
+            cursor.skipSpaces()
+            var word = cursor.word()
+            if word.skip(key), word.skip("=") { return word }
+        }
+        return nil
+    }
+
+    /// The number behind ` key=`, decimal or `0x` hexadecimal.
+    func number(of key: StaticString) -> Int64? {
+        guard var cursor = value(of: key) else { return nil }
+        if cursor.starts(with: "0x") {
+            guard let value = cursor.hexadecimal() else { return nil }
+            return Int64(bitPattern: value)
+        }
+        return cursor.signedDecimal()
+    }
+
+    func unsigned(of key: StaticString) -> UInt64? { number(of: key).map { UInt64(bitPattern: $0) } }
+}

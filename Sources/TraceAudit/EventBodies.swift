@@ -1,5 +1,5 @@
 /// The tracepoints that the auditor reads. Spec: x86 10.
-enum EventKind: String, CaseIterable, Sendable {
+package enum EventKind: String, CaseIterable, Sendable {
     case pageFault = "kvm_page_fault"
     case fastPageFault = "fast_page_fault"
     case entryRequested = "kvm_mmu_spte_requested"
@@ -42,73 +42,73 @@ enum EventKind: String, CaseIterable, Sendable {
 }
 
 /// `kvm_mmu_set_spte`: a leaf as it was just written. `at` is the entry's host physical address.
-struct EntrySet: Equatable, Sendable {
-    var frame: UInt64
-    var entry: UInt64
-    var level: Int
-    var at: UInt64
+package struct EntrySet: Equatable, Sendable {
+    package var frame: UInt64
+    package var entry: UInt64
+    package var level: Int
+    package var at: UInt64
     /// The printed permissions: bit 0 w, bit 1 x, bit 2 u; nil where u is not printed.
-    var printedWrite: Bool
-    var printedExecute: Bool
-    var printedUser: Bool?
+    package var printedWrite: Bool
+    package var printedExecute: Bool
+    package var printedUser: Bool?
 }
 
 /// `kvm_mmu_spte_requested`: what a fault is about to install.
-struct EntryRequested: Equatable, Sendable {
-    var frame: UInt64
-    var hostFrame: UInt64
-    var level: Int
+package struct EntryRequested: Equatable, Sendable {
+    package var frame: UInt64
+    package var hostFrame: UInt64
+    package var level: Int
 }
 
 /// `kvm_tdp_mmu_spte_changed`: one successful write to a TDP-MMU entry.
-struct EntryChanged: Equatable, Sendable {
-    var addressSpace: Int
-    var frame: UInt64
-    var level: Int
-    var old: UInt64
-    var new: UInt64
+package struct EntryChanged: Equatable, Sendable {
+    package var addressSpace: Int
+    package var frame: UInt64
+    package var level: Int
+    package var old: UInt64
+    package var new: UInt64
 }
 
 /// The `<SP>` part of the shadow-page events.
-struct TableEvent: Equatable, Sendable {
-    var generation: UInt64
-    var frame: UInt64
-    var level: Int
-    var entryBytes: Int
-    var quadrant: Int
-    var direct: Bool
-    var access: Int
-    var invalid: Bool
-    var rootCount: UInt64
-    var unsync: Bool
+package struct TableEvent: Equatable, Sendable {
+    package var generation: UInt64
+    package var frame: UInt64
+    package var level: Int
+    package var entryBytes: Int
+    package var quadrant: Int
+    package var direct: Bool
+    package var access: Int
+    package var invalid: Bool
+    package var rootCount: UInt64
+    package var unsync: Bool
     /// `new` or `existing` of `kvm_mmu_get_page`; nil in the other events.
-    var created: Bool?
+    package var created: Bool?
 }
 
-struct HostRange: Equatable, Sendable {
-    var start: UInt64
-    var end: UInt64
+package struct HostRange: Equatable, Sendable {
+    package var start: UInt64
+    package var end: UInt64
 }
 
 /// `fast_page_fault`.
-struct FastPageFault: Equatable, Sendable {
-    var address: UInt64
-    var old: UInt64
-    var new: UInt64
-    var spurious: Bool
-    var fixed: Bool
+package struct FastPageFault: Equatable, Sendable {
+    package var address: UInt64
+    package var old: UInt64
+    package var new: UInt64
+    package var spurious: Bool
+    package var fixed: Bool
 }
 
 /// `check_mmio_spte`.
-struct MMIOCheck: Equatable, Sendable {
-    var entry: UInt64
-    var currentGeneration: UInt64
-    var entryGeneration: UInt64
-    var valid: Bool
+package struct MMIOCheck: Equatable, Sendable {
+    package var entry: UInt64
+    package var currentGeneration: UInt64
+    package var entryGeneration: UInt64
+    package var valid: Bool
 }
 
 /// The body of an understood event.
-enum EventBody: Equatable, Sendable {
+package enum EventBody: Equatable, Sendable {
     case pageFault(address: UInt64, errorCode: UInt64)
     case fastPageFault(FastPageFault)
     case entryRequested(EntryRequested)
@@ -116,6 +116,8 @@ enum EventBody: Equatable, Sendable {
     case entryChanged(EntryChanged)
     case splitHugePage(frame: UInt64, level: Int, errno: Int64)
     case table(EventKind, TableEvent)
+    /// A shadow page ended or changed, and which is not printed.
+    case tableWithoutFrame(EventKind)
     case zapAllFast(generation: UInt64, pages: UInt64)
     case checkMMIO(MMIOCheck)
     case tableWalk(address: UInt64, errorCode: UInt64)
@@ -143,7 +145,9 @@ extension EventBody {
             return .tableWalk(address: address, errorCode: code)
         case .entryChanged: return EntryChanged(&cursor).map(EventBody.entryChanged)
         case .getTable, .zapTable, .syncTable, .unsyncTable:
-            guard let table = TableEvent(&cursor), (kind == .getTable) == (table.created != nil) else { return nil }
+            guard let table = TableEvent(&cursor), (kind == .getTable) == (table.created != nil) else {
+                return kind != .getTable && TableEvent.isWithoutFrame(body) ? .tableWithoutFrame(kind) : nil
+            }
             return .table(kind, table)
         case .unmapRange: return range(&cursor, after: "mmu notifier unmap range: ").map(EventBody.unmapRange)
         case .ageRange: return range(&cursor, after: "mmu notifier age hva: ").map(EventBody.ageRange)
@@ -197,6 +201,8 @@ extension EventBody {
     private static func firstInstructionByte(_ body: ByteCursor) -> UInt8? {
         var cursor = body
         guard cursor.upTo(":") != nil, cursor.upTo(":") != nil else { return nil }
+        // A blank stands here where libtraceevent's plugin printed it.
+        cursor.skipSpaces()
         guard let byte = cursor.hexadecimal(), byte <= 0xff else { return nil }
         return UInt8(byte)
     }

@@ -40,36 +40,6 @@ extension EntryChanged {
     }
 }
 
-extension TableEvent {
-    /// The eight access words, at the index of their `ACC` value (exec 1, write 2, user 4).
-    private static let accessWords: [StaticString] = ["---", "--x", "w--", "w-x", "-u-", "-ux", "wu-", "wux"]
-
-    init?(_ cursor: inout ByteCursor) {
-        guard let generation = cursor.decimal(after: "sp gen "), let frame = cursor.hexadecimal(after: " gfn "),
-            let level = cursor.decimal(after: " l"), (1...5).contains(level),
-            let bytes = cursor.decimal(after: " "), bytes == 4 || bytes == 8, cursor.skip("-byte"),
-            let quadrant = cursor.decimal(after: " q"), quadrant < 4
-        else { return nil }
-        let direct = cursor.skip(" direct")
-        guard cursor.skip(" "), let access = Self.accessWords.firstIndex(where: { cursor.starts(with: $0) }) else {
-            return nil
-        }
-        cursor.advance(3)
-        let invalid = cursor.skip(" invalid")
-        guard cursor.skip(" ") else { return nil }
-        _ = cursor.skip("!")
-        guard cursor.skip("nxe ") else { return nil }
-        _ = cursor.skip("!")
-        guard cursor.skip("ad root "), let roots = cursor.decimal(), cursor.skip(" ") else { return nil }
-        let unsync = cursor.skip("unsync")
-        guard unsync || cursor.skip("sync") else { return nil }
-        let created: Bool? = cursor.skip(" new") ? true : cursor.skip(" existing") ? false : nil
-        self.init(
-            generation: generation, frame: frame, level: Int(level), entryBytes: Int(bytes), quadrant: Int(quadrant),
-            direct: direct, access: access, invalid: invalid, rootCount: roots, unsync: unsync, created: created)
-    }
-}
-
 extension FastPageFault {
     init?(_ cursor: inout ByteCursor) {
         guard cursor.skip("vcpu "), cursor.signedDecimal() != nil, let address = cursor.hexadecimal(after: " gva "),

@@ -108,6 +108,11 @@ final class MachineAudit {
             tally.countWalk(address: address, errorCode: code)
         case .entryChanged(let event): change(event, thread: thread, at: moment)
         case .table(let kind, let event): table(kind, event, at: moment)
+        case .tableWithoutFrame:
+            recording.note(
+                "line \(moment.line): a plugin of libtraceevent printed this event without its guest frame; what is known "
+                    + "starts anew with each such event (trace-cmd report -N prints all)")
+            loseEvents(at: moment.line)
         case .zapAllFast: zapAllFast(thread: thread, at: moment)
         case .unmapRange(let range): unmap(range, thread: thread, at: moment)
         case .ageRange(let range):

@@ -1,7 +1,7 @@
 /// A line that the program driving KVM wrote into `trace_marker`: the ground truth of what it did.
 ///
 /// Only lines that begin with `PROBE` are read; any other mark is `.other`.
-enum ProbeMark: Equatable, Sendable {
+package enum ProbeMark: Equatable, Sendable {
     case scenario
     /// `phase`; `closesMachine` for `phase vm close`.
     case phase(closesMachine: Bool)
@@ -17,28 +17,28 @@ enum ProbeMark: Equatable, Sendable {
 }
 
 /// `PROBE set_region`: one `KVM_SET_USER_MEMORY_REGION`. Addresses and size in bytes.
-struct SlotRequest: Equatable, Sendable {
-    var slot: UInt64
-    var flags: UInt64
-    var guestAddress: UInt64
-    var size: UInt64
-    var hostAddress: UInt64
+package struct SlotRequest: Equatable, Sendable {
+    package var slot: UInt64
+    package var flags: UInt64
+    package var guestAddress: UInt64
+    package var size: UInt64
+    package var hostAddress: UInt64
 }
 
 /// `PROBE guest`: `count` accesses of eight bytes, `stride` bytes apart.
-struct GuestRun: Equatable, Sendable {
-    enum Operation: String, Sendable, Codable {
+package struct GuestRun: Equatable, Sendable {
+    package enum Operation: String, Sendable, Codable {
         case read = "r"
         case write = "w"
         case lockedIncrement = "l"
     }
-    var vcpu: Int64
-    var operation: Operation
-    var guestAddress: UInt64
-    var count: UInt64
-    var stride: UInt64
+    package var vcpu: Int64
+    package var operation: Operation
+    package var guestAddress: UInt64
+    package var count: UInt64
+    package var stride: UInt64
 
-    var writes: Bool { operation != .read }
+    package var writes: Bool { operation != .read }
 }
 
 extension ProbeMark {
@@ -65,60 +65,36 @@ extension ProbeMark {
         }
     }
 
-    /// The value behind ` key=`, decimal or `0x` hexadecimal, wherever it stands.
-    private static func number(_ key: StaticString, in body: ByteCursor) -> Int64? {
-        guard var cursor = value(key, in: body) else { return nil }
-        if cursor.starts(with: "0x") {
-            guard let value = cursor.hexadecimal() else { return nil }
-            return Int64(bitPattern: value)
-        }
-        return cursor.signedDecimal()
-    }
-
-    private static func value(_ key: StaticString, in body: ByteCursor) -> ByteCursor? {
-        var cursor = body
-        while !cursor.isAtEnd {
-            cursor.skipSpaces()
-            var word = cursor.word()
-            if word.skip(key), word.skip("=") { return word }
-        }
-        return nil
-    }
-
-    private static func unsigned(_ key: StaticString, in body: ByteCursor) -> UInt64? {
-        number(key, in: body).map { UInt64(bitPattern: $0) }
-    }
-
     private static func setRegion(_ body: ByteCursor) -> ProbeMark {
-        if let result = number("ret", in: body) { return .setRegionResult(result) }
-        guard let slot = unsigned("slot", in: body), let flags = unsigned("flags", in: body),
-            let guest = unsigned("gpa", in: body), let size = unsigned("size", in: body),
-            let host = unsigned("hva", in: body)
+        if let result = body.number(of: "ret") { return .setRegionResult(result) }
+        guard let slot = body.unsigned(of: "slot"), let flags = body.unsigned(of: "flags"),
+            let guest = body.unsigned(of: "gpa"), let size = body.unsigned(of: "size"),
+            let host = body.unsigned(of: "hva")
         else { return .action }
         return .setRegion(
             SlotRequest(slot: slot, flags: flags, guestAddress: guest, size: size, hostAddress: host))
     }
 
     private static func guest(_ body: ByteCursor) -> ProbeMark {
-        guard let vcpu = number("vcpu", in: body), let operation = value("op", in: body),
-            let kind = GuestRun.Operation(rawValue: operation.text), let address = unsigned("gpa", in: body),
-            let count = unsigned("count", in: body), let stride = unsigned("stride", in: body)
+        guard let vcpu = body.number(of: "vcpu"), let operation = body.value(of: "op"),
+            let kind = GuestRun.Operation(rawValue: operation.text), let address = body.unsigned(of: "gpa"),
+            let count = body.unsigned(of: "count"), let stride = body.unsigned(of: "stride")
         else { return .action }
         return .guest(
             GuestRun(vcpu: vcpu, operation: kind, guestAddress: address, count: count, stride: stride))
     }
 
     private static func guestDone(_ body: ByteCursor) -> ProbeMark {
-        guard let vcpu = number("vcpu", in: body), let result = number("ret", in: body),
-            let exit = number("exit", in: body)
+        guard let vcpu = body.number(of: "vcpu"), let result = body.number(of: "ret"),
+            let exit = body.number(of: "exit")
         else { return .action }
         return .guestDone(vcpu: vcpu, result: result, exit: exit)
     }
 
     private static func dirtyLog(_ body: ByteCursor) -> ProbeMark {
-        if let result = number("ret", in: body) {
-            return .getDirtyLogResult(result: result, dirty: unsigned("dirty", in: body) ?? 0)
+        if let result = body.number(of: "ret") {
+            return .getDirtyLogResult(result: result, dirty: body.unsigned(of: "dirty") ?? 0)
         }
-        return unsigned("slot", in: body).map(ProbeMark.getDirtyLog) ?? .action
+        return body.unsigned(of: "slot").map(ProbeMark.getDirtyLog) ?? .action
     }
 }

@@ -1,8 +1,13 @@
 /// One event line, split into its prefix and the event's body.
 ///
-/// Shape: `<comm>-<pid> [(<tgid>)] [cpu] <5 flag chars> <sec.fraction>: <event>: <body>`. The process column exists
-/// where `options/record-tgid` was set. `trace-cmd report` may leave the flags out and pads after the event's colon.
-/// Spec: x86 10.
+/// | from | shape |
+/// |---|---|
+/// | ftrace | `<comm>-<tid> [(<pid>)] [cpu] <5 flag chars> <sec.fraction>: <event>: <body>` |
+/// | trace-cmd report | `[<instance>: ]<comm>-<tid> [cpu] <sec.fraction>: <event>:<blanks><body>` |
+/// | perf script | `<comm> [<pid>/]<tid> [cpu] <sec.fraction>: <system>:<event>: <body>` |
+///
+/// Each line tells for itself which it is. ftrace has the process column where `options/record-tgid` was set, perf where
+/// both `pid` and `tid` were asked for. Spec: x86 10; perf-script(1), option `-F`.
 struct RecordingLine {
     let command: ByteCursor
     let thread: UInt32
@@ -93,12 +98,29 @@ struct RecordingLine {
         while digits > start, (digits - 1).pointee &- UInt8(ascii: "0") < 10 { digits -= 1 }
         var number = ByteCursor(digits, end)
         guard let thread = number.decimal(), thread <= UInt64(UInt32.max), digits > start else { return nil }
-        let separator = (digits - 1).pointee
-        guard separator == UInt8(ascii: "-") || separator == UInt8(ascii: " ") else { return nil }
-        var command = ByteCursor(start, digits - 1)
-        command.skipSpaces()
+        var separator = digits - 1
+        if separator.pointee == UInt8(ascii: "/"), !hasProcessColumn {
+            var first = separator
+            while first > start, (first - 1).pointee &- UInt8(ascii: "0") < 10 { first -= 1 }
+            var number = ByteCursor(first, separator)
+            guard let value = number.decimal(), value <= UInt64(UInt32.max), first > start else { return nil }
+            process = UInt32(value)
+            hasProcessColumn = true
+            separator = first - 1
+        }
+        guard separator.pointee == UInt8(ascii: "-") || separator.pointee == UInt8(ascii: " ") else { return nil }
         return Task(
-            command: command, thread: UInt32(thread), process: process, hasProcessColumn: hasProcessColumn)
+            command: command(in: ByteCursor(start, separator)), thread: UInt32(thread), process: process,
+            hasProcessColumn: hasProcessColumn)
+    }
+
+    /// Without the blanks around it, and without the name of the ftrace instance that trace-cmd puts before it.
+    private static func command(in column: ByteCursor) -> ByteCursor {
+        var end = column.end
+        while end > column.position, (end - 1).pointee == UInt8(ascii: " ") { end -= 1 }
+        var name = ByteCursor(column.position, end)
+        name.skipSpaces()
+        return name.withoutInstance
     }
 
     /// `sec.fraction:`, the fraction in micro- or nanoseconds.
@@ -135,6 +157,14 @@ struct RecordingLine {
 }
 
 extension ByteCursor {
+    /// What stands behind a first word that ends in a colon, if anything does.
+    var withoutInstance: ByteCursor {
+        var rest = self
+        let first = rest.word()
+        rest.skipSpaces()
+        return first.count > 1 && (first.end - 1).pointee == UInt8(ascii: ":") && !rest.isAtEnd ? rest : self
+    }
+
     /// Letters, digits, `_`, `.` and `-` only: what a tracepoint's name is made of.
     var isIdentifier: Bool {
         var cursor = self

@@ -1,11 +1,12 @@
 /// # TraceAudit: does a recording of a real kernel break an invariant?
 ///
-/// What it is: a streaming auditor of ftrace text (`trace`, `trace_pipe`, `trace-cmd report`) with KVM's MMU
-/// events. Bytes go into ``TraceAuditor``, an ``AuditReport`` comes out; ``auditRecording(path:progress:)`` reads a
-/// file, unpacking `.xz` through the `xz` program.
+/// What it is: a streaming auditor of recordings with KVM's MMU events: ftrace text, `perf script` text, trace-cmd's
+/// `trace.dat`. A ``RecordingSource`` gives any of them as text; its bytes go into ``TraceAuditor``, an ``AuditReport``
+/// comes out; ``auditRecording(path:progress:)`` does both.
 ///
-/// Read in this order: `Rules.swift` (what is checked), `EventBodies.swift` (what is understood),
-/// `TraceAuditor.swift` (how a line finds its virtual machine), then the files named after their rules.
+/// Read in this order: `RecordingSource.swift` (where text comes from), `Rules.swift` (what is checked),
+/// `EventBodies.swift` (what is understood), `TraceAuditor.swift` (how a line finds its virtual machine), then the files
+/// named after their rules.
 ///
 /// What it guarantees:
 /// - A finding is only raised where the recording proves it. What the recording cannot show (shadow-MMU zaps of
@@ -16,7 +17,7 @@
 ///
 /// A process is taken for one virtual machine; a recording without process ids is one section, and says so.
 ///
-/// What it never does: open a device, follow a file that grows, or guess at binary formats.
+/// What it never does: open a device, follow a file that grows, or read a binary format itself: trace-cmd knows its own.
 ///
 /// Spec: x86 10 (formats), x86 8 (invariants), x86 12 item 6 (what a trace alone can show).
 enum TraceAuditLimits {

@@ -1,5 +1,3 @@
-import Glibc
-
 /// Audits a recording piece by piece: ``feed(_:)`` takes bytes in any portions, ``finish(file:)`` gives the report.
 ///
 /// Not thread-safe; one recording, one auditor.
@@ -13,11 +11,7 @@ public final class TraceAuditor {
     private var commands: [String] = []
     private var lastThread: (id: UInt32, index: Int)?
 
-    /// The beginning of a line whose end has not come yet.
-    private var carry: [UInt8] = []
-    /// Inside a line that is longer than the limit.
-    private var skippingLine = false
-
+    private var splitter = LineSplitter()
     private var line: UInt64 = 0
     private var events: UInt64 = 0
     private var malformed: UInt64 = 0
@@ -32,72 +26,38 @@ public final class TraceAuditor {
     private var restarts: UInt64 = 0
     private var firstRestart: UInt64?
 
-    public init() {}
+    private let follower: (any RecordingFollower)?
+
+    public convenience init() { self.init(follower: nil) }
+
+    /// `follower` hears of each event, after the rules.
+    package init(follower: (any RecordingFollower)?) { self.follower = follower }
 
     /// Takes the next bytes of the recording.
-    public func feed(_ bytes: UnsafeRawBufferPointer) {
-        guard var position = bytes.bindMemory(to: UInt8.self).baseAddress else { return }
-        let end = position + bytes.count
-        while position != end {
-            guard let newline = memchr(position, 0x0a, end - position) else { break }
-            let stop = UnsafePointer(newline.assumingMemoryBound(to: UInt8.self))
-            if skippingLine {
-                skippingLine = false
-            } else if carry.isEmpty {
-                take(ByteCursor(position, stop))
-            } else if carry.count + (stop - position) <= TraceAuditLimits.lineBytes {
-                carry.append(contentsOf: UnsafeBufferPointer(start: position, count: stop - position))
-                takeCarry()
-            } else {
-                carry = []
-                countOverlong()
-            }
-            position = stop + 1
-        }
-        keep(position, end)
-    }
+    public func feed(_ bytes: UnsafeRawBufferPointer) { splitter.feed(bytes) { take($0) } }
 
     /// Takes bytes from an array: for small inputs and tests.
     public func feed(_ bytes: [UInt8]) { bytes.withUnsafeBytes { feed($0) } }
 
-    private func keep(_ position: UnsafePointer<UInt8>, _ end: UnsafePointer<UInt8>) {
-        guard position != end, !skippingLine else { return }
-        if carry.count + (end - position) > TraceAuditLimits.lineBytes {
-            carry = []
-            skippingLine = true
-            countOverlong()
-            return
-        }
-        carry.append(contentsOf: UnsafeBufferPointer(start: position, count: end - position))
-    }
-
-    private func takeCarry() {
-        carry.withUnsafeBufferPointer { bytes in
-            guard let base = bytes.baseAddress else { return }
-            take(ByteCursor(base, base + bytes.count))
-        }
-        carry.removeAll(keepingCapacity: true)
-    }
-
-    private func countOverlong() {
-        line += 1
-        countMalformed()
-    }
+    /// Adds to the report what whoever read the file has to say of it.
+    func note(_ text: String) { recording.note(text) }
 
     private func countMalformed() {
         malformed += 1
         if firstMalformed == nil { firstMalformed = line }
     }
 
-    private func take(_ bytes: ByteCursor) {
+    private func take(_ item: LineSplitter.Line) {
         line += 1
-        var end = bytes.end
-        while end > bytes.position, (end - 1).pointee == 0x0d { end -= 1 }
-        let text = ByteCursor(bytes.position, end)
-        guard let first = text.next else { return }
-        if first == UInt8(ascii: "#") { return header(text) }
-        guard let event = RecordingLine(text) else { return other(text) }
-        handle(event)
+        switch item {
+        case .overlong: countMalformed()
+        case .bytes(let bytes):
+            guard let base = bytes.baseAddress, let first = bytes.first else { return }
+            let text = ByteCursor(base, base + bytes.count)
+            if first == UInt8(ascii: "#") { return header(text) }
+            guard let event = RecordingLine(text) else { return other(text) }
+            handle(event)
+        }
     }
 
     // MARK: lines that are no events
@@ -117,22 +77,15 @@ public final class TraceAuditor {
         }
     }
 
-    /// Blank lines, notices of lost events, and whatever is malformed.
+    /// Blank lines, call chains, notices of lost events, and whatever is malformed.
     private func other(_ text: ByteCursor) {
         var cursor = text
         cursor.skipSpaces()
         if cursor.isAtEnd || cursor.starts(with: "cpus=") || cursor.starts(with: "version = ") { return }
-        if cursor.starts(with: "CPU:"), let notice = cursor.upTo("["), notice.count < 16 {
-            let bracketed = cursor
-            if cursor.skip("LOST ") || (cursor.decimal() != nil && cursor.skip(" EVENTS DROPPED")) {
-                var number = bracketed
-                _ = number.skip("LOST ")
-                recording.note("line \(line): events were lost")
-                lose(number.decimal() ?? 1)
-                return
-            }
-        }
-        countMalformed()
+        if text.isCallChain { return }
+        guard let count = LossNotice.count(cursor) else { return countMalformed() }
+        recording.note("line \(line): events were lost")
+        lose(count)
     }
 
     private func lose(_ count: UInt64) {
@@ -151,6 +104,7 @@ public final class TraceAuditor {
         lastTime = 0
         for machine in machines { machine.restart() }
         forgetRequests()
+        follower?.restart()
     }
 
     private func forgetRequests() {
@@ -170,7 +124,10 @@ public final class TraceAuditor {
             restart()
         }
         lastTime = event.time
-        guard let name = names.count(event.event), let kind = names.kind(name) else { return }
+        guard let name = names.count(event.event), let kind = names.kind(name) else {
+            follower?.pass(event.event.text, thread: event.thread, time: event.time)
+            return
+        }
         guard let body = EventBody.parse(kind, event.body) else {
             names.countMalformed(name)
             countMalformed()
@@ -194,6 +151,10 @@ public final class TraceAuditor {
             machine.handle(body, thread: &threads[index], at: moment)
         }
         if machines.count > 1 { spread(body, from: machine, at: moment) }
+        follower?.follow(
+            RecordedEvent(
+                time: event.time, thread: event.thread, process: event.process, command: commands[index],
+                machine: machine.index, inInterrupt: event.inInterrupt, body: body))
     }
 
     /// Host memory is shared between processes: a range that one of them (or kswapd) unmaps may be guest memory of
@@ -249,7 +210,7 @@ public final class TraceAuditor {
 
     /// Takes an unfinished last line, settles what had to wait for the end, and reports.
     public func finish(file: String) -> AuditReport {
-        if !carry.isEmpty { takeCarry() }
+        splitter.finish { take($0) }
         recording.rules.settle(
             hasNotifierEvents: recording.hasNotifierEvents, hasEmulationEvents: recording.hasEmulationEvents)
         addClosingNotes()

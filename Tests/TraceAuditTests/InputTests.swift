@@ -132,16 +132,6 @@ import Testing
 }
 
 @Suite struct BadInput_Files {
-    private func withFile<R>(_ bytes: [UInt8], _ body: (String) async throws -> R) async rethrows -> R {
-        var template = Array("/tmp/trace-audit-XXXXXX".utf8CString)
-        let descriptor = mkstemp(&template)
-        let path = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
-        defer { unlink(path) }
-        _ = bytes.withUnsafeBytes { write(descriptor, $0.baseAddress, $0.count) }
-        close(descriptor)
-        return try await body(path)
-    }
-
     private func failure(of path: String) async -> AuditInputError? {
         do throws(AuditInputError) {
             _ = try await auditRecording(path: path)
@@ -160,7 +150,10 @@ import Testing
 
     @Test func `binary files are refused, each with its way out`() async {
         let cases: [([UInt8], AuditInputError.Kind)] = [
-            ([0x17, 0x08, 0x44] + Array("tracing7".utf8), .binaryRecording), (Array("PERFILE2".utf8), .binaryRecording),
+            ([0x17, 0x08, 0x44] + Array("tracing7".utf8), .traceCommandFailed),
+            ([0x17, 0x08, 0x44] + Array("tracing5\0".utf8), .otherVersion),
+            ([0x17, 0x08, 0x44] + Array("tracing8\0".utf8), .otherVersion),
+            (Array("PERFILE2".utf8), .binaryRecording),
             ([0x1f, 0x8b, 8, 0], .otherCompression), ([0x28, 0xb5, 0x2f, 0xfd], .otherCompression),
             ([UInt8](repeating: 0, count: 10_000), .binaryRecording),
         ]
@@ -186,7 +179,9 @@ import Testing
     @Test(.enabled(if: Recordings.isThere("thp"), "the sample is needed"))
     func `where xz is not installed the error says what to do`() async {
         let error = await #expect(throws: AuditInputError.self) {
-            try await auditRecording(path: Recordings.path("thp"), unpacker: "no-such-unpacker")
+            try await auditRecording(
+                RecordingSource(path: Recordings.path("thp"), programs: RecordingPrograms(unpacker: "no-such-unpacker"))
+            )
         }
         #expect(error?.kind == .xzMissing)
         #expect(error?.description.contains("install xz") == true)
@@ -199,4 +194,16 @@ import Testing
         let count = fread(&bytes, 1, bytes.count, file)
         return Array(bytes[..<count])
     }
+}
+
+/// A file that lives as long as `body`.
+func withFile<R>(_ bytes: [UInt8], mode: mode_t = 0o600, _ body: (String) async throws -> R) async rethrows -> R {
+    var template = Array("/tmp/trace-audit-XXXXXX".utf8CString)
+    let descriptor = mkstemp(&template)
+    let path = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+    defer { unlink(path) }
+    _ = bytes.withUnsafeBytes { write(descriptor, $0.baseAddress, $0.count) }
+    fchmod(descriptor, mode)
+    close(descriptor)
+    return try await body(path)
 }

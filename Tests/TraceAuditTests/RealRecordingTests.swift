@@ -89,13 +89,4 @@ import Testing
         #expect(report.findings.isEmpty)
         #expect(report.notes.contains { $0.contains("holds 2 recordings") })
     }
-
-    @Test(.enabled(if: Recordings.binaryIsThere, "xz and ../shared/traces are needed"))
-    func `a binary trace-cmd file is refused with the command that helps`() async {
-        let error = await #expect(throws: AuditInputError.self) {
-            try await auditRecording(path: Recordings.binaryPath)
-        }
-        #expect(error?.kind == .binaryRecording)
-        #expect(error?.description.contains("trace-cmd report") == true)
-    }
 }

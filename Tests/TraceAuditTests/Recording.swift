@@ -79,7 +79,8 @@ enum Recordings {
 
     static func isThere(_ name: String) -> Bool { hasXZ && access(path(name), R_OK) == 0 }
     static let allAreThere = all.allSatisfy(isThere)
-    static let binaryIsThere = hasXZ && access(binaryPath, R_OK) == 0
+    static let hasTraceCommand = output(of: "command -v trace-cmd").isEmpty == false
+    static let binaryIsThere = hasXZ && hasTraceCommand && access(binaryPath, R_OK) == 0
 
     private static let unpacked: [String: Recording] = Dictionary(
         uniqueKeysWithValues: shipped.map { ($0, unpack($0)) })
@@ -90,7 +91,7 @@ enum Recordings {
         Recording(String(decoding: output(of: "xz -dc -- '\(path(name))'"), as: UTF8.self))
     }
 
-    private static func output(of command: String) -> [UInt8] {
+    static func output(of command: String) -> [UInt8] {
         guard let pipe = popen(command, "r") else { return [] }
         defer { pclose(pipe) }
         var bytes: [UInt8] = []

@@ -13,6 +13,8 @@ public struct EPTWalker: Sendable {
     /// EPTP: 2:0 memory type, 5:3 levels - 1, 6 accessed and dirty bits on, 51:12 root.
     public let pointer: UInt64
     let processor: EPTProcessor
+    /// Where guest addresses go whose D is set; nil with page-modification logging off.
+    public let log: ModificationLog?
     /// Written into the journal's events.
     public let vcpu: UInt8
 
@@ -22,10 +24,11 @@ public struct EPTWalker: Sendable {
     ///   - largestLeaf: 1 GiB, 2 MiB or 4 KiB.
     public init(
         memory: PhysicalMemory, pointer: UInt64, physicalAddressBits: Int = 46, executeOnly: Bool = true,
-        largestLeaf: PageLevel = .page1G, vcpu: UInt8 = 0xff
+        largestLeaf: PageLevel = .page1G, log: ModificationLog? = nil, vcpu: UInt8 = 0xff
     ) {
         self.memory = memory
         self.pointer = pointer
+        self.log = log
         self.vcpu = vcpu
         processor = EPTProcessor(
             physicalAddressBits: physicalAddressBits, executeOnly: executeOnly, largestLeaf: largestLeaf)
@@ -94,6 +97,7 @@ public struct EPTWalker: Sendable {
             guard rights.allow(access) else { return .violation(fault(.rights)) }
             let frame = HostFrame((entry.address | address.value & (level.bytes - 1)) >> pageShift)
             guard memory.exists(frame) else { return .misconfiguration(fault(.noMemory)) }
+            if mustLog(entry, access), let log, log.isFull { return .modificationLogFull }
             guard let dirty = setLeafFlags(word, entry, address, access, level) else { return nil }
             return .translated(Translation(frame: frame, level: level, rights: rights, dirty: dirty))
         }
@@ -105,7 +109,12 @@ public struct EPTWalker: Sendable {
         return word.compareExchange(expected: entry.bits, desired: entry.bits | EPTEntry.accessed) == nil
     }
 
-    /// Sets A, and D for a write, in the leaf. Nil if the leaf has changed, else whether stores need no more walk.
+    /// Whether the access sets D where it was clear.
+    private func mustLog(_ entry: EPTEntry, _ access: AccessKind) -> Bool {
+        accessDirty && access == .write && entry.bits & EPTEntry.dirty == 0
+    }
+
+    /// Sets A, and D for a write, in the leaf; logs a D that was clear. Nil if the leaf has changed, else whether stores need no more walk.
     private func setLeafFlags(
         _ word: AtomicWord, _ entry: EPTEntry, _ address: GuestAddress, _ access: AccessKind, _ level: PageLevel
     ) -> Bool? {
@@ -113,6 +122,7 @@ public struct EPTWalker: Sendable {
         let wanted = entry.bits | EPTEntry.accessed | (access == .write ? EPTEntry.dirty : 0)
         if wanted != entry.bits {
             guard word.compareExchange(expected: entry.bits, desired: wanted) == nil else { return nil }
+            if mustLog(entry, access), let log { log.append(address) }
             recordFlags(
                 in: memory, address: address, leaf: HostFrame(entry.address >> pageShift), level: level,
                 old: entry.bits, new: wanted, accessed: EPTEntry.accessed, dirty: EPTEntry.dirty, vcpu: vcpu)
@@ -122,7 +132,8 @@ public struct EPTWalker: Sendable {
 
     /// The exit qualification of an EPT violation. Bits 2:0 the access, 5:3 what the walked entries permit together,
     /// 7 a guest linear address is known, 8 the fault is on that address's final translation, not on the guest's own
-    /// page tables. Spec: x86 0.3. A misconfiguration has none.
+    /// page tables. Accesses to those count as writes where EPT keeps A and D, and are reported as reads and writes.
+    /// Spec: x86 0.3. A misconfiguration has none.
     public func exitQualification(
         of fault: WalkFault, linearAddress: Bool = true, finalTranslation: Bool = true
     ) -> UInt64 {
@@ -136,6 +147,7 @@ public struct EPTWalker: Sendable {
         if fault.rights.write { value |= 1 << 4 }
         if fault.rights.execute { value |= 1 << 5 }
         guard linearAddress else { return value }
+        if !finalTranslation, accessDirty { value |= 0b11 }
         return value | 1 << 7 | (finalTranslation ? 1 << 8 : 0)
     }
 }

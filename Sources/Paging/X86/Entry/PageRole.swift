@@ -89,7 +89,8 @@ public struct PageRole: Sendable, Equatable {
     private static let ignoredBySync: UInt32 = 15 | 3 << 5 | 7 << 8 | 1 << 18
 
     /// The root of a TDP tree. Kernel: `kvm_calc_tdp_mmu_root_page_role`. Example: 0x3784.
-    public static func tdpRoot(levels: UInt8, accessDirty: Bool, space: UInt8 = 0, guestMode: Bool = false) -> PageRole {
+    public static func tdpRoot(levels: UInt8, accessDirty: Bool, space: UInt8 = 0, guestMode: Bool = false) -> PageRole
+    {
         var role = PageRole()
         role.level = levels
         role.access = .all

@@ -1,0 +1,173 @@
+import Audit
+import Frames
+import GuestMemory
+import Hardware
+import HostMemory
+import Paging
+import Synchrony
+
+/// How an access of a guest with page tables of its own ended.
+public enum PagedAccessResult: Sendable, Equatable {
+    /// A load's value, or what stood there before a locked addition.
+    case value(UInt64)
+    case stored
+    /// KVM did it in the guest's place.
+    case emulated
+    /// Userspace must emulate it. Kernel: `KVM_EXIT_MMIO`.
+    case mmio
+    /// The guest's own page fault.
+    case pageFault(GuestPageFault)
+    /// KVM_RUN failed.
+    case failed(Errno)
+}
+
+/// What a paged guest does at an address.
+public enum PagedAccess: Sendable, Equatable {
+    case load
+    case store(UInt64)
+    case fetch
+    case lockedAdd(UInt64)
+
+    var kind: AccessKind {
+        switch self {
+        case .load: .read
+        case .fetch: .execute
+        case .store, .lockedAdd: .write
+        }
+    }
+}
+
+/// A vCPU under shadow paging, which performs single accesses of 8 bytes at linear addresses. Kernel: a vCPU thread in
+/// `KVM_RUN` on a host without two-dimensional paging.
+///
+/// The processor walks KVM's tables and no other. They decide: the guest's own tables count only where KVM reads them.
+public final class PagedCPU: VirtualCPU, @unchecked Sendable {
+    // Unchecked: restates the base class; the buffer belongs to the vCPU's own task.
+    public let buffer = LinearTranslationBuffer(capacity: 64)
+    private let mmu: ShadowMMU
+    /// Faults in a row after which an access counts as a livelock. Spec: X65.
+    public var patience = 1000
+
+    /// `mmu` is that of `vm`.
+    public init(number: Int, vm: VirtualMachine, mmu: ShadowMMU) {
+        self.mmu = mmu
+        super.init(number: number, vm: vm)
+    }
+
+    public override func dropTranslations() { buffer.invalidateAll() }
+
+    /// One access, 8-byte aligned. No lock held.
+    public func access(_ access: PagedAccess, at address: UInt64) -> PagedAccessResult {
+        defer { vm.runPostponedWork() }
+        for round in 0..<patience {
+            if round > 1 {
+                isExplorerAttached ? vm.waitForProgress(at: GuestAddress(address).frame) : yieldProcessor()
+            }
+            if enterGuest() != nil {
+                if let errno = sleepUntilReady() { return .failed(errno) }
+                continue
+            }
+            let result = attempt(access, address)
+            exitGuest()
+            switch result {
+            case .value(let value): return .value(value)
+            case .stored: return .stored
+            case .misaligned: preconditionFailure("accesses are 8-byte aligned")
+            case .fault(.pageFault(let fault)):
+                if let end = handle(access, address, present: fault.errorCode & PageFault.present != 0) { return end }
+            case .fault:
+                vm.memory.journal?.add(Finding(.x23, "the processor can't walk a shadow table", guest: GuestAddress(address).frame))
+                return .failed(.EIO)
+            }
+        }
+        vm.memory.journal?.add(
+            Finding(.i13, "the guest faults again and again without progress", guest: GuestAddress(address).frame))
+        return .failed(.EIO)
+    }
+
+    /// The guest flushes: a move to CR3 that keeps its value. Kernel: `kvm_set_cr3`, `KVM_REQ_TLB_FLUSH_GUEST`.
+    public func flushAll() {
+        mmu.syncRoots(self)
+        dropTranslations()
+    }
+
+    /// Kernel: the exit of an INVLPG.
+    public func flush(_ address: UInt64) { mmu.invalidatePage(self, address) }
+
+    /// The registers that the processor really has: KVM's tables, with its own bits of control.
+    private var registers: PagingRegisters {
+        let state = mmu.state(of: self)
+        let long = state.registers.levels >= 4
+        return PagingRegisters(
+            cr0: PagingRegisters.pagingBit | PagingRegisters.writeProtectBit, cr3: root?.physicalAddress ?? 0,
+            cr4: PagingRegisters.physicalAddressExtensionBit
+                | (state.registers.levels == 5 ? PagingRegisters.fiveLevelsBit : 0),
+            efer: PagingRegisters.noExecuteBit | (long ? PagingRegisters.longModeBit : 0),
+            pointers: pointers(long), privilegeLevel: state.isUser ? 3 : 0)
+    }
+
+    private func pointers(_ long: Bool) -> PageDirectoryPointers {
+        guard !long, let root else { return PageDirectoryPointers() }
+        func pointer(_ i: Int) -> UInt64 { vm.memory.entry(i, of: root).loadRacing() & ~(1 << 63) }
+        return PageDirectoryPointers(pointer(0), pointer(1), pointer(2), pointer(3))
+    }
+
+    private func attempt(_ access: PagedAccess, _ address: UInt64) -> LinearPortResult {
+        let walker = LegacyWalker(
+            tables: .physical(vm.memory), registers: registers, vcpu: UInt8(truncatingIfNeeded: number))
+        let port = LinearPort(walker: walker, buffer: buffer)
+        switch access {
+        case .load: return port.load(address)
+        case .store(let value): return port.store(address, value)
+        case .fetch: return port.fetch(address)
+        case .lockedAdd(let value): return port.lockedAdd(address, value)
+        }
+    }
+
+    /// Lets KVM handle the fault. Nil: run the guest again.
+    private func handle(_ access: PagedAccess, _ address: UInt64, present: Bool) -> PagedAccessResult? {
+        let state = mmu.state(of: self)
+        state.pageFault = nil
+        let side = vm.slotReaders.enter()
+        defer { vm.slotReaders.exit(side) }
+        let fault = GuestFault(address: GuestAddress(address), access: access.kind, entryPresent: present)
+        switch vm.mmu.handleFault(self, fault) {
+        case .retry, .fixed, .spurious: return state.pageFault.map { .pageFault($0) }
+        case .writeProtected, .emulate: return emulate(access, state.faultedAddress)
+        case .failed(let errno), .memoryFault(let errno): return .failed(errno)
+        }
+    }
+
+    /// The emulator goes through the user's mapping; what it writes over a guest page table has consequences. What isn't
+    /// there is MMIO. Caller is inside `withSlots`.
+    private func emulate(_ access: PagedAccess, _ address: GuestAddress) -> PagedAccessResult {
+        if let slot = slot(containing: address.frame), !slot.isInvalid {
+            let place = slot.userAddress(of: address.frame) + address.offset
+            do throws(Errno) {
+                switch access {
+                case .load, .fetch: return .value(try vm.addressSpace.load(place))
+                case .store(let value):
+                    guard !slot.flags.readOnly else { break }
+                    try vm.addressSpace.store(place, value)
+                    return written(address, slot)
+                case .lockedAdd(let value):
+                    guard !slot.flags.readOnly else { break }
+                    let old = try vm.addressSpace.load(place)
+                    guard try vm.addressSpace.compareExchange(place, wide: true, expected: old, desired: old &+ value)
+                    else { break }
+                    return written(address, slot)
+                }
+            } catch {
+                // The process may not do it either: whatever the reason, the emulator takes it for a device.
+            }
+        }
+        Statistics.bump(vm.statistics.mmio_exits)
+        return .mmio
+    }
+
+    private func written(_ address: GuestAddress, _ slot: MemorySlot) -> PagedAccessResult {
+        vm.markDirty(address.frame, in: slot, by: self)
+        mmu.guestMemoryWritten(self, address, count: 8)
+        return .emulated
+    }
+}

@@ -1,0 +1,236 @@
+import Audit
+import Frames
+import GuestMemory
+import HostMemory
+import Synchrony
+
+/// What a fault's access asks of the guest's tables. Kernel: PFERR bits. Spec: x86 0.3.
+public struct FaultCode: OptionSet, Sendable {
+    public let rawValue: UInt64
+    public init(rawValue: UInt64) { self.rawValue = rawValue }
+    public static let present = FaultCode(rawValue: 1 << 0)
+    public static let write = FaultCode(rawValue: 1 << 1)
+    public static let user = FaultCode(rawValue: 1 << 2)
+    public static let reserved = FaultCode(rawValue: 1 << 3)
+    public static let fetch = FaultCode(rawValue: 1 << 4)
+}
+
+/// A page fault for the guest itself.
+public struct GuestPageFault: Sendable, Equatable {
+    public var address: UInt64
+    public var code: FaultCode
+}
+
+/// A walk of the guest's tables that found a page. Levels count from 1; element `level - 1` is a level's.
+/// Kernel: `struct guest_walker`. Spec: x86 4.6.
+struct GuestWalk {
+    /// Of the leaf.
+    var level: UInt8 = 0
+    /// The entries as they were found, and where.
+    var entries: (UInt64, UInt64, UInt64, UInt64, UInt64) = (0, 0, 0, 0, 0)
+    var places: (UInt64, UInt64, UInt64, UInt64, UInt64) = (0, 0, 0, 0, 0)
+    var tables: (UInt64, UInt64, UInt64, UInt64, UInt64) = (0, 0, 0, 0, 0)
+    /// What the entries above a table permit together. Kernel: `pt_access`.
+    var tableRights: (UInt8, UInt8, UInt8, UInt8, UInt8) = (0, 0, 0, 0, 0)
+    /// What all of them permit, without W if the guest's page is clean and this is no write. Kernel: `pte_access`.
+    var rights: Rights = []
+    /// The very frame that is wanted, in a large page too.
+    var frame = GuestFrame(0)
+    /// The eight entries around that of level 1, when they were last read. Kernel: `prefetch_ptes`.
+    var neighbours: [UInt64] = []
+
+    func entry(_ level: UInt8) -> UInt64 { Self.read(entries, level) }
+    func place(_ level: UInt8) -> GuestAddress { GuestAddress(Self.read(places, level)) }
+    func table(_ level: UInt8) -> GuestFrame { GuestFrame(Self.read(tables, level)) }
+    func rights(ofTable level: UInt8) -> Rights {
+        withUnsafeBytes(of: tableRights) { Rights(rawValue: $0[Int(level) - 1]) }
+    }
+
+    private static func read(_ values: (UInt64, UInt64, UInt64, UInt64, UInt64), _ level: UInt8) -> UInt64 {
+        withUnsafeBytes(of: values) { $0.load(fromByteOffset: Int(level - 1) * 8, as: UInt64.self) }
+    }
+    fileprivate static func write(
+        _ values: inout (UInt64, UInt64, UInt64, UInt64, UInt64), _ level: UInt8, _ value: UInt64
+    ) {
+        withUnsafeMutableBytes(of: &values) {
+            $0.storeBytes(of: value, toByteOffset: Int(level - 1) * 8, as: UInt64.self)
+        }
+    }
+
+    fileprivate mutating func note(_ level: UInt8, table: GuestFrame, place: GuestAddress, entry: UInt64, _ above: Rights) {
+        Self.write(&entries, level, entry)
+        Self.write(&places, level, place.value)
+        Self.write(&tables, level, table.number)
+        withUnsafeMutableBytes(of: &tableRights) { $0[Int(level) - 1] = above.rawValue }
+    }
+    fileprivate mutating func set(_ level: UInt8, entry: UInt64) { Self.write(&entries, level, entry) }
+}
+
+enum GuestWalkResult {
+    case page(GuestWalk)
+    /// The guest's own fault.
+    case fault(GuestPageFault)
+}
+
+/// Walking the guest's tables as its processor would. Caller: the vCPU's task, inside `withSlots`, no lock held.
+/// Kernel: `FNAME(walk_addr)`.
+extension ShadowMMU {
+    /// - Parameter code: W, U and F of the access, and P as the processor reported it.
+    func walkGuest(_ cpu: VirtualCPU, _ address: UInt64, _ code: FaultCode) -> GuestWalkResult {
+        let state = state(of: cpu)
+        guard state.registers.isPaged else {
+            var walk = GuestWalk()
+            walk.level = largestDirectLevel
+            walk.frame = GuestFrame(address >> 12)
+            walk.rights = .all
+            return .page(walk)
+        }
+        note(Event(.guestWalk, guest: address, value: code.rawValue, task: task(cpu)))
+        while true {
+            switch walkOnce(cpu, state, address, code) {
+            case .page(let walk): return .page(walk)
+            case .fault(let fault):
+                note(Event(.guestWalkFailed, guest: address, value: fault.code.rawValue, task: task(cpu)))
+                return .fault(fault)
+            case .changed: continue
+            }
+        }
+    }
+
+    private enum Step {
+        case page(GuestWalk)
+        case fault(GuestPageFault)
+        /// An entry changed before A or D got into it.
+        case changed
+    }
+
+    private func walkOnce(_ cpu: VirtualCPU, _ state: ShadowCPU, _ address: UInt64, _ code: FaultCode) -> Step {
+        let registers = state.registers
+        let format = GuestEntryFormat(registers: registers)
+        func fault(_ reason: FaultCode) -> Step {
+            let fetches = registers.noExecute && registers.physicalAddressExtension || registers.smep
+            let kept: FaultCode = fetches ? [.write, .user, .fetch] : [.write, .user]
+            return .fault(GuestPageFault(address: address, code: code.intersection(kept).union(reason)))
+        }
+
+        var walk = GuestWalk()
+        var level = registers.levels
+        var above = Rights.all
+        var next = registers.cr3 & (registers.physicalAddressExtension ? 0x000f_ffff_ffff_f000 : 0xffff_f000)
+        if level == 3 {
+            // PAE: the four topmost entries were read when CR3 was loaded.
+            let entry = state.pageDirectoryPointers(Int(address >> 30 & 3))
+            note(Event(.guestEntryRead, level: 3, value: entry, task: task(cpu)))
+            guard format.isPresent(entry) else { return fault([]) }
+            next = entry & 0x000f_ffff_ffff_f000
+            level = 2
+        }
+        while true {
+            let table = GuestFrame(next >> 12)
+            let place = GuestAddress(next + format.index(address, level) * format.entrySize)
+            guard vm.isVisible(table, in: cpu.addressSpaceNumber),
+                let entry = readEntry(cpu, place, format, atomically: false)
+            else { return fault([]) }
+            note(Event(.guestEntryRead, level: level, value: entry, task: task(cpu)))
+            guard format.isPresent(entry) else { return fault([]) }
+            if format.hasReservedBit(entry, level) { return fault([.reserved, .present]) }
+            walk.note(level, table: table, place: place, entry: entry, above)
+            above = above.intersection(format.rights(entry))
+            if format.isLeaf(entry, level) { break }
+            next = format.frame(entry, level).address.value
+            level -= 1
+        }
+        walk.level = level
+        guard permits(registers, code, above) else { return fault(.present) }
+        let leaf = walk.entry(level)
+        walk.frame = GuestFrame(
+            format.frame(leaf, level).number + (address >> 12) & (format.pages(level) - 1))
+        walk.rights = above
+        if !code.contains(.write), leaf & GuestEntryFormat.dirty == 0 { walk.rights.remove(.write) }
+        guard setFlags(cpu, &walk, format, write: code.contains(.write)) else { return .changed }
+        return .page(walk)
+    }
+
+    /// Whether the rights that the guest's entries give together allow the access. Kernel: `permission_fault`.
+    private func permits(_ registers: GuestRegisters, _ code: FaultCode, _ rights: Rights) -> Bool {
+        let user = code.contains(.user)
+        if code.contains(.fetch) {
+            if !rights.contains(.execute) { return false }
+            if !user && rights.contains(.user) && registers.smep { return false }
+        } else if !user && rights.contains(.user) && registers.smap {
+            return false
+        }
+        if user && !rights.contains(.user) { return false }
+        if code.contains(.write), !rights.contains(.write) { return !user && !registers.writeProtect }
+        return true
+    }
+
+    /// Sets A on the way and D on the leaf, as the processor would. False: an entry has changed.
+    /// Kernel: `FNAME(update_accessed_dirty_bits)`.
+    private func setFlags(
+        _ cpu: VirtualCPU, _ walk: inout GuestWalk, _ format: GuestEntryFormat, write: Bool
+    ) -> Bool {
+        let top = format.registers.levels == 3 ? 2 : format.registers.levels
+        for level in (walk.level...top).reversed() {
+            let old = walk.entry(level)
+            var new = old | GuestEntryFormat.accessed
+            let place = walk.place(level)
+            if new != old { note(Event(.guestAccessedSet, guest: place.value, level: level, task: task(cpu))) }
+            if level == walk.level, write, old & GuestEntryFormat.dirty == 0 {
+                note(Event(.guestDirtySet, guest: place.value, level: level, task: task(cpu)))
+                new |= GuestEntryFormat.dirty
+            }
+            guard new != old else { continue }
+            // Tables in a read-only slot stay as they are; the guest's processor could not write them either.
+            guard let slot = cpu.slot(containing: place.frame), !slot.isInvalid, !slot.flags.readOnly else { continue }
+            let wide = format.entrySize == 8
+            do throws(Errno) {
+                guard
+                    try vm.addressSpace.compareExchange(
+                        slot.userAddress(of: place.frame) + place.offset, wide: wide, expected: old, desired: new)
+                else { return false }
+            } catch { return false }
+            vm.markDirty(place.frame, in: slot, by: cpu)
+            walk.set(level, entry: new)
+        }
+        return true
+    }
+
+    /// One entry of the guest's. Nil: it can't be read, or, `atomically`, not without waiting.
+    func readEntry(
+        _ cpu: VirtualCPU, _ place: GuestAddress, _ format: GuestEntryFormat, atomically: Bool
+    ) -> UInt64? {
+        var entry: UInt64 = 0
+        let count = Int(format.entrySize)
+        do throws(Errno) {
+            try withUnsafeMutableBytes(of: &entry) { (bytes) throws(Errno) in
+                let buffer = UnsafeMutableRawBufferPointer(rebasing: bytes[0..<count])
+                if atomically {
+                    try cpu.readGuestAtomically(place, into: buffer)
+                } else {
+                    try cpu.readGuest(place, into: buffer)
+                }
+            }
+        } catch { return nil }
+        return entry
+    }
+
+    /// Whether an entry is no longer as the walk found it; of level 1 its neighbours are read too, for the prefetch.
+    /// Under mmu_lock. Kernel: `FNAME(gpte_changed)`. Spec: x86 4.5.
+    func hasChanged(_ walk: inout GuestWalk, _ level: UInt8, _ cpu: VirtualCPU, _ format: GuestEntryFormat) -> Bool {
+        guard level == 1 else {
+            return readEntry(cpu, walk.place(level), format, atomically: true) != walk.entry(level)
+        }
+        let size = format.entrySize
+        let place = walk.place(1)
+        let first = place.value & ~(size * 8 - 1)
+        walk.neighbours = []
+        for i in 0..<8 {
+            guard let entry = readEntry(cpu, GuestAddress(first + UInt64(i) * size), format, atomically: true) else {
+                return true
+            }
+            walk.neighbours.append(entry)
+        }
+        return walk.neighbours[Int((place.value - first) / size)] != walk.entry(1)
+    }
+}

@@ -1,0 +1,96 @@
+import Frames
+import GuestMemory
+
+/// Which entries map each frame of a slot, by level, and which frames hold guest page tables that may not be written.
+/// Kernel: `rmap`, `gfn_write_track`. Spec: x86 1.7, 4.3. Under mmu_lock held for writing.
+///
+/// An entry is known by its physical address. One entry stands in the head itself, more in a list beside it.
+final class ReverseMap: SlotExtra, @unchecked Sendable {
+    // Unchecked: as the base class.
+    private let base: GuestFrame
+    private var levels: [[UInt64]] = []
+    private var lists: [[UInt64]] = []
+    private var freeLists: [Int] = []
+    private var tracked: [UInt16]
+
+    init(_ slot: MemorySlot) {
+        base = slot.baseFrame
+        tracked = [UInt16](repeating: 0, count: Int(slot.pageCount))
+        let last = slot.baseFrame.number + slot.pageCount - 1
+        for level in [PageLevel.page4K, .page2M, .page1G] {
+            let count = last / level.frames - slot.baseFrame.number / level.frames + 1
+            levels.append([UInt64](repeating: 0, count: Int(count)))
+        }
+    }
+
+    private func index(_ frame: GuestFrame, _ level: PageLevel) -> Int {
+        Int(frame.number / level.frames - base.number / level.frames)
+    }
+
+    /// Adds an entry; how many there were.
+    func add(_ place: UInt64, _ frame: GuestFrame, _ level: PageLevel) -> Int {
+        let i = index(frame, level)
+        let l = Int(level.rawValue) - 1
+        let head = levels[l][i]
+        if head == 0 {
+            levels[l][i] = place
+            return 0
+        }
+        if head & 1 != 0 {
+            let list = Int(head >> 1)
+            lists[list].append(place)
+            return lists[list].count - 1
+        }
+        let list: Int
+        if let free = freeLists.popLast() {
+            list = free
+            lists[list] = [head, place]
+        } else {
+            list = lists.count
+            lists.append([head, place])
+        }
+        levels[l][i] = UInt64(list) << 1 | 1
+        return 1
+    }
+
+    /// Traps if the entry is not there.
+    func remove(_ place: UInt64, _ frame: GuestFrame, _ level: PageLevel) {
+        let i = index(frame, level)
+        let l = Int(level.rawValue) - 1
+        let head = levels[l][i]
+        if head & 1 == 0 {
+            precondition(head == place && head != 0, "an entry is in no reverse map (X53)")
+            levels[l][i] = 0
+            return
+        }
+        let list = Int(head >> 1)
+        guard let found = lists[list].firstIndex(of: place) else {
+            preconditionFailure("an entry is in no reverse map (X53)")
+        }
+        lists[list].swapAt(found, lists[list].count - 1)
+        lists[list].removeLast()
+        if lists[list].isEmpty {
+            levels[l][i] = 0
+            freeLists.append(list)
+        }
+    }
+
+    /// The entries that map the block of `level` around `frame`: a copy.
+    func entries(_ frame: GuestFrame, _ level: PageLevel) -> [UInt64] {
+        let head = levels[Int(level.rawValue) - 1][index(frame, level)]
+        if head == 0 { return [] }
+        return head & 1 != 0 ? lists[Int(head >> 1)] : [head]
+    }
+
+    func isEmpty(_ frame: GuestFrame, _ level: PageLevel) -> Bool {
+        levels[Int(level.rawValue) - 1][index(frame, level)] == 0
+    }
+
+    // MARK: Tracked frames. Kernel: `__kvm_write_track_add_gfn`.
+
+    func track(_ frame: GuestFrame) { tracked[index(frame, .page4K)] += 1 }
+    func untrack(_ frame: GuestFrame) { tracked[index(frame, .page4K)] -= 1 }
+    /// Kernel: `kvm_gfn_is_write_tracked`.
+    func isTracked(_ frame: GuestFrame) -> Bool { tracked[index(frame, .page4K)] != 0 }
+    func trackCount(_ frame: GuestFrame) -> UInt16 { tracked[index(frame, .page4K)] }
+}

@@ -1,0 +1,53 @@
+import Frames
+import GuestMemory
+import HostMemory
+
+/// A root in use or remembered: a table of KVM's, for one CR3. Kernel: `struct kvm_mmu_root_info`.
+struct ShadowRoot {
+    var page: ShadowPage
+    var cr3: UInt64
+}
+
+/// What the shadow MMU keeps for a vCPU: the guest's registers, its roots, and tables in reserve.
+/// Kernel: `vcpu->arch.mmu`. The vCPU's own task's.
+public final class ShadowCPU: CPUExtra, @unchecked Sendable {
+    // Unchecked: as the base class.
+    /// Changed with `ShadowMMU.load`.
+    public internal(set) var registers = GuestRegisters.unpaged
+    /// Whether the guest runs at privilege level 3.
+    public var isUser = true
+    var role = PageRole()
+    /// The root of four or five levels, or nil: see `fourRoots`.
+    var root: ShadowRoot?
+    /// Kernel: `prev_roots`, the last used first.
+    var earlierRoots: [ShadowRoot] = []
+    /// The pages behind the four entries of `fourEntries`, where the guest has fewer than four levels, or no paging.
+    /// Kernel: `pae_root`.
+    var fourRoots: [ShadowPage?] = []
+    var fourEntries: HostFrame?
+    private var pointers: (UInt64, UInt64, UInt64, UInt64) = (0, 0, 0, 0)
+    /// Taken before mmu_lock, where sleeping is allowed. Kernel: `mmu_shadow_page_cache`.
+    var stock: [HostFrame] = []
+    /// The guest's own fault that the last access came to; whoever runs the guest takes it.
+    public var pageFault: GuestPageFault?
+    /// The guest physical address of the last fault, if its walk found one.
+    public internal(set) var faultedAddress = GuestAddress(0)
+    /// Kernel: `last_retry_eip`, `last_retry_addr`: what was unprotected last.
+    var lastUnprotected: UInt64?
+
+    /// Kernel: `kvm_pdptr_read`.
+    func pageDirectoryPointers(_ index: Int) -> UInt64 {
+        switch index {
+        case 0: pointers.0
+        case 1: pointers.1
+        case 2: pointers.2
+        default: pointers.3
+        }
+    }
+
+    func setPageDirectoryPointers(_ values: (UInt64, UInt64, UInt64, UInt64)) { pointers = values }
+
+    /// Whether the root is made of four entries of its own. Kernel: a `pae_root` in use.
+    var usesFourRoots: Bool { registers.levels < 4 }
+    var hasRoot: Bool { usesFourRoots ? !fourRoots.isEmpty : root != nil }
+}

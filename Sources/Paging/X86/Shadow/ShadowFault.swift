@@ -1,0 +1,227 @@
+import Audit
+import Frames
+import GuestMemory
+import HostMemory
+import Synchrony
+
+/// One guest fault, from the exit to the outcome. Kernel: `FNAME(page_fault)`. Spec: x86 4.5.
+///
+///     guest's tables → slot → tables in reserve → snapshot → translate → mmu_lock → stale? → fetch → release → unlock
+///
+/// The page, if one is owned, is released in `resolve` on every way out, before mmu_lock is dropped (X2, I-10).
+extension ShadowMMU {
+    /// What a fault needs on its way down.
+    struct Request {
+        let address: UInt64
+        var fault: GuestFault
+        var walk: GuestWalk
+        /// The write goes to a table that its own translation uses.
+        var writesOwnTable = false
+    }
+
+    func serve(_ cpu: VirtualCPU, _ fault: GuestFault) -> FaultOutcome {
+        let state = state(of: cpu)
+        guard state.hasRoot else { return .retry }
+        let address = fault.address.value
+        let code = FaultCode(fault, isUser: state.isUser)
+        let walk: GuestWalk
+        switch walkGuest(cpu, address, code) {
+        case .page(let found): walk = found
+        case .fault(let guestFault):
+            if !fault.isPrefetch { inject(guestFault, cpu) }
+            return .retry
+        }
+        var inner = fault
+        inner.address = GuestAddress(walk.frame.address.value | address & (pageSize - 1))
+        state.faultedAddress = inner.address
+        var request = Request(address: address, fault: inner, walk: walk)
+        guard let slot = cpu.slot(containing: walk.frame) else { return .emulate }
+        if fault.entryPresent, fault.access == .write, slot.extra != nil, reverseMap(slot).isTracked(walk.frame) {
+            forgetFloods(state, address)
+            return .writeProtected
+        }
+        guard fillStock(state, to: Self.tablesPerFault) else { return .failed(.ENOMEM) }
+        let snapshot = vm.snapshot()
+        if slot.isInvalid { return fault.isPrefetch ? .failed(.EAGAIN) : .retry }
+        if vm.mayBeStale(snapshot, walk.frame) { return .retry }
+        return translate(cpu, &request, slot, snapshot)
+    }
+    /// Kernel: `PT64_ROOT_MAX_LEVEL` tables, of which a root may be one.
+    static let tablesPerFault = 6
+
+    private func translate(
+        _ cpu: VirtualCPU, _ request: inout Request, _ slot: MemorySlot, _ snapshot: consuming InvalidationSnapshot
+    ) -> FaultOutcome {
+        let frame = request.walk.frame
+        let write = request.fault.access == .write
+        switch vm.faultIn(frame, slot: slot, write: write, noWait: true, snapshot: snapshot) {
+        case .frame(let faulted): return resolve(cpu, &request, faulted)
+        case .failed(let error, let snapshot):
+            guard error == .needsIO else { return FaultFamily.x86.answer(.translation(error), request.fault.access).outcome }
+            if cpu.postpone(request.fault, in: slot) { return .retry }
+            switch vm.faultIn(frame, slot: slot, write: write, interruptible: true, snapshot: snapshot) {
+            case .frame(let faulted): return resolve(cpu, &request, faulted)
+            case .failed(let error, _):
+                return FaultFamily.x86.answer(.translation(error), request.fault.access).outcome
+            }
+        }
+    }
+
+    private func resolve(
+        _ cpu: VirtualCPU, _ request: inout Request, _ faulted: consuming FaultedFrame
+    ) -> FaultOutcome {
+        if vm.mayBeStale(faulted) {
+            faulted.releaseUnused()
+            return .retry
+        }
+        let dirty = faulted.isWritable
+        let guardian = vm.lockMMUForFault()
+        let outcome = install(cpu, &request, faulted, guardian)
+        faulted.finish(outcome == .retry ? .unused : .used(dirty: dirty), holding: guardian)
+        guardian.unlock()
+        return outcome
+    }
+
+    /// The stale check, the quota, and the fetch.
+    private func install(
+        _ cpu: VirtualCPU, _ request: inout Request, _ faulted: borrowing FaultedFrame,
+        _ guardian: borrowing MMUGuard
+    ) -> FaultOutcome {
+        let state = state(of: cpu)
+        // The request to load another root is posted already: the retry ends there (X65).
+        guard !hasObsoleteRoot(state) else { return .retry }
+        var rights = request.walk.rights
+        if request.fault.access == .write, !rights.contains(.write), !state.registers.writeProtect, !state.isUser {
+            // Supervisor writes are allowed though the guest's entry forbids: the entry becomes one for the supervisor alone.
+            rights.insert(.write)
+            rights.remove(.user)
+            if state.registers.smep { rights.remove(.execute) }
+        }
+        guard let permit = guardian.check(faulted, largest: largestLeaf(request.walk, faulted.slot)) else {
+            return .retry
+        }
+        guard makeRoom() else { return .failed(.ENOSPC) }
+        return fetch(permit, &request, rights, faulted.slot, cpu, holding: guardian)
+    }
+
+    /// Kernel: `kvm_mmu_hugepage_adjust`: no larger than the guest's own page, unless the slot is logged.
+    private func largestLeaf(_ walk: GuestWalk, _ slot: MemorySlot) -> PageLevel {
+        guard !slot.isLogged, let counts = slot.largePages else { return .page4K }
+        var level = PageLevel(min(walk.level, 3))
+        while level > .page4K, !counts.allows(walk.frame, level) { level = level.below }
+        return level
+    }
+
+    /// Goes down the shadow tables, making those that are missing, and puts the leaf in. Kernel: `FNAME(fetch)`.
+    ///
+    /// After a page exists for a guest table, the table's entry is read again: the table is write-protected by then, or out
+    /// of sync, so an entry that is still the same can't change unnoticed. Spec: X54.
+    private func fetch(
+        _ permit: borrowing InstallPermit, _ request: inout Request, _ rights: Rights, _ slot: MemorySlot,
+        _ cpu: VirtualCPU, holding guardian: borrowing MMUGuard
+    ) -> FaultOutcome {
+        let state = state(of: cpu)
+        let format = GuestEntryFormat(registers: state.registers)
+        let paged = state.registers.isPaged
+        if paged, state.registers.levels != 3, hasChanged(&request.walk, state.registers.levels, cpu, format) {
+            return .retry
+        }
+        guard var page = topPage(state, request.address) else { return .retry }
+        // The guest's own levels.
+        while paged, page.role.level > request.walk.level {
+            let level = page.role.level - 1
+            let index = shadowIndex(request.address, page.role.level)
+            page.floods = 0
+            let table = request.walk.table(level)
+            let made = child(page, index, table, direct: false, request.walk.rights(ofTable: level), cpu)
+            if let made, made.unsyncChildren > 0 { syncChildren(of: made, cpu) }
+            if hasChanged(&request.walk, level, cpu, format) { return .retry }
+            if let made { link(made, page, index) }
+            if request.fault.access == .write, table == request.walk.frame { request.writesOwnTable = true }
+            page = made ?? child(entry(page, index).load())
+        }
+        note(
+            Event(
+                .entryRequested, frame: permit.frame, guest: permit.guestFrame.number,
+                level: permit.largest.rawValue))
+        // Within a page of the guest's.
+        let goal = permit.largest.rawValue
+        while page.role.level > goal {
+            let level = PageLevel(page.role.level - 1)
+            let index = shadowIndex(request.address, page.role.level)
+            dropChildWithOtherRights(page, index, rights)
+            let first = permit.guestFrame.aligned(to: level.above)
+            let made = child(page, index, first, direct: true, rights, cpu)
+            if let made { link(made, page, index) }
+            page = made ?? child(entry(page, index).load())
+        }
+        let index = shadowIndex(request.address, page.role.level)
+        let outcome = setLeaf(permit, page, index, slot, rights, request.fault, by: cpu)
+        guard outcome != .spurious else { return outcome }
+        prefetch(page, index, request.walk, cpu, holding: guardian)
+        return outcome
+    }
+
+    /// A page that maps a large page of the guest's has the rights that the guest's entry gave when it was made; that may
+    /// have changed since, as when D was set. Kernel: `validate_direct_spte`.
+    private func dropChildWithOtherRights(_ page: ShadowPage, _ index: Int, _ rights: Rights) {
+        let value = entry(page, index).load()
+        guard EntryBits.isTable(value, page.role.level), child(value).role.access != rights else { return }
+        unlink(page, index)
+        vm.flushRemoteTLBs()
+    }
+
+    /// Kernel: `shadow_walk_init`.
+    func topPage(_ state: ShadowCPU, _ address: UInt64) -> ShadowPage? {
+        state.usesFourRoots ? state.fourRoots[Int(address >> 30 & 3)] : state.root?.page
+    }
+
+    /// The page that a fault on a missing translation of the guest's own comes to. A fault on an entry that is present
+    /// means that a stale one may be cached: it goes first. Kernel: `kvm_inject_emulated_page_fault`.
+    private func inject(_ fault: GuestPageFault, _ cpu: VirtualCPU) {
+        if fault.code.contains(.present), !fault.code.contains(.reserved) { invalidatePage(cpu, fault.address) }
+        Statistics.bump(vm.statistics.pf_guest)
+        state(of: cpu).pageFault = fault
+    }
+
+    /// Kernel: `shadow_page_table_clear_flood`.
+    private func forgetFloods(_ state: ShadowCPU, _ address: UInt64) {
+        guard var page = topPage(state, address) else { return }
+        while true {
+            page.floods = 0
+            let value = entry(page, shadowIndex(address, page.role.level)).load()
+            guard EntryBits.isTable(value, page.role.level) else { return }
+            page = child(value)
+        }
+    }
+
+    // MARK: Tables in reserve
+
+    func fillStock(_ state: ShadowCPU, to count: Int) -> Bool {
+        while state.stock.count < count {
+            guard let table = vm.host.allocateTable(order: 0, fill: EntryBits.empty) else { return false }
+            state.stock.append(table)
+        }
+        return true
+    }
+
+    func emptyStock(_ cpu: VirtualCPU) {
+        let state = state(of: cpu)
+        for table in state.stock { vm.host.freeTable(table) }
+        state.stock = []
+    }
+}
+
+extension FaultCode {
+    /// What the processor says of the access.
+    init(_ fault: GuestFault, isUser: Bool) {
+        var code: FaultCode = isUser ? .user : []
+        if fault.entryPresent { code.insert(.present) }
+        switch fault.access {
+        case .read: break
+        case .write: code.insert(.write)
+        case .execute: code.insert(.fetch)
+        }
+        self = code
+    }
+}

@@ -1,0 +1,110 @@
+import Audit
+import Frames
+import GuestMemory
+import HostMemory
+import Synchrony
+
+/// What a leaf is made of, besides the frame.
+struct LeafRequest {
+    let page: ShadowPage
+    let slot: MemorySlot
+    /// The guest frame of the leaf's first page.
+    let frame: GuestFrame
+    /// What the guest's entries permit.
+    let rights: Rights
+    let old: UInt64
+    /// Nobody waits for it: it is not accessed yet.
+    let prefetch: Bool
+    /// The guest's own entry was just found accessed.
+    let synchronizing: Bool
+    /// Whether the primary mapping lets the guest write.
+    let writable: Bool
+}
+
+/// Making leaves. Caller: mmu_lock for writing. Spec: x86 2.11, 4.5.
+extension ShadowMMU {
+    /// All bits of the leaf but the frame, and whether W was refused because the guest frame is a page table.
+    /// Kernel: `make_spte`.
+    func leafAttributes(
+        _ request: LeafRequest, by cpu: VirtualCPU
+    ) -> (attributes: UInt64, isTable: Bool) {
+        let level = request.page.role.level
+        var value = EntryBits.mmuPresent | bits.present
+        if request.page.role.accessDirtyDisabled { value |= EntryBits.adDisabled }
+        if !request.prefetch || request.synchronizing { value |= bits.accessed }
+        value |= request.rights.contains(.execute) ? bits.execute : bits.noExecute
+        if request.rights.contains(.user) { value |= bits.user }
+        if level > 1 { value |= EntryBits.large }
+        guard request.writable else { return (value, false) }
+        value |= bits.hostWritable
+        guard request.rights.contains(.write) else { return (value, false) }
+        // An old *leaf* that the guest could write proves that it may; a table's W says nothing. Spec: X58.
+        let mayAlready = EntryBits.isLeaf(request.old, level) && request.old & EntryBits.write != 0
+        guard
+            mayAlready
+                || letGuestWrite(
+                    request.frame, request.slot, synchronizing: request.synchronizing, prefetch: request.prefetch)
+        else { return (value, true) }
+        value |= EntryBits.write | bits.mmuWritable | bits.dirty
+        if request.slot.isLogged { vm.markDirty(request.frame, in: request.slot, by: cpu) }
+        return (value, false)
+    }
+
+    /// Puts the permit's frame into an entry. `fault` is nil for a prefetch. Kernel: `mmu_set_spte`.
+    func setLeaf(
+        _ permit: borrowing InstallPermit, _ page: ShadowPage, _ index: Int, _ slot: MemorySlot, _ rights: Rights,
+        _ fault: GuestFault?, by cpu: VirtualCPU
+    ) -> FaultOutcome {
+        let entry = entry(page, index)
+        let level = page.level
+        let frame = permit.guestFrame.aligned(to: level)
+        let old = entry.load()
+        var flush = false
+        var isMapped = false
+        let isPrefetch = fault?.isPrefetch ?? true
+        if EntryBits.isPresent(old) {
+            if isPrefetch { return .spurious }
+            if EntryBits.isTable(old, level.rawValue) {
+                unlink(page, index)
+                flush = true
+            } else if EntryBits.field.frame(in: old) != permit.frame(at: level) {
+                dropLeaf(page, index, old)
+                flush = true
+            } else {
+                isMapped = true
+            }
+        }
+        let (attributes, isTable) = leafAttributes(
+            LeafRequest(
+                page: page, slot: slot, frame: frame, rights: rights, old: old, prefetch: isPrefetch,
+                synchronizing: false, writable: permit.writable), by: cpu)
+        let counted = permit.counted && vm.policy.kind == .tracked ? Self.counted : 0
+        let new = entry.value(permit, level, attributes | counted)
+        var outcome = FaultOutcome.fixed
+        if entry.peek() == new {
+            outcome = .spurious
+        } else {
+            let last = entry.install(permit, level: level, attributes: attributes | counted)
+            if isMapped, last & bits.mmuWritable != 0, new & bits.mmuWritable == 0 { flush = true }
+            note(
+                Event(
+                    .entryInstalled, frame: permit.frame(at: level), guest: frame.number, level: level.rawValue,
+                    value: new, extra: last))
+            note(
+                Event(
+                    .entrySet, frame: permit.frame(at: level), guest: frame.number, level: level.rawValue, value: new,
+                    extra: page.place(of: index)))
+        }
+        if isTable, fault?.access == .write { outcome = .writeProtected }
+        if flush { vm.flushRemoteTLBs() }
+        if isMapped {
+            page.setTranslation(index, frame, rights)
+        } else {
+            addToMap(page, index, frame, rights, slot)
+        }
+        return outcome
+    }
+
+    /// Policy `tracked` alone: a counted page stands behind the frame. Spec: generic 10.2.
+    static let counted: UInt64 = 1 << 59
+}

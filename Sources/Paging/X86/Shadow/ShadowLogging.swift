@@ -1,0 +1,66 @@
+import Frames
+import GuestMemory
+import HostMemory
+import Synchrony
+
+/// Dirty logging by W. Spec: x86 3.8, for reverse maps.
+extension ShadowMMU {
+    /// Small leaves only: large ones lost W when logging began. Caller: mmu_lock for writing; flushes.
+    /// Kernel: `kvm_mmu_write_protect_pt_masked`.
+    func protectPages(_ slot: MemorySlot, _ first: GuestFrame, _ mask: UInt64) {
+        var rest = mask
+        while rest != 0 {
+            let frame = GuestFrame(first.number + UInt64(rest.trailingZeroBitCount))
+            rest &= rest - 1
+            for place in reverseMap(slot).entries(frame, .page4K) { _ = protect(at: place, tracking: false) }
+        }
+    }
+
+    /// Takes W from every leaf of the slot. MW stays. Takes mmu_lock. Kernel: `kvm_mmu_slot_remove_write_access`.
+    func startLogging(_ slot: MemorySlot) {
+        guard !slot.flags.readOnly else { return }
+        let initiallySet = vm.manualProtect.initiallySet
+        if !initiallySet {
+            let guardian = vm.lockMMU()
+            forEachLeaf(of: slot) { place in _ = protect(at: place, tracking: false) }
+            guardian.unlock()
+            vm.flushRemoteTLBs()
+        }
+    }
+
+    /// Small leaves where large ones would do go, so that the next fault makes a large one. Takes mmu_lock.
+    /// Kernel: `kvm_rmap_zap_collapsible_sptes`. Spec: x86 3.10.
+    func dropSmallLeaves(_ slot: MemorySlot) {
+        let guardian = vm.lockMMU()
+        var dropped = false
+        for level in [PageLevel.page4K, .page2M] {
+            var frame = slot.baseFrame
+            while frame < slot.frames.upperBound {
+                for place in reverseMap(slot).entries(frame, level) {
+                    let page = page(of: HostFrame(place >> 12))
+                    guard page.role.isDirect, couldBeLarger(frame, level, slot) else { continue }
+                    dropLeaf(page, Int(place & 4095) / 8, entry(at: place).load())
+                    dropped = true
+                }
+                frame = GuestFrame(frame.aligned(to: level).number + level.frames)
+            }
+        }
+        if dropped { vm.flushRemoteTLBs() }
+        guardian.unlock()
+    }
+
+    private func couldBeLarger(_ frame: GuestFrame, _ level: PageLevel, _ slot: MemorySlot) -> Bool {
+        guard let counts = slot.largePages, counts.allows(frame, level.above) else { return false }
+        return vm.addressSpace.mappingLevel(of: slot.userAddress(of: frame)) > level
+    }
+
+    private func forEachLeaf(of slot: MemorySlot, _ body: (UInt64) -> Void) {
+        for level in [PageLevel.page4K, .page2M, .page1G] {
+            var frame = slot.baseFrame
+            while frame < slot.frames.upperBound {
+                for place in reverseMap(slot).entries(frame, level) { body(place) }
+                frame = GuestFrame(frame.aligned(to: level).number + level.frames)
+            }
+        }
+    }
+}

@@ -1,0 +1,205 @@
+// X86/Shadow: KVM's shadow MMU. The guest keeps page tables of its own; KVM keeps tables that do at once what the guest's
+// and the host's do one after the other, and notices when the guest changes its own. Kernel: `mmu.c`, `paging_tmpl.h`.
+//
+// It guarantees: an entry says what the guest's entries said when it was made, and those can't change unnoticed: a guest
+// table is write-protected, or known to be out of sync until the guest flushes. Every leaf is in the reverse map of its
+// frame, so that a notifier finds it. It never looks at a page frame.
+//
+// Read `ShadowPage.swift` next, then `ShadowFault.swift`. Not here yet: nested tables (EPT12, NPT12), MMIO entries, the
+// NX-huge-page workaround.
+
+import Audit
+import Frames
+import GuestMemory
+import HostMemory
+import Synchrony
+
+/// The tables of a VM whose guests' own page tables are shadowed. Spec: x86 section 4.
+///
+/// Locks: everything changes under mmu_lock held for writing. `unsyncPages` besides where a fault that holds it for
+/// reading could mark a page unsync. Spec: x86 section 7.
+public final class ShadowMMU: SecondaryMMU, @unchecked Sendable {
+    // Unchecked: restates the base class's; each mutable property names its lock.
+
+    let bits = EntryBits.legacy
+    private let spaces: Int
+    /// Under mmu_lock.
+    let index = PageIndex()
+    /// Pages in use, and roots that are zapped but still some vCPU's. Kernel: `n_used_mmu_pages`. Under mmu_lock.
+    var usedPages = 0
+    /// Kernel: `n_max_mmu_pages`; 0: a fiftieth of the guest's pages, at least 64. Under mmu_lock.
+    public var pageLimit = 0
+    /// Kernel: `mmu_valid_gen`, one bit. Under mmu_lock and slots_lock. Spec: X62.
+    var generation: UInt8 = 0
+    /// Pages that shadow entries of the guest's. Kernel: `indirect_shadow_pages`. Under mmu_lock. Spec: X55.
+    var indirectPages = 0
+    /// Kernel: `mmu_unsync_pages_lock`.
+    let unsyncPages = SpinLock(.tdpPages)
+
+    /// - Parameter addressSpaces: 2 with system management mode.
+    public init(addressSpaces: Int = 1) {
+        precondition(addressSpaces == 1 || addressSpaces == 2, "a vCPU is in system management mode or not")
+        spaces = addressSpaces
+        super.init()
+    }
+
+    // MARK: What generic code asks
+
+    override public func isWritable(_ entry: UInt64) -> Bool { entry & EntryBits.write != 0 }
+    override public func isLeaf(_ entry: UInt64, _ level: PageLevel) -> Bool { EntryBits.isLeaf(entry, level.rawValue) }
+    override public var addressSpaceCount: Int { spaces }
+    override public var protectsNewSlots: Bool { false }
+    override public var guestAddressBits: Int { 52 }
+    override public var retryLooksAtRange: Bool { true }
+    override public var marksPagesFromEntries: Bool { true }
+    override public var elidesFlushIfYoung: Bool { true }
+    override public var isTotalStoreOrder: Bool { true }
+
+    override public func makeExtra(for cpu: VirtualCPU) -> CPUExtra? { ShadowCPU() }
+
+    /// What the MMU keeps for `cpu`: the guest's registers, and what its last access came to. The vCPU's own task's.
+    public func state(of cpu: VirtualCPU) -> ShadowCPU {
+        guard let extra = cpu.extra else { preconditionFailure("a vCPU of another MMU") }
+        return unsafeDowncast(extra, to: ShadowCPU.self)
+    }
+
+    override public func handleFault(_ cpu: VirtualCPU, _ fault: GuestFault) -> FaultOutcome {
+        note(
+            Event(
+                .fault, guest: fault.frame.number, value: UInt64(fault.access.rawValue), extra: UInt64(cpu.number),
+                task: task(cpu)))
+        Statistics.bump(vm.statistics.pf_taken)
+        let outcome = serve(cpu, fault)
+        count(outcome)
+        note(
+            Event(
+                .faultResolved, guest: fault.frame.number, value: outcome.code, extra: UInt64(cpu.number),
+                task: task(cpu)))
+        return outcome
+    }
+
+    override public func loadRoot(_ cpu: VirtualCPU) { takeRoot(cpu) }
+    override public func freeObsoleteRoot(_ cpu: VirtualCPU) { dropObsoleteRoots(cpu) }
+
+    // MARK: The notifier. mmu_lock is held for writing.
+
+    override public func unmap(
+        _ frames: Range<GuestFrame>, in space: UInt8, holding guardian: borrowing MMUGuard, mayBlock: Bool
+    ) -> Bool { zapLeaves(of: frames, in: space) }
+
+    override public func age(
+        _ frames: Range<GuestFrame>, in space: UInt8, holding guardian: borrowing MMUGuard
+    ) -> Bool { anyAccessed(frames, in: space, clearing: true) }
+    override public func testAge(
+        _ frames: Range<GuestFrame>, in space: UInt8, holding guardian: borrowing MMUGuard
+    ) -> Bool { anyAccessed(frames, in: space, clearing: false) }
+
+    // MARK: Dirty logging
+
+    override public func protect(
+        _ slot: MemorySlot, first: GuestFrame, mask: UInt64, holding guardian: borrowing MMUGuard
+    ) { protectPages(slot, first, mask) }
+    override public func loggingEnabled(_ slot: MemorySlot) { startLogging(slot) }
+    override public func loggingDisabled(_ slot: MemorySlot) { dropSmallLeaves(slot) }
+
+    // MARK: Slots and the end
+
+    override public func prepare(_ slot: MemorySlot) throws(Errno) {
+        guard slot.frames.upperBound.number <= 1 << UInt64(guestAddressBits - 12) else { throw .EINVAL }
+        // A change of flags hands both on.
+        if slot.largePages == nil {
+            guard vm.memory.allowsObject() else { throw .ENOMEM }
+            slot.largePages = LargePageCounts(slot)
+        }
+        if slot.extra == nil {
+            guard vm.memory.allowsObject() else { throw .ENOMEM }
+            slot.extra = ReverseMap(slot)
+        }
+    }
+
+    override public func flushSlot(_ slot: MemorySlot) { zapAllFast() }
+    override public func flushAll() { zapAll() }
+
+    override public func destroy() {
+        zapAll()
+        for cpu in vm.virtualCPUs {
+            dropRoots(cpu)
+            emptyStock(cpu)
+        }
+    }
+
+    override public func forEachLeaf(_ body: (StageTwoLeaf) -> Void) {
+        index.forEachPage { page in
+            let level = page.role.level
+            for i in 0..<512 {
+                let value = entry(page, i).peek()
+                guard EntryBits.isLeaf(value, level) else { continue }
+                body(
+                    StageTwoLeaf(
+                        guestFrame: page.guestFrame(of: i), space: page.role.space,
+                        frame: EntryBits.field.frame(in: value), level: page.level, writable: isWritable(value),
+                        accessed: value & bits.accessed != 0, dirty: value & bits.dirty != 0, entry: value))
+            }
+        }
+    }
+
+    /// The largest leaf of a guest without paging.
+    var largestDirectLevel: UInt8 { 2 }
+
+    // MARK: Small change
+
+    func entry(_ page: ShadowPage, _ index: Int) -> StageTwoEntry {
+        StageTwoEntry(vm.memory.entry(index, of: page.table), EntryBits.field)
+    }
+
+    /// The entry at a physical address.
+    func entry(at place: UInt64) -> StageTwoEntry {
+        StageTwoEntry(vm.memory.entry(Int(place & 4095) / 8, of: HostFrame(place >> 12)), EntryBits.field)
+    }
+
+    /// The page of a table that an entry points to, or in which an entry lies. Kernel: `sptep_to_sp`.
+    func page(of table: HostFrame) -> ShadowPage {
+        let word = vm.host.tableWords(table).0
+        guard let pointer = UnsafeRawPointer(bitPattern: UInt(word)) else {
+            preconditionFailure("a table without its page")
+        }
+        return Unmanaged<ShadowPage>.fromOpaque(pointer).takeUnretainedValue()
+    }
+
+    func child(_ entry: UInt64) -> ShadowPage { page(of: EntryBits.field.frame(in: entry)) }
+
+    func reverseMap(_ slot: MemorySlot) -> ReverseMap {
+        guard let extra = slot.extra else { preconditionFailure("a slot without a reverse map") }
+        return unsafeDowncast(extra, to: ReverseMap.self)
+    }
+
+    /// The slot of a frame that some entry maps or some page shadows: it is there as long as they are.
+    func slot(_ frame: GuestFrame, _ role: PageRole) -> MemorySlot? { vm.slot(containing: frame, in: role.space) }
+
+    @inline(__always)
+    func note(_ event: @autoclosure () -> Event) {
+        if let journal = vm.memory.journal { journal.record(event()) }
+    }
+
+    func task(_ cpu: VirtualCPU) -> UInt8 { UInt8(truncatingIfNeeded: cpu.number) }
+
+    /// An event of a page's life. `extra`: roots, then bit 32 unsync, bit 33 made just now, 34 on the generation.
+    func note(_ kind: Event.Kind, _ page: ShadowPage, isNew: Bool = false) {
+        note(
+            Event(
+                kind, frame: page.table, guest: page.frame.number, level: page.role.level,
+                value: UInt64(page.role.rawValue),
+                extra: UInt64(page.rootCount) | (page.isUnsync ? 1 << 32 : 0) | (isNew ? 1 << 33 : 0)
+                    | UInt64(page.generation) << 34))
+    }
+
+    private func count(_ outcome: FaultOutcome) {
+        switch outcome {
+        case .fixed: Statistics.bump(vm.statistics.pf_fixed)
+        case .emulate: Statistics.bump(vm.statistics.pf_emulate)
+        case .spurious: Statistics.bump(vm.statistics.pf_spurious)
+        case .failed(.EINTR): Statistics.bump(vm.statistics.signal_exits)
+        default: break
+        }
+    }
+}

@@ -1,0 +1,211 @@
+import Audit
+import Frames
+import GuestMemory
+import HostMemory
+import Synchrony
+
+/// Finding, making and linking shadow pages. Caller: mmu_lock for writing. Spec: x86 4.1, 4.2.
+extension ShadowMMU {
+    /// The page for `frame` and `role`, found or made. Kernel: `kvm_mmu_get_shadow_page`.
+    ///
+    /// Another page of the same guest table that is out of sync is zapped, if the wanted one has a higher level: the table
+    /// is about to be write-protected. One that is found out of sync is brought up to date here, without being marked so.
+    func page(_ frame: GuestFrame, _ role: PageRole, _ cpu: VirtualCPU) -> ShadowPage {
+        var zapped = ZappedPages()
+        let (found, collisions) = find(frame, role, cpu, &zapped)
+        commit(&zapped)
+        Statistics.raise(vm.statistics.max_mmu_page_hash_collisions, to: UInt64(collisions))
+        let page = found ?? make(frame, role, cpu)
+        note(.shadowPageTaken, page, isNew: found == nil)
+        return page
+    }
+
+    private func find(
+        _ frame: GuestFrame, _ role: PageRole, _ cpu: VirtualCPU, _ zapped: inout ZappedPages
+    ) -> (ShadowPage?, collisions: Int) {
+        var collisions = 0
+        var candidates: [ShadowPage] = []
+        index.forEach(near: frame) { page in
+            if isObsolete(page) { return true }
+            if page.frame == frame { candidates.append(page) } else { collisions += 1 }
+            return page.frame != frame || page.role != role
+        }
+        for page in candidates {
+            guard page.role == role else {
+                if role.level > 1, page.isUnsync { zap(page, &zapped) }
+                continue
+            }
+            if role.isDirect { return (page, collisions) }
+            if page.isUnsync {
+                guard let flush = sync(page, cpu) else {
+                    zap(page, &zapped)
+                    break
+                }
+                if flush { vm.flushRemoteTLBs() }
+            }
+            page.floods = 0
+            return (page, collisions)
+        }
+        Statistics.bump(vm.statistics.mmu_cache_miss)
+        return (nil, collisions)
+    }
+
+    /// Kernel: `is_obsolete_sp`, and pages that are zapped already.
+    func isObsolete(_ page: ShadowPage) -> Bool { page.role.isInvalid || page.generation != generation }
+
+    private func make(_ frame: GuestFrame, _ role: PageRole, _ cpu: VirtualCPU) -> ShadowPage {
+        let state = state(of: cpu)
+        guard let table = state.stock.popLast() else { preconditionFailure("no table in reserve") }
+        let page = ShadowPage(frame, role, table: table, generation: generation)
+        vm.host.setTableWords(table, UInt64(UInt(bitPattern: Unmanaged.passUnretained(page).toOpaque())), 0)
+        index.add(page)
+        usedPages += 1
+        if role.shadowsEntries { account(page) }
+        return page
+    }
+
+    /// The guest's table is shadowed from now on: it can't be mapped by a large page, and not for writing unless the page
+    /// is out of sync. Kernel: `account_shadowed`. Spec: X41, X48.
+    private func account(_ page: ShadowPage) {
+        indirectPages += 1
+        guard let slot = slot(page.frame, page.role) else { return }
+        slot.largePages?.add(1, at: page.frame)
+        if page.role.level > 1 { reverseMap(slot).track(page.frame) }
+        if writeProtect(page.frame, slot, tracking: true) { vm.flushRemoteTLBs() }
+    }
+
+    /// Kernel: `unaccount_shadowed`.
+    func unaccount(_ page: ShadowPage) {
+        indirectPages -= 1
+        guard let slot = slot(page.frame, page.role) else { return }
+        slot.largePages?.add(-1, at: page.frame)
+        if page.role.level > 1 { reverseMap(slot).untrack(page.frame) }
+    }
+
+    // MARK: Linking
+
+    /// What the child of an entry is to be. Kernel: `kvm_mmu_child_role`.
+    func childRole(_ parent: ShadowPage, _ index: Int, direct: Bool, _ rights: Rights) -> PageRole {
+        var role = parent.role
+        role.level -= 1
+        role.access = rights
+        role.isDirect = direct
+        role.isPassthrough = false
+        // A guest table of 1024 entries is shadowed by two pages.
+        if role.has4ByteEntries { role.quadrant = UInt8(index & 1) }
+        return role
+    }
+
+    /// The page for an entry, unless one is linked there. Kernel: `kvm_mmu_get_child_sp`.
+    func child(
+        _ parent: ShadowPage, _ index: Int, _ frame: GuestFrame, direct: Bool, _ rights: Rights, _ cpu: VirtualCPU
+    ) -> ShadowPage? {
+        if EntryBits.isTable(entry(parent, index).load(), parent.role.level) { return nil }
+        return page(frame, childRole(parent, index, direct: direct, rights), cpu)
+    }
+
+    /// Points an entry to a page. A large leaf that stands there goes first, and from all TLBs.
+    /// Kernel: `link_shadow_page`. Spec: F9, X50.
+    func link(_ page: ShadowPage, _ parent: ShadowPage, _ index: Int) {
+        let entry = entry(parent, index)
+        let old = entry.load()
+        if EntryBits.isPresent(old) {
+            dropLeaf(parent, index, old)
+            vm.flushRemoteTLBs()
+        }
+        let attributes = bits.link(adDisabled: page.role.accessDirtyDisabled)
+        let found = entry.link(vm.host.table(page.table), attributes: attributes, expected: entry.peek())
+        precondition(found == nil, "an entry changed under mmu_lock")
+        page.addParent(parent.place(of: index))
+        note(
+            Event(
+                .tableLinked, frame: page.table, guest: parent.guestFrame(of: index).number, level: parent.role.level,
+                value: attributes | EntryBits.field.bits(for: page.table), extra: old))
+        if page.isUnsync || page.unsyncChildren > 0 { markUnsync(parent, index) }
+    }
+
+    /// Marks an entry, and those above it, as having something out of sync below. Kernel: `mark_unsync`.
+    func markUnsync(_ page: ShadowPage, _ index: Int) {
+        guard page.setUnsyncChild(index), page.unsyncChildren == 1 else { return }
+        markParentsUnsync(page)
+    }
+
+    func markParentsUnsync(_ page: ShadowPage) {
+        for place in page.parents {
+            markUnsync(self.page(of: HostFrame(place >> 12)), Int(place & 4095) / 8)
+        }
+    }
+
+    // MARK: Leaves and the reverse map
+
+    /// Puts the leaf into the reverse map of its frame; a chain that has grown beyond all measure goes as a whole.
+    /// Kernel: `rmap_add`. Spec: F13.
+    func addToMap(_ page: ShadowPage, _ index: Int, _ frame: GuestFrame, _ rights: Rights, _ slot: MemorySlot) {
+        page.setTranslation(index, frame, rights)
+        vm.statistics.addPages(level: page.role.level, 1)
+        let before = reverseMap(slot).add(page.place(of: index), frame, page.level)
+        Statistics.raise(vm.statistics.max_mmu_rmap_size, to: UInt64(before))
+        guard before > Self.longestChain else { return }
+        _ = zapLeaves(frame, page.level, slot)
+        vm.flushRemoteTLBs()
+    }
+    /// Kernel: `RMAP_RECYCLE_THRESHOLD`.
+    static let longestChain = 1000
+
+    /// Empties a leaf, and takes it out of the reverse map. The caller flushes. Kernel: `drop_spte`.
+    func dropLeaf(_ page: ShadowPage, _ index: Int, _ old: UInt64) {
+        let old = entry(page, index).exchange(forEmpty: EntryBits.empty)
+        let frame = page.guestFrame(of: index)
+        if let slot = slot(frame, page.role) {
+            reverseMap(slot).remove(page.place(of: index), frame, page.level)
+        }
+        vm.statistics.addPages(level: page.role.level, -1)
+        note(
+            Event(
+                .entryZapped, frame: EntryBits.field.frame(in: old), guest: frame.number, level: page.role.level,
+                value: EntryBits.empty, extra: old))
+    }
+
+    /// Empties an entry that points to a page. The caller flushes. Kernel: `drop_parent_pte`.
+    func unlink(_ parent: ShadowPage, _ index: Int) {
+        let old = entry(parent, index).exchange(forEmpty: EntryBits.empty)
+        child(old).removeParent(parent.place(of: index))
+        note(
+            Event(
+                .tableRemoved, frame: EntryBits.field.frame(in: old), guest: parent.guestFrame(of: index).number,
+                level: parent.role.level - 1))
+    }
+
+    /// Takes W from every entry that maps `frame`; while its table is tracked MW too, so that no fast path gives it back.
+    /// Whether TLBs must be flushed: also if only MW went, for an earlier loss of W may not be flushed yet.
+    /// Kernel: `kvm_mmu_slot_gfn_write_protect`. Spec: F3, F4.
+    func writeProtect(_ frame: GuestFrame, _ slot: MemorySlot, tracking: Bool, from smallest: PageLevel = .page4K) -> Bool {
+        var changed = false
+        for level in [PageLevel.page4K, .page2M, .page1G] where level >= smallest {
+            for place in reverseMap(slot).entries(frame, level) where protect(at: place, tracking: tracking) {
+                changed = true
+            }
+        }
+        return changed
+    }
+
+    /// Kernel: `spte_write_protect`.
+    func protect(at place: UInt64, tracking: Bool) -> Bool {
+        let entry = entry(at: place)
+        let old = entry.peek()
+        let taken = EntryBits.write | (tracking ? bits.mmuWritable : 0)
+        guard old & taken != 0 else { return false }
+        let last = entry.clear(bits: taken)
+        noteChange(place, last, last & ~taken)
+        return true
+    }
+
+    func noteChange(_ place: UInt64, _ old: UInt64, _ new: UInt64) {
+        guard let journal = vm.memory.journal else { return }
+        let page = page(of: HostFrame(place >> 12))
+        journal.record(
+            Event(
+                .entryChanged, frame: EntryBits.field.frame(in: new),
+                guest: page.guestFrame(of: Int(place & 4095) / 8).number, level: page.role.level, value: new, extra: old))
+    }
+}

@@ -1,0 +1,206 @@
+import Audit
+import Frames
+import GuestMemory
+import HostMemory
+import Synchrony
+
+/// The tables that a vCPU's hardware starts from. Caller: the vCPU's task, outside of guest mode, no lock held.
+/// Spec: x86 4.4.
+extension ShadowMMU {
+    /// The guest loads control registers, or a VMM does for it: tables for another role or another CR3 are remembered for
+    /// a while, and found again. False: a page-directory-pointer entry has reserved bits (PAE), and nothing is loaded.
+    /// Kernel: `kvm_init_mmu`, `kvm_mmu_new_pgd`, `load_pdptrs`.
+    @discardableResult
+    public func load(_ registers: GuestRegisters, on cpu: VirtualCPU) -> Bool {
+        let state = state(of: cpu)
+        if registers.levels == 3 {
+            guard let pointers = readPointers(registers, cpu) else { return false }
+            state.setPageDirectoryPointers(pointers)
+        }
+        let role = registers.rootRole(space: cpu.addressSpaceNumber)
+        if state.usesFourRoots {
+            dropRoots(cpu)
+        } else if let root = state.root {
+            state.root = nil
+            remember(root, state)
+        }
+        state.registers = registers
+        state.role = role
+        reuseRoot(state)
+        cpu.root = state.root?.page.table
+        cpu.dropTranslations()
+        return true
+    }
+
+    /// Nil: one of the four can't be read or has a reserved bit set. Kernel: `load_pdptrs`.
+    private func readPointers(_ registers: GuestRegisters, _ cpu: VirtualCPU) -> (UInt64, UInt64, UInt64, UInt64)? {
+        let format = GuestEntryFormat(registers: registers)
+        var values: [UInt64] = []
+        let first = registers.cr3 & 0xffff_ffe0
+        for i in 0..<4 {
+            let place = GuestAddress(first + UInt64(i) * 8)
+            guard let entry = vm.withSlots({ readEntry(cpu, place, format, atomically: false) }) else { return nil }
+            if format.isPresent(entry), format.hasReservedBit(entry, 3) { return nil }
+            values.append(entry)
+        }
+        return (values[0], values[1], values[2], values[3])
+    }
+
+    private func remember(_ root: ShadowRoot, _ state: ShadowCPU) {
+        state.earlierRoots.insert(root, at: 0)
+        guard state.earlierRoots.count > Self.rememberedRoots else { return }
+        release(state.earlierRoots.removeLast().page)
+    }
+    /// Kernel: `KVM_MMU_NUM_PREV_ROOTS`.
+    static let rememberedRoots = 3
+
+    private func reuseRoot(_ state: ShadowCPU) {
+        guard !state.usesFourRoots else { return }
+        let found = state.earlierRoots.firstIndex {
+            $0.cr3 == state.registers.cr3 && $0.page.role == state.role && !isObsolete($0.page)
+        }
+        if let found { state.root = state.earlierRoots.remove(at: found) }
+    }
+
+    /// Makes the root that the vCPU lacks. Kernel: `kvm_mmu_load`, `mmu_alloc_shadow_roots`.
+    func takeRoot(_ cpu: VirtualCPU) {
+        let state = state(of: cpu)
+        if state.role.rawValue == 0 { state.role = state.registers.rootRole(space: cpu.addressSpaceNumber) }
+        guard !state.hasRoot, fillStock(state, to: Self.tablesPerFault) else { return }
+        vm.withSlots {
+            let guardian = vm.lockMMU()
+            if makeRoom() {
+                if state.usesFourRoots { makeFourRoots(state, cpu) } else { makeRoot(state, cpu) }
+            }
+            guardian.unlock()
+        }
+        syncRoots(cpu)
+        cpu.dropTranslations()
+    }
+
+    private func makeRoot(_ state: ShadowCPU, _ cpu: VirtualCPU) {
+        let frame = GuestFrame(state.registers.cr3 >> 12 & 0xff_ffff_ffff)
+        // Without memory there the guest can only fault: its own walk finds nothing either.
+        guard vm.isVisible(frame, in: cpu.addressSpaceNumber) else { return }
+        let page = page(frame, state.role, cpu)
+        page.rootCount += 1
+        state.root = ShadowRoot(page: page, cr3: state.registers.cr3)
+        cpu.root = page.table
+    }
+
+    /// Four pages of level 2, and a table of four entries that point to them. Kernel: `pae_root`.
+    private func makeFourRoots(_ state: ShadowCPU, _ cpu: VirtualCPU) {
+        if state.fourEntries == nil { state.fourEntries = state.stock.popLast() }
+        guard let table = state.fourEntries, fillsFour(state) else { return }
+        let registers = state.registers
+        var pages: [ShadowPage?] = []
+        for i in 0..<4 {
+            var frame = GuestFrame(UInt64(i) << 18)
+            var isThere = true
+            if registers.levels == 3 {
+                let pointer = state.pageDirectoryPointers(i)
+                frame = GuestFrame((pointer & 0x000f_ffff_ffff_f000) >> 12)
+                isThere = pointer & 1 != 0
+            } else if registers.levels == 2 {
+                frame = GuestFrame(registers.cr3 >> 12 & 0xf_ffff)
+            }
+            let entry = StageTwoEntry(vm.memory.entry(i, of: table), EntryBits.field)
+            guard isThere, !registers.isPaged || vm.isVisible(frame, in: cpu.addressSpaceNumber) else {
+                _ = entry.exchange(forEmpty: EntryBits.empty)
+                pages.append(nil)
+                continue
+            }
+            var role = state.role
+            role.level = 2
+            if role.has4ByteEntries { role.quadrant = UInt8(i) }
+            let page = page(frame, role, cpu)
+            page.rootCount += 1
+            _ = entry.exchange(forEmpty: EntryBits.empty)
+            _ = entry.link(vm.host.table(page.table), attributes: 1, expected: EntryBits.empty)
+            pages.append(page)
+        }
+        state.fourRoots = pages
+        cpu.root = table
+    }
+
+    private func fillsFour(_ state: ShadowCPU) -> Bool { state.stock.count >= 4 }
+
+    // MARK: Letting go
+
+    /// One vCPU less has the page as its root. One that was zapped meanwhile is freed now. Takes mmu_lock.
+    /// Kernel: `mmu_free_root_page`.
+    private func release(_ page: ShadowPage) {
+        let guardian = vm.lockMMU()
+        var zapped = ZappedPages()
+        release(page, &zapped)
+        commit(&zapped)
+        guardian.unlock()
+    }
+
+    private func release(_ page: ShadowPage, _ zapped: inout ZappedPages) {
+        page.rootCount -= 1
+        if page.rootCount == 0, page.role.isInvalid { zap(page, &zapped) }
+    }
+
+    /// Kernel: `kvm_mmu_unload`.
+    func dropRoots(_ cpu: VirtualCPU) {
+        let state = state(of: cpu)
+        let guardian = vm.lockMMU()
+        var zapped = ZappedPages()
+        if let root = state.root { release(root.page, &zapped) }
+        for root in state.earlierRoots { release(root.page, &zapped) }
+        for case let page? in state.fourRoots { release(page, &zapped) }
+        state.root = nil
+        state.earlierRoots = []
+        state.fourRoots = []
+        cpu.root = nil
+        commit(&zapped)
+        guardian.unlock()
+        if let table = state.fourEntries {
+            state.fourEntries = nil
+            vm.host.freeTable(table)
+        }
+    }
+
+    /// Kernel: `kvm_mmu_free_obsolete_roots`.
+    func dropObsoleteRoots(_ cpu: VirtualCPU) {
+        let state = state(of: cpu)
+        let guardian = vm.lockMMU()
+        var zapped = ZappedPages()
+        if state.usesFourRoots, hasObsoleteRoot(state) {
+            for case let page? in state.fourRoots { release(page, &zapped) }
+            state.fourRoots = []
+            cpu.root = nil
+        }
+        if let root = state.root, isObsolete(root.page) {
+            release(root.page, &zapped)
+            state.root = nil
+            cpu.root = nil
+        }
+        for i in state.earlierRoots.indices.reversed() where isObsolete(state.earlierRoots[i].page) {
+            release(state.earlierRoots.remove(at: i).page, &zapped)
+        }
+        commit(&zapped)
+        guardian.unlock()
+    }
+
+    func dropEarlierUnsyncRoots(_ cpu: VirtualCPU) {
+        let state = state(of: cpu)
+        guard !state.earlierRoots.isEmpty else { return }
+        let guardian = vm.lockMMU()
+        var zapped = ZappedPages()
+        for i in state.earlierRoots.indices.reversed()
+        where state.earlierRoots[i].page.isUnsync || state.earlierRoots[i].page.unsyncChildren > 0 {
+            release(state.earlierRoots.remove(at: i).page, &zapped)
+        }
+        commit(&zapped)
+        guardian.unlock()
+    }
+
+    /// Kernel: `is_page_fault_stale`, its first half.
+    func hasObsoleteRoot(_ state: ShadowCPU) -> Bool {
+        if let root = state.root { return isObsolete(root.page) }
+        for case let page? in state.fourRoots where isObsolete(page) { return true }
+        return state.fourRoots.isEmpty
+    }
+}

@@ -1,0 +1,206 @@
+import Audit
+import Frames
+import GuestMemory
+import HostMemory
+import Synchrony
+
+/// Pages that nothing points to any more and that no vCPU has as its root. Kernel: `invalid_list`.
+struct ZappedPages {
+    fileprivate(set) var pages: [ShadowPage] = []
+    var isEmpty: Bool { pages.isEmpty }
+}
+
+/// Taking shadow pages away. Caller: mmu_lock for writing. Spec: x86 4.9.
+extension ShadowMMU {
+    /// Takes a page out of use: its entries, the pointers to it, what its guest table suffered. A root that vCPUs still
+    /// have stays until they let it go, and then comes here again. Returns how many pages left the list.
+    /// Kernel: `__kvm_mmu_prepare_zap_page`.
+    @discardableResult
+    func zap(_ page: ShadowPage, _ zapped: inout ZappedPages) -> Int {
+        note(.shadowPageZapped, page)
+        Statistics.bump(vm.statistics.mmu_shadow_zapped)
+        var count = zapUnsyncChildren(of: page, &zapped)
+        unlinkChildren(of: page)
+        unlinkParents(of: page)
+        if !page.role.isInvalid, page.role.shadowsEntries { unaccount(page) }
+        if page.isUnsync { markSynced(page) }
+        if page.rootCount == 0 {
+            count += 1
+            zapped.pages.append(page)
+            index.deactivate(page)
+            usedPages -= 1
+            page.role.isInvalid = true
+            return count
+        }
+        index.deactivate(page)
+        let wasCurrent = !isObsolete(page)
+        page.role.isInvalid = true
+        // After the mark: whoever serves the request must find it. Spec: X35.
+        if wasCurrent { vm.makeAllCPUsRequest(VirtualCPU.Request.reloadRoot) }
+        return count
+    }
+
+    /// Kernel: `mmu_zap_unsync_children`.
+    private func zapUnsyncChildren(of page: ShadowPage, _ zapped: inout ZappedPages) -> Int {
+        guard page.role.level > 1 else { return 0 }
+        var count = 0
+        while true {
+            let found = unsyncPages(below: page)
+            if found.isEmpty { return count }
+            for path in found {
+                zap(path.page, &zapped)
+                clearParents(path)
+                count += 1
+            }
+        }
+    }
+
+    private func unlinkChildren(of page: ShadowPage) {
+        entry(page, 0).forEachIndex(below: 512, notHolding: EntryBits.empty) { i in
+            _ = emptyEntry(page, i)
+        }
+    }
+
+    /// Empties whatever an entry holds; whether it was present. Kernel: `mmu_page_zap_pte`.
+    @discardableResult
+    func emptyEntry(_ page: ShadowPage, _ index: Int) -> Bool {
+        let old = entry(page, index).load()
+        guard EntryBits.isPresent(old) else {
+            _ = entry(page, index).exchange(forEmpty: EntryBits.empty)
+            return false
+        }
+        if EntryBits.isLeaf(old, page.role.level) {
+            dropLeaf(page, index, old)
+        } else {
+            unlink(page, index)
+        }
+        return true
+    }
+
+    private func unlinkParents(of page: ShadowPage) {
+        while let place = page.parents.last {
+            unlink(self.page(of: HostFrame(place >> 12)), Int(place & 4095) / 8)
+        }
+    }
+
+    /// Frees zapped pages, after every vCPU has left guest mode: none walks them then. Kernel:
+    /// `kvm_mmu_commit_zap_page`. Spec: F10, X56.
+    func commit(_ zapped: inout ZappedPages) {
+        guard !zapped.isEmpty else { return }
+        vm.flushRemoteTLBs()
+        for page in zapped.pages {
+            index.remove(page)
+            vm.host.freeTable(page.table)
+        }
+        zapped.pages = []
+    }
+
+    // MARK: All of them
+
+    /// All pages are obsolete from now on, and no vCPU goes on with one. Caller: slots_lock; takes mmu_lock.
+    /// Kernel: `kvm_mmu_zap_all_fast`. Spec: x86 3.7, 4.9.
+    func zapAllFast() {
+        let guardian = vm.lockMMU()
+        note(Event(.zapAllFast, value: UInt64(generation), extra: UInt64(usedPages)))
+        generation ^= 1
+        vm.makeAllCPUsRequest(VirtualCPU.Request.reloadRoot)
+        var zapped = ZappedPages()
+        // Oldest first; what is younger than a current page is current too. The list changes under the loop's feet.
+        while let page = index.oldest, page.generation != generation { zap(page, &zapped) }
+        commit(&zapped)
+        guardian.unlock()
+    }
+
+    /// Newest first. Takes mmu_lock. Kernel: `kvm_mmu_zap_all`.
+    func zapAll() {
+        let guardian = vm.lockMMU()
+        var zapped = ZappedPages()
+        while let page = index.newest { zap(page, &zapped) }
+        commit(&zapped)
+        guardian.unlock()
+    }
+
+    // MARK: The quota
+
+    /// Kernel: `kvm_mmu_calculate_default_mmu_pages`.
+    private var limit: Int { pageLimit > 0 ? pageLimit : max(64, Int(vm.pagesOfSlots / 50)) }
+
+    /// Makes room if less than a fault may need is left: the oldest pages that are no roots go. False: there is none.
+    /// Kernel: `make_mmu_pages_available`. Spec: x86 4.9.
+    func makeRoom() -> Bool {
+        let limit = limit
+        let available = limit > usedPages ? limit - usedPages : 0
+        guard available < 5 else { return true }
+        var wanted = 25 - available
+        var zapped = ZappedPages()
+        var page = index.oldest
+        while wanted > 0, let next = page {
+            guard next.rootCount == 0 else {
+                page = next.newer
+                continue
+            }
+            wanted -= zap(next, &zapped)
+            Statistics.bump(vm.statistics.mmu_recycled)
+            page = index.oldest
+        }
+        commit(&zapped)
+        return limit > usedPages
+    }
+
+    // MARK: Leaves
+
+    /// Kernel: `kvm_unmap_gfn_range`, for reverse maps. The caller flushes if true. Spec: F1.
+    func zapLeaves(of frames: Range<GuestFrame>, in space: UInt8) -> Bool {
+        var zapped = false
+        forEachBlock(frames, in: space) { slot, frame, level in
+            if zapLeaves(frame, level, slot) { zapped = true }
+        }
+        return zapped
+    }
+
+    /// Kernel: `kvm_zap_all_rmap_sptes`.
+    func zapLeaves(_ frame: GuestFrame, _ level: PageLevel, _ slot: MemorySlot) -> Bool {
+        let places = reverseMap(slot).entries(frame, level)
+        for place in places {
+            let entry = entry(at: place)
+            dropLeaf(page(of: HostFrame(place >> 12)), Int(place & 4095) / 8, entry.load())
+        }
+        return !places.isEmpty
+    }
+
+    /// Kernel: `kvm_age_gfn`, `kvm_test_age_gfn`. Nothing is flushed: spec F6.
+    func anyAccessed(_ frames: Range<GuestFrame>, in space: UInt8, clearing: Bool) -> Bool {
+        var young = false
+        forEachBlock(frames, in: space) { slot, frame, level in
+            for place in reverseMap(slot).entries(frame, level) {
+                let entry = entry(at: place)
+                let old = entry.peek()
+                guard old & bits.accessed != 0 else { continue }
+                young = true
+                guard clearing else { return }
+                let last = entry.clear(bits: bits.accessed)
+                noteChange(place, last, last & ~bits.accessed)
+            }
+        }
+        return young
+    }
+
+    /// Calls `body` for every block of every level that has entries and that intersects `frames`.
+    func forEachBlock(
+        _ frames: Range<GuestFrame>, in space: UInt8, _ body: (MemorySlot, GuestFrame, PageLevel) -> Void
+    ) {
+        for slot in vm.activeSlots where slot.addressSpace == space {
+            let low = max(slot.baseFrame, frames.lowerBound)
+            let high = min(slot.frames.upperBound, frames.upperBound)
+            guard low < high, slot.extra != nil else { continue }
+            for level in [PageLevel.page4K, .page2M, .page1G] {
+                var number = low.aligned(to: level).number
+                while number < high.number {
+                    let frame = max(GuestFrame(number), slot.baseFrame)
+                    if !reverseMap(slot).isEmpty(frame, level) { body(slot, frame, level) }
+                    number += level.frames
+                }
+            }
+        }
+    }
+}
