@@ -31,6 +31,7 @@ public enum Invariant: UInt16, Sendable, CaseIterable {
     case x44 = 244
     case x45 = 245
     case x46 = 246
+    case x48 = 248
     case x63 = 263
     case rv1 = 301
     case rv2, rv3, rv4, rv5, rv6, rv7
@@ -108,6 +109,7 @@ public enum Invariant: UInt16, Sendable, CaseIterable {
         case .x44: "a writable leaf of a logged slot is in the log"
         case .x45: "where the processor logs writes, what has D is in a log"
         case .x46: "a nested guest's leaves are protected by W where the log is hardware's"
+        case .x48: "the guest can't write a frame that is tracked, nor a table that is shadowed, unheard"
         case .x63: "the lock order holds and nobody sleeps under a spinning lock"
         case .rv1: "a G-stage leaf has V, U, R and X, and no PBMT, RSW or N"
         case .rv2: "a G-stage leaf is aligned to its level"

@@ -117,6 +117,12 @@ open class VirtualCPU: @unchecked Sendable {
     /// Drops every cached translation. Called by the vCPU's own task, outside of guest mode.
     open func dropTranslations() {}
 
+    /// The entry that the processor's page-modification log takes next, of 512, from the last one down; out of that range,
+    /// it is full. Of a processor without one: empty. The vCPU's own task's, or nobody runs. Kernel: `GUEST_PML_INDEX`.
+    open var modificationLogIndex: UInt16 { 511 }
+    /// The log has been read. Kernel: the same field, written.
+    open func resetModificationLog() {}
+
     /// A page is being fetched: whether the guest was told, and can do something else. If not, the vCPU halts. Called by
     /// the vCPU's own task. Kernel: `kvm_arch_async_page_not_present`.
     open func pageNotPresent(_ frame: GuestFrame) -> Bool { false }

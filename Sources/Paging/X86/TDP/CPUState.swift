@@ -1,20 +1,29 @@
 import Frames
 import GuestMemory
+import HostMemory
 
 /// What the MMU keeps for a vCPU. Kernel: parts of `vcpu->arch`. The vCPU's own task's.
 public final class TDPCPUState: CPUExtra, @unchecked Sendable {
     // Unchecked: restates the base class's; the vCPU's own task's alone.
     /// A nested guest runs, without tables of its guest hypervisor's own. Kernel: `is_guest_mode`.
     var isGuestMode = false
-
-    /// Frames that the processor has written and that are in no slot's log yet. Kernel: `pml_pg`.
-    var modificationLog = ModificationLog()
+    private let host: Host
+    /// Kernel: `pml_pg`.
+    let modificationLogPage: HostFrame?
     /// Where the last access was that no slot contained, and of which slots that was true. Kernel: `mmio_gfn`,
     /// `mmio_gen`.
     private(set) var mmioFrame: GuestFrame?
     private(set) var mmioGeneration: UInt64 = 0
 
-    override init() {}
+    init(_ host: Host, logs: Bool) {
+        self.host = host
+        modificationLogPage = logs ? host.allocateTable(order: 0, fill: 0) : nil
+        precondition(!logs || modificationLogPage != nil, "no memory for a vCPU")
+    }
+
+    deinit {
+        if let page = modificationLogPage { host.freeTable(page) }
+    }
 
     /// Kernel: `vcpu_cache_mmio_info`. Caller: no update of the slots is in progress.
     func rememberMMIO(_ frame: GuestFrame, _ generation: UInt64) {

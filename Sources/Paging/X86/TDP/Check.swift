@@ -18,6 +18,7 @@ extension TDPMMU {
             && check.leaves[2] == counters.pages_2m.load(ordering: .relaxed)
             && check.leaves[3] == counters.pages_1g.load(ordering: .relaxed)
         check.possibleHugePages()
+        check.largePageCounts()
         if !agree { check.findings.append(Finding(.x36, "a page count differs from the leaves")) }
         return check.findings
     }
@@ -134,6 +135,12 @@ struct TableCheck {
             report(.x25, "a leaf's A/D type is not that of its tree", guest, value)
         }
         if level == .page4K, !tree.isInvalid { logged(value, guest) }
+        if !tree.isInvalid, value & (EntryBits.write | bits.mmuWritable) != 0,
+            let slot = mmu.vm.slot(containing: guest, in: tree.space), let tracked = mmu.trackedFrames(of: slot),
+            tracked.anyTracked(guest..<GuestFrame(guest.number + level.frames))
+        {
+            report(.x48, "a tracked frame can be written", guest, value)
+        }
         if mmu.nxHugePages, level > .page4K, bits.isExecutable(value) {
             report(.x40, "a huge leaf is executable", guest, value)
         }
@@ -159,8 +166,7 @@ struct TableCheck {
             let isNested = value & EntryBits.adType == EntryBits.writeProtectOnly
             return report(isNested ? .x46 : .x44, "a page can be written and is in no log", guest, value)
         }
-        for cpu in vm.virtualCPUs where mmu.state(of: cpu).modificationLog.holds(guest) { return }
-        report(.x45, "a page was written and is in no log", guest, value)
+        if !mmu.isInModificationLog(guest) { report(.x45, "a page was written and is in no log", guest, value) }
     }
 
     private func isReserved(_ value: UInt64, _ level: PageLevel) -> Bool {
@@ -204,6 +210,32 @@ struct TableCheck {
             let info = TableInfo(mmu.vm.host.tableWords(table))
             if !info.isDisallowed || !seen.contains(table) {
                 findings.append(Finding(.x42, "a table is on the list that may be a huge page", frame: table))
+            }
+        }
+    }
+
+    /// X41: against a huge page speak its place in the slot, and each reason to track a frame in it.
+    mutating func largePageCounts() {
+        for slot in mmu.vm.activeSlots {
+            guard let counts = slot.largePages else { continue }
+            let edges = LargePageCounts(slot)
+            let tracked = mmu.trackedFrames(of: slot)
+            for level in [PageLevel.page2M, .page1G] {
+                var block = slot.baseFrame.aligned(to: level)
+                while block < slot.frames.upperBound {
+                    let next = GuestFrame(block.number + level.frames)
+                    let inside = max(block, slot.baseFrame)
+                    var expected = edges.reasons(at: inside, level)
+                    if let tracked {
+                        for frame in inside.number..<min(next, slot.frames.upperBound).number {
+                            expected += Int32(tracked.count(GuestFrame(frame)))
+                        }
+                    }
+                    if counts.reasons(at: inside, level) != expected {
+                        findings.append(Finding(.x41, "the reasons against a huge page are miscounted", guest: block))
+                    }
+                    block = next
+                }
             }
         }
     }

@@ -27,6 +27,8 @@ public struct TDPConfiguration: Sendable, Equatable {
     /// Whether an access without a slot leaves an entry that makes the next one a quick exit. Kernel:
     /// `enable_mmio_caching`.
     public var cachesMMIO = true
+    /// Whether slots can have frames that the guest must not write unheard. Kernel: `kvm_page_track_write_tracking_enabled`.
+    public var tracksWrites = false
     /// Whether deleting a slot removes only that slot's leaves. Kernel: the quirk `SLOT_ZAP_ALL`, off.
     public var zapsOnlySlot = false
     /// 2 with system management mode.

@@ -23,6 +23,9 @@ extension TDPMMU {
         guard let root = cpu.root else { return .failed(.ENOMEM) }
         let slot = cpu.slot(containing: fault.frame)
         let isPrivate = vm.wantsPrivate(fault)
+        if fault.entryPresent, fault.access == .write, !fault.isReserved, isTracked(fault.frame, in: slot) {
+            return .writeProtected
+        }
         if !fault.isPrefetch, agrees(fault, isPrivate), let outcome = fixWithoutLock(root, fault, slot, by: cpu) {
             Statistics.bump(vm.statistics.pf_fast)
             return outcome

@@ -6,15 +6,15 @@ import HostMemory
 extension TDPMMU {
     /// All bits of the leaf but the frame. Kernel: `make_spte`. Spec: x86 2.11.
     ///
-    /// A guest frame is never write-tracked here (no shadow paging), so W follows the primary mapping alone. It is
-    /// granted on a read fault too: the page was marked dirty for that when its reference was released (Spec: X5).
+    /// W follows the primary mapping, unless the frame `isTracked`. It is granted on a read fault too: the page was marked
+    /// dirty for that when its reference was released (Spec: X5).
     ///
     /// Where huge pages are not executable, this one is not. Spec: X40.
     ///
     /// A prefetched leaf is old: its A is clear or, where the hardware keeps no A, its rights are set aside (Spec: generic
     /// 6.3, x86 2.11).
     func leafAttributes(
-        _ permit: borrowing InstallPermit, at level: PageLevel, _ role: PageRole, prefetch: Bool = false
+        _ permit: borrowing InstallPermit, at level: PageLevel, _ role: PageRole, isTracked: Bool, prefetch: Bool
     ) -> UInt64 {
         var entry = EntryBits.mmuPresent | bits.present | bits.user | adType(role)
         entry |= level > .page4K && nxHugePages ? bits.noExecute : bits.execute
@@ -22,7 +22,10 @@ extension TDPMMU {
         if level > .page4K { entry |= EntryBits.large }
         if bits.isEPT { entry |= memoryType(of: permit.frame) }
         if permit.counted && vm.policy.kind == .tracked { entry |= EntryBits.counted }
-        if permit.writable { entry |= bits.hostWritable | bits.mmuWritable | EntryBits.write | bits.dirty }
+        if permit.writable {
+            entry |= bits.hostWritable
+            if !isTracked { entry |= bits.mmuWritable | EntryBits.write | bits.dirty }
+        }
         return prefetch ? bits.ageing(entry).applied(to: entry) : entry
     }
 

@@ -56,9 +56,11 @@ extension TDPMMU {
             return .spurious
         }
         if wasLeaf && bits.allows(fault.access, old) { return .spurious }
-        let attributes = leafAttributes(permit, at: level, role, prefetch: fault.isPrefetch)
+        let isTracked = isTracked(permit.guestFrame, in: slot)
+        let isProtected = isTracked && permit.writable && fault.access == .write
+        let attributes = leafAttributes(permit, at: level, role, isTracked: isTracked, prefetch: fault.isPrefetch)
         let new = position.entry.value(permit, level, attributes)
-        if new == old { return .spurious }
+        if new == old { return isProtected ? .writeProtected : .spurious }
         // In the log before the guest can write: a harvest in between reports too much at worst. Spec: X44, X47.
         if new & EntryBits.write != 0 { vm.markDirty(permit.guestFrame, in: slot, by: cpu) }
         schedulingNote(.atomicLoad, position.table.physicalAddress)
@@ -76,7 +78,7 @@ extension TDPMMU {
             vm.statistics.addPages(level: level.rawValue, 1)
         }
         if EntryBits.isTable(old, level.rawValue) { tableReplaced(old) }
-        return .fixed
+        return isProtected ? .writeProtected : .fixed
     }
 
     /// A leaf took a huge table's place. Stale paging-structure entries go before the section ends, and the table, frozen

@@ -106,7 +106,9 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
         return rootPointer(for: cpu)
     }
 
-    override public func makeExtra(for cpu: VirtualCPU) -> CPUExtra? { TDPCPUState() }
+    override public func makeExtra(for cpu: VirtualCPU) -> CPUExtra? {
+        TDPCPUState(vm.host, logs: configuration.modificationLogEntries != 0)
+    }
 
     /// Runs `body` in a read-side section: no table that it reaches is freed before it ends. It may not sleep.
     /// Kernel: `rcu_read_lock`.
@@ -177,6 +179,10 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
         // A change of flags hands the counts on.
         guard slot.largePages == nil else { return }
         guard vm.memory.allowsObject() else { throw .ENOMEM }
+        if configuration.tracksWrites {
+            guard vm.memory.allowsObject() else { throw .ENOMEM }
+            slot.extra = TrackedFrames(slot)
+        }
         slot.largePages = LargePageCounts(slot)
         vm.initializeMixed(slot)
     }
@@ -217,7 +223,8 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     private func count(_ outcome: FaultOutcome) {
         switch outcome {
         case .fixed: Statistics.bump(vm.statistics.pf_fixed)
-        case .emulate: Statistics.bump(vm.statistics.pf_emulate)
+        // No table of the guest's is shadowed here, so a protected write is always emulated. Spec: x86 2.9.
+        case .emulate, .writeProtected: Statistics.bump(vm.statistics.pf_emulate)
         case .spurious: Statistics.bump(vm.statistics.pf_spurious)
         case .failed(.EINTR): Statistics.bump(vm.statistics.signal_exits)
         default: break

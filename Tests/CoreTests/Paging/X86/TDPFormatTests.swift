@@ -136,3 +136,30 @@ import Testing
         }
     }
 }
+
+/// What is installed, walked by the other vendor's hardware.
+@Suite struct X86_1_2_NestedPagingWalked {
+    @Test(arguments: [UInt8(4), 5]) func `stores reach the host's pages, small and huge, logged and not`(
+        levels: UInt8
+    ) throws {
+        let machine = TDPMachine(thp: true) {
+            $0.format = .npt
+            $0.levels = levels
+            $0.cachesMMIO = true
+        }
+        try machine.slot(count: 520)
+        for frame: UInt64 in [5, 515] { #expect(machine.cpu.write(frame, frame + 1) == .done(.stored)) }
+        #expect(machine.cpu.read(5) == .done(.value(6)))
+        #expect(machine.leaves().map(\.level) == [.page2M, .page4K])
+        try machine.logging(true, count: 520)
+        #expect(machine.cpu.write(6, 7) == .done(.stored))
+        #expect(try machine.dirtyLog()[0] == 1 << 6)
+        #expect(try machine.space.load(at(6)) == 7)
+        // The second access meets a reserved bit.
+        #expect(machine.cpu.read(900) == .ended(.emulate))
+        #expect(machine.cpu.read(901) == .ended(.emulate))
+        let taken = machine.statistics.pf_taken.load(ordering: .relaxed)
+        #expect(machine.cpu.read(900) == .ended(.emulate))
+        #expect(machine.statistics.pf_taken.load(ordering: .relaxed) == taken)
+    }
+}

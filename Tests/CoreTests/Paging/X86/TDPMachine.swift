@@ -133,10 +133,22 @@ final class TDPCPU: VirtualCPU, @unchecked Sendable {
         buffer.invalidateAll()
     }
 
+    private lazy var log: ModificationLog? = mmu.modificationLogPage(of: self).map {
+        ModificationLog(memory: vm.memory, frame: $0)
+    }
+    override var modificationLogIndex: UInt16 { log?.index ?? 511 }
+    override func resetModificationLog() { log?.reset() }
+
     var port: GuestPort {
-        GuestPort(
-            stage: .ept(EPTWalker(memory: vm.memory, pointer: mmu.eptPointer(for: self), executeOnly: false)),
-            buffer: buffer)
+        let pointer = mmu.rootPointer(for: self)
+        guard mmu.configuration.format == .ept else {
+            return GuestPort(
+                stage: .npt(NPTWalker(memory: vm.memory, root: pointer, fiveLevels: mmu.configuration.levels == 5)),
+                buffer: buffer)
+        }
+        let walker = EPTWalker(
+            memory: vm.memory, pointer: pointer, executeOnly: false, log: mmu.logsModifications(of: self) ? log : nil)
+        return GuestPort(stage: .ept(walker), buffer: buffer)
     }
 
     /// One access in guest mode, without the fault handler.
@@ -154,9 +166,12 @@ final class TDPCPU: VirtualCPU, @unchecked Sendable {
             let fault: GuestFault
             switch walk {
             case .violation(let walk):
-                fault = GuestFault(address: address, access: access, entryPresent: walk.present)
+                fault = GuestFault(
+                    address: address, access: access, entryPresent: walk.present,
+                    isReserved: walk.reason == .reservedBits)
             case .misconfiguration where mmu.configuration.cachesMMIO:
                 fault = GuestFault(address: address, access: access, entryPresent: false, isReserved: true)
+            case .modificationLogFull: continue
             default: return .misconfigured
             }
             let outcome = vm.withSlots { mmu.handleFault(self, fault) }
