@@ -20,7 +20,9 @@ public enum Invariant: UInt16, Sendable, CaseIterable {
     case x27 = 227
     case x28 = 228
     case x29 = 229
+    case x30 = 230
     case x32 = 232
+    case x34 = 234
     case x35 = 235
     case x36 = 236
     case x38 = 238
@@ -98,7 +100,9 @@ public enum Invariant: UInt16, Sendable, CaseIterable {
         case .x27: "an MMIO entry is used only in its own generation, and never while slots change"
         case .x28: "a frozen entry is never overwritten"
         case .x29: "a table has exactly one parent"
+        case .x30: "a table is freed only when it maps nothing any more"
         case .x32: "a root has a reference of each that holds it, a valid one also of the MMU"
+        case .x34: "a root that is to be emptied is held until it is"
         case .x35: "no vCPU enters the guest on an obsolete root"
         case .x36: "the page counts equal the leaves"
         case .x38: "a huge leaf lies in its slot, congruent, and the host maps as much"

@@ -41,6 +41,7 @@ open class VirtualCPU: @unchecked Sendable {
 
     public final let number: Int
     public final let vm: VirtualMachine
+    public final let statistics = CPUStatistics()
     /// The processor may have logged writes that the MMU takes at each exit.
     private final let logsInHardware: Bool
     final let mode = Atomic<UInt8>(Mode.outside.rawValue)
@@ -75,6 +76,7 @@ open class VirtualCPU: @unchecked Sendable {
     public init(number: Int, vm: VirtualMachine) {
         self.number = number
         self.vm = vm
+        vm.statistics.count(statistics)
         logsInHardware = vm.mmu.hardwareLogEntries != 0
     }
 
@@ -149,6 +151,7 @@ open class VirtualCPU: @unchecked Sendable {
     public final func exitGuest() {
         // Like the release of a lock: it only lets others go on.
         schedulingNote(.guestExit, identity.value)
+        if isExecuting { CPUStatistics.bump(statistics.exits) }
         isExecuting = false
         mode.store(Mode.outside.rawValue, ordering: .sequentiallyConsistent)
         if logsInHardware { vm.mmu.guestLeft(self) }
@@ -170,7 +173,7 @@ open class VirtualCPU: @unchecked Sendable {
         let pending = requests.exchange(0, ordering: .sequentiallyConsistent)
         if pending & Request.reloadRoot != 0 { vm.mmu.freeObsoleteRoot(self) }
         if pending & (Request.flushTLB | Request.reloadRoot) != 0 {
-            Statistics.bump(vm.statistics.tlb_flush)
+            CPUStatistics.bump(statistics.tlb_flush)
             isFlushing = true
             dropTranslations()
             isFlushing = false

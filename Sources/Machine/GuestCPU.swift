@@ -171,7 +171,7 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
                 // The process may not write there either: whatever the reason, the emulator takes it for a device.
             }
         }
-        Statistics.bump(vm.statistics.mmio_exits)
+        CPUStatistics.bump(statistics.mmio_exits)
         vm.memory.journal?.record(
             Event(
                 fault.access == .write ? .mmioWrite : .mmioRead, guest: fault.frame.number, value: value,

@@ -76,7 +76,8 @@ public final class PagedCPU: VirtualCPU, @unchecked Sendable {
             case .fault(.pageFault(let fault)):
                 if let end = handle(access, address, present: fault.errorCode & PageFault.present != 0) { return end }
             case .fault:
-                vm.memory.journal?.add(Finding(.x23, "the processor can't walk a shadow table", guest: GuestAddress(address).frame))
+                vm.memory.journal?.add(
+                    Finding(.x23, "the processor can't walk a shadow table", guest: GuestAddress(address).frame))
                 return .failed(.EIO)
             }
         }
@@ -161,7 +162,7 @@ public final class PagedCPU: VirtualCPU, @unchecked Sendable {
                 // The process may not do it either: whatever the reason, the emulator takes it for a device.
             }
         }
-        Statistics.bump(vm.statistics.mmio_exits)
+        CPUStatistics.bump(statistics.mmio_exits)
         return .mmio
     }
 

@@ -27,7 +27,7 @@ extension TDPMMU {
             return .writeProtected
         }
         if !fault.isPrefetch, agrees(fault, isPrivate), let outcome = fixWithoutLock(root, fault, slot, by: cpu) {
-            Statistics.bump(vm.statistics.pf_fast)
+            CPUStatistics.bump(cpu.statistics.pf_fast)
             return outcome
         }
         guard var reserve = TableReserve(vm.host, count: missingTables(root, fault.frame)) else {

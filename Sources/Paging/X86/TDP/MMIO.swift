@@ -116,7 +116,7 @@ extension TDPMMU {
         let now = generation(for: cpu)
         let new = bits.mmioEntry(fault.frame, generation: now, .all)
         if new != old, position.entry.mark(new, form: bits.mmioForm, expected: old) != nil { return .retry }
-        Statistics.bump(vm.statistics.pf_mmio_spte_created)
+        CPUStatistics.bump(cpu.statistics.pf_mmio_spte_created)
         record(
             Event(
                 .mmioMarked, frame: position.table, guest: fault.frame.number, level: 1, value: new,

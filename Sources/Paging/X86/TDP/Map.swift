@@ -90,7 +90,7 @@ extension TDPMMU {
 
     /// The rights or A/D of a leaf changed in place. The frame may not: whoever changed the host's mapping has zapped the
     /// leaf first. Linux stops the machine there; here it is a finding where a journal listens, and stops else. Losing
-    /// MW cannot happen either, but would leave writable TLB entries. Spec: X20, X21, F3.
+    /// HW or MW cannot happen either: Linux warns; it would leave writable TLB entries. Spec: X20, X21, F3.
     private func leafReplaced(_ old: UInt64, by new: UInt64, _ frame: GuestFrame) {
         if (old ^ new) & EntryBits.field.mask != 0 {
             guard let journal = vm.memory.journal else { preconditionFailure("a present leaf changes its frame (X21)") }
@@ -99,7 +99,12 @@ extension TDPMMU {
                     .x21, "a fault put another frame into a present leaf", frame: EntryBits.field.frame(in: new),
                     guest: frame))
             vm.flushRemoteTLBs()
-        } else if old & bits.mmuWritable != 0 && new & bits.mmuWritable == 0 {
+        } else if old & ~new & (bits.hostWritable | bits.mmuWritable) != 0 {
+            vm.memory.journal?.add(
+                Finding(
+                    .x20, "a fault took from a present leaf what the host allows",
+                    frame: EntryBits.field.frame(in: new),
+                    guest: frame))
             vm.flushRemoteTLBs()
         }
     }

@@ -126,10 +126,10 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
             Event(
                 .fault, guest: fault.frame.number, value: UInt64(fault.access.rawValue), extra: UInt64(cpu.number),
                 task: UInt8(truncatingIfNeeded: cpu.number)))
-        Statistics.bump(vm.statistics.pf_taken)
+        CPUStatistics.bump(cpu.statistics.pf_taken)
         var served = fault
         let outcome = serve(cpu, &served)
-        count(outcome)
+        count(outcome, of: cpu)
         record(
             Event(
                 .faultResolved, guest: fault.frame.number, value: outcome.code, extra: UInt64(cpu.number),
@@ -220,13 +220,13 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     }
 
     /// Kernel: the end of `kvm_mmu_do_page_fault`. Spec: x86 section 9.
-    private func count(_ outcome: FaultOutcome) {
+    private func count(_ outcome: FaultOutcome, of cpu: VirtualCPU) {
         switch outcome {
-        case .fixed: Statistics.bump(vm.statistics.pf_fixed)
+        case .fixed: CPUStatistics.bump(cpu.statistics.pf_fixed)
         // No table of the guest's is shadowed here, so a protected write is always emulated. Spec: x86 2.9.
-        case .emulate, .writeProtected: Statistics.bump(vm.statistics.pf_emulate)
-        case .spurious: Statistics.bump(vm.statistics.pf_spurious)
-        case .failed(.EINTR): Statistics.bump(vm.statistics.signal_exits)
+        case .emulate, .writeProtected: CPUStatistics.bump(cpu.statistics.pf_emulate)
+        case .spurious: CPUStatistics.bump(cpu.statistics.pf_spurious)
+        case .failed(.EINTR): CPUStatistics.bump(cpu.statistics.signal_exits)
         default: break
         }
     }

@@ -213,6 +213,17 @@ extension TDPMMU {
         pages.unlock()
         guard !tables.isEmpty else { return }
         self.tables.synchronize()
-        for table in tables { vm.host.freeTable(table) }
+        for table in tables {
+            if let journal = vm.memory.journal { checkRemoved(table, journal) }
+            vm.host.freeTable(table)
+        }
+    }
+
+    /// X30: what was in the table has been ended. Every entry of a removed table is frozen, or was never present.
+    private func checkRemoved(_ table: HostFrame, _ journal: Journal) {
+        let first = StageTwoEntry(vm.memory.entry(0, of: table), EntryBits.field)
+        for i in 0..<512 where EntryBits.isPresent(first.following(i).peek()) {
+            return journal.add(Finding(.x30, "a table is freed that still maps something", frame: table))
+        }
     }
 }

@@ -1,10 +1,10 @@
 import Audit
 import Frames
 import HostMemory
-import Paging
 import Testing
 
 @testable import GuestMemory
+@testable import Paging
 
 /// Each rule of `checkTables` is found when it is broken on purpose, and nothing else is.
 @Suite struct X86_8_TableChecks {
@@ -67,6 +67,39 @@ import Testing
         machine.cpus[1].root = machine.cpus[0].root
         #expect(machine.mmu.checkTables().map(\.invariant) == [.x32])
         machine.cpus[1].root = nil
+    }
+
+    @Test func `a root that is to be emptied and that nobody holds (X34)`() throws {
+        let machine = TDPMachine()
+        machine.mmu.loadRoot(machine.cpu)
+        let root = machine.cpu.root!
+        let words = machine.test.host.tableWords(root)
+        // Invalid and scheduled: the vCPU's reference and the zapper's.
+        machine.test.host.setTableWords(root, words.0 | 1 << 11 | 1 << 32, 2)
+        machine.cpu.post(VirtualCPU.Request.reloadRoot)
+        #expect(machine.mmu.checkTables() == [])
+        machine.test.host.setTableWords(root, words.0 | 1 << 11 | 1 << 32, 1)
+        #expect(machine.mmu.checkTables().map(\.invariant) == [.x34])
+        machine.test.host.setTableWords(root, words.0, words.1)
+    }
+
+    @Test func `a table that is freed while it maps something (X30)`() throws {
+        let machine = TDPMachine()
+        let table = try #require(machine.test.host.allocateTable(order: 0, fill: EntryBit.empty))
+        machine.test.memory.entry(7, of: table).store(0x8600_0000_0000_0b77)
+        machine.mmu.removed.append(table)
+        machine.mmu.freeRemovedTables()
+        #expect(machine.journal.findings.map(\.invariant) == [.x30])
+    }
+
+    @Test func `a fault that takes from a leaf what the host allows (X20)`() throws {
+        let machine = TDPMachine()
+        try machine.slot(count: 4, .read)
+        #expect(machine.fault(.read, 1) == .fixed)
+        let word = machine.word(1)
+        word.store((word.load() | EntryBit.hostWritable | EntryBit.mmuWritable) & ~7)
+        #expect(machine.fault(.read, 1, present: true) == .fixed)
+        #expect(machine.journal.findings.map(\.invariant) == [.x20])
     }
 
     @Test func `a vCPU on an obsolete root without a request (X35)`() throws {
