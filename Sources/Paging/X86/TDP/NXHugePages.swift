@@ -2,6 +2,7 @@ import Audit
 import Frames
 import GuestMemory
 import HostMemory
+import Synchronization
 import Synchrony
 
 /// Huge leaves that are never executable, against a processor that stops with a machine check when it fetches through a
