@@ -64,6 +64,13 @@ let package = Package(
             name: "TraceAudit",
             dependencies: ["Audit", .product(name: "Subprocess", package: "swift-subprocess")],
             swiftSettings: strict),
+        // A recording's ground truth on the model, beside what the kernel told.
+        .target(
+            name: "Replay",
+            dependencies: [
+                "TraceAudit", "Machine", "Paging", "GuestMemory", "HostMemory", "Audit", "Frames",
+                .product(name: "Yams", package: "Yams"),
+            ], swiftSettings: strict),
         .target(
             name: "Report", dependencies: ["Scenario", "TraceAudit", "Machine", "Laboratory", "Explorer"],
             swiftSettings: strict),
@@ -91,7 +98,7 @@ let package = Package(
             name: "faultline",
             dependencies: [
                 "Scenario", "TraceAudit", "Report", "Benchmarks", "Machine", "Explorer", "Laboratory",
-                "HostConformance", "TextInput", "IoctlScript", "Interface",
+                "HostConformance", "TextInput", "IoctlScript", "Interface", "Replay",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ], swiftSettings: strict),
 
@@ -133,7 +140,7 @@ let package = Package(
         .testTarget(
             name: "CommandTests", dependencies: ["faultline", "Report", "Scenario", "TraceAudit"],
             swiftSettings: strict),
-        .testTarget(name: "TraceAuditTests", dependencies: ["TraceAudit"], swiftSettings: strict),
+        .testTarget(name: "TraceAuditTests", dependencies: ["TraceAudit", "Replay"], swiftSettings: strict),
         .testTarget(
             name: "ScenarioTests",
             dependencies: ["Scenario", "TextInput", "Report", "SeededRandom", .product(name: "Yams", package: "Yams")],

@@ -138,14 +138,16 @@ extension AddressSpace {
         gather.flush(memory)
     }
 
-    /// Makes `address` a border between two VMAs if it lies inside one; a huge leaf across it is split first.
-    /// `mmapLock` held for write. Kernel: `split_vma`, `vma_adjust_trans_huge`.
+    /// Makes `address` a border between two VMAs if it lies inside one; a huge leaf across it is split first. The notifiers
+    /// hear of its 2 MiB even if there is only a table. `mmapLock` held for write. Kernel: `split_vma`,
+    /// `vma_adjust_trans_huge`, `split_huge_pmd_if_needed`; a recording of 6.18 has such ranges.
     func splitVMA(at address: UserAddress) {
         let index = firstIndex(endingAfter: address)
         guard index < vmas.count, vmas[index].range.lowerBound < address else { return }
         let vma = vmas[index]
-        if address.aligned(to: .page2M) != address, case .present(let word, let table) = middleEntry(address),
-            HostEntry(word.load()).isLargeLeaf
+        let block = address.aligned(to: .page2M)
+        if block != address, vma.range.lowerBound <= block, block + PageLevel.page2M.bytes <= vma.range.upperBound,
+            case .present(let word, let table) = middleEntry(address), HostEntry(word.load()).isPresent
         {
             splitHuge(address, word, table)
         }

@@ -123,29 +123,37 @@ extension AddressSpace {
 
     /// The new VMA is listed before the entries move and the old one afterwards no more, both under the list's lock: who
     /// takes a page away finds its entry in one of them.
+    ///
+    /// What has moved is unmapped at the old place like anything else, and the notifiers hear of it once more. Kernel:
+    /// `copy_vma_and_data`, `unmap_source_vma`; a recording of 6.18 has the ranges in this order.
     private func moveVMA(_ source: Range<UserAddress>, _ place: Range<UserAddress>) {
-        splitVMA(at: source.lowerBound)
-        splitVMA(at: source.upperBound)
-        let old = vmas[firstIndex(endingAfter: source.lowerBound)]
-        var firstPage = old.firstPage
-        if case .anonymous = old.backing, !old.mayHoldAnonymous { firstPage = Int(place.lowerBound.page) }
+        let whole = vmas[firstIndex(endingAfter: source.lowerBound)]
+        var firstPage = whole.backingPage(of: source.lowerBound)
+        if case .anonymous = whole.backing, !whole.mayHoldAnonymous { firstPage = Int(place.lowerBound.page) }
         let new = VMA(
-            self, identity: newIdentity(), range: place, firstPage: firstPage, flags: old.flags, backing: old.backing)
+            self, identity: newIdentity(), range: place, firstPage: firstPage, flags: whole.flags,
+            backing: whole.backing)
         // Who serves the old place does not know the new one. Kernel: `mremap_userfaultfd_prep` without its event.
-        new.inheritAnonymous(from: old)
-        new.promises.store(old.promises.exchange(0, ordering: .relaxed), ordering: .relaxed)
-        let list = old.mappings
+        new.inheritAnonymous(from: whole)
+        let list = whole.mappings
         notifyStart(source)
         list?.lock.lock()
         list?.addLocked(new)
-        if let file = old.hugeFile {
+        if let file = whole.hugeFile {
             moveHugeEntries(file, source, place.lowerBound)
         } else {
             moveEntries(source, place.lowerBound)
         }
-        list?.removeLocked(old)
         list?.lock.unlock()
         notifyEnd(source)
+
+        splitVMA(at: source.lowerBound)
+        splitVMA(at: source.upperBound)
+        let old = vmas[firstIndex(endingAfter: source.lowerBound)]
+        new.promises.store(old.promises.exchange(0, ordering: .relaxed), ordering: .relaxed)
+        notifyStart(source)
+        notifyEnd(source)
+        old.mappings?.remove(old)
         vmas.remove(at: firstIndex(endingAfter: source.lowerBound))
         let index = firstIndex(endingAfter: place.lowerBound)
         vmas.insert(new, at: index)

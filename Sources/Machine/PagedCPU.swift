@@ -63,26 +63,29 @@ public final class PagedCPU: VirtualCPU, @unchecked Sendable {
             if round > 1 {
                 isExplorerAttached ? vm.waitForProgress(at: GuestAddress(address).frame) : yieldProcessor()
             }
-            if enterGuest() != nil {
-                if let errno = sleepUntilReady() { return .failed(errno) }
-                continue
-            }
-            let result = attempt(access, address)
-            exitGuest()
-            switch result {
-            case .value(let value): return .value(value)
-            case .stored: return .stored
-            case .misaligned: preconditionFailure("accesses are 8-byte aligned")
-            case .fault(.pageFault(let fault)):
-                if let end = handle(access, address, present: fault.errorCode & PageFault.present != 0) { return end }
-            case .fault:
-                vm.memory.journal?.add(
-                    Finding(.x23, "the processor can't walk a shadow table", guest: GuestAddress(address).frame))
-                return .failed(.EIO)
-            }
+            if let end = step(access, at: address) { return end }
         }
-        vm.memory.journal?.add(
-            Finding(.i13, "the guest faults again and again without progress", guest: GuestAddress(address).frame))
+        return fail(.i13, "the guest faults again and again without progress", address)
+    }
+
+    /// Runs the guest until the access is done or has faulted once: nil after a fault, when the guest is to try again.
+    /// As `access`.
+    public func step(_ access: PagedAccess, at address: UInt64) -> PagedAccessResult? {
+        if enterGuest() != nil { return sleepUntilReady().map { .failed($0) } }
+        let result = attempt(access, address)
+        exitGuest()
+        switch result {
+        case .value(let value): return .value(value)
+        case .stored: return .stored
+        case .misaligned: preconditionFailure("accesses are 8-byte aligned")
+        case .fault(.pageFault(let fault)):
+            return handle(access, address, present: fault.errorCode & PageFault.present != 0)
+        case .fault: return fail(.x23, "the processor can't walk a shadow table", address)
+        }
+    }
+
+    private func fail(_ rule: Invariant, _ text: StaticReason, _ address: UInt64) -> PagedAccessResult {
+        vm.memory.journal?.add(Finding(rule, text, guest: GuestAddress(address).frame))
         return .failed(.EIO)
     }
 

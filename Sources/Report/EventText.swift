@@ -5,7 +5,7 @@ import GuestMemory
 /// One event in one line, for `--verbose`.
 enum EventText {
     static func line(_ event: Event) -> String {
-        var parts = [name(event.kind)]
+        var parts = [words(event.kind).padded(20)]
         if event.holder != .primary { parts.append("by \(event.holder)") }
         if event.guest != Event.none { parts.append("\(isVirtual(event.kind) ? "page" : "gfn") \(hex(event.guest))") }
         if event.frame != Event.none { parts.append("pfn \(hex(event.frame))") }
@@ -31,12 +31,12 @@ enum EventText {
     }
 
     /// The case's name with blanks: `entryInstalled` gives `entry installed`.
-    private static func name(_ kind: Event.Kind) -> String {
+    static func words(_ kind: Event.Kind) -> String {
         var text = ""
         for character in "\(kind)" {
             if character.isUppercase { text += " " }
             text += character.lowercased()
         }
-        return text.padded(20)
+        return text
     }
 }

@@ -121,6 +121,10 @@ package enum EventBody: Equatable, Sendable {
     case zapAllFast(generation: UInt64, pages: UInt64)
     case checkMMIO(MMIOCheck)
     case tableWalk(address: UInt64, errorCode: UInt64)
+    case walkedElement(entry: UInt64, level: Int)
+    /// A or D was set in an entry of the guest's, at this guest physical address.
+    case setFlag(EventKind, at: UInt64)
+    case walkerError(UInt64)
     case unmapRange(HostRange)
     case ageRange(HostRange)
     case testAge(UInt64)
@@ -143,6 +147,13 @@ extension EventBody {
                 let code = cursor.hexadecimal(after: " pferr ")
             else { return nil }
             return .tableWalk(address: address, errorCode: code)
+        case .walkedElement:
+            guard let entry = cursor.hexadecimal(after: "pte "), let level = cursor.decimal(after: " level "),
+                level <= 5
+            else { return nil }
+            return .walkedElement(entry: entry, level: Int(level))
+        case .setAccessed, .setDirty: return cursor.hexadecimal(after: "gpa ").map { .setFlag(kind, at: $0) }
+        case .walkerError: return cursor.hexadecimal(after: "pferr ").map(EventBody.walkerError)
         case .entryChanged: return EntryChanged(&cursor).map(EventBody.entryChanged)
         case .getTable, .zapTable, .syncTable, .unsyncTable:
             guard let table = TableEvent(&cursor), (kind == .getTable) == (table.created != nil) else {
@@ -213,10 +224,6 @@ extension EventBody {
         switch kind {
         case .markMMIO: return cursor.skip("sptep:") && cursor.upTo(" gfn ") != nil && cursor.hexadecimal() != nil
         case .handleMMIO: return cursor.hexadecimal(after: "addr:") != nil
-        case .walkedElement:
-            return cursor.hexadecimal(after: "pte ") != nil && cursor.decimal(after: " level ") != nil
-        case .setAccessed, .setDirty: return cursor.hexadecimal(after: "gpa ") != nil
-        case .walkerError: return cursor.hexadecimal(after: "pferr ") != nil
         case .dirtyLogFull, .ringExit: return cursor.decimal(after: "vcpu ") != nil
         case .fastMMIO: return cursor.hexadecimal(after: "fast mmio at gpa ") != nil
         case .matchMMIO:

@@ -13,7 +13,7 @@ extension MachineAudit {
         tally.marks += 1
         switch mark {
         case .scenario: begin(thread: thread)
-        case .phase(let closes): if closes { closed = true }
+        case .phase(_, let closes): if closes { closed = true }
         case .setRegion(let request): setRegion(request, thread: thread, at: moment)
         case .setRegionResult(let result): setRegionResult(result, thread: thread, at: moment)
         case .guest(let run):

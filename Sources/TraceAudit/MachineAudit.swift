@@ -129,6 +129,9 @@ final class MachineAudit {
         case .checkMMIO(let event): check(event, at: moment)
         case .emulate(let byte): emulate(firstByte: byte, thread: &thread)
         case .mark(let mark): self.mark(mark, thread: &thread, at: moment)
+        case .walkedElement: tally.count(.walkedElement)
+        case .setFlag(let kind, _): tally.count(kind)
+        case .walkerError: tally.count(.walkerError)
         case .counted(let kind): tally.count(kind)
         }
     }

@@ -4,7 +4,7 @@
 package enum ProbeMark: Equatable, Sendable {
     case scenario
     /// `phase`; `closesMachine` for `phase vm close`.
-    case phase(closesMachine: Bool)
+    case phase(name: String, closesMachine: Bool)
     case setRegion(SlotRequest)
     case setRegionResult(Int64)
     case guest(GuestRun)
@@ -51,7 +51,8 @@ extension ProbeMark {
         if cursor.skip("scenario ") {
             self = .scenario
         } else if cursor.skip("phase ") {
-            self = .phase(closesMachine: cursor.starts(with: "vm close"))
+            let closes = cursor.starts(with: "vm close")
+            self = .phase(name: cursor.text, closesMachine: closes)
         } else if cursor.skip("set_region ") {
             self = Self.setRegion(cursor)
         } else if cursor.skip("guest done ") {

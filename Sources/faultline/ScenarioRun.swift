@@ -81,6 +81,8 @@ struct Run: ParsableCommand {
     var verbose = false
     @Option(help: "Write the run to FILE in the kernel's ftrace text format.")
     var trace: String?
+    @Option(help: "Write the run to FILE as a Perfetto trace, for ui.perfetto.dev.")
+    var perfetto: String?
 
     func run() throws {
         let file = try load(scenario)
@@ -90,7 +92,12 @@ struct Run: ParsableCommand {
                 "error: \(scenario) is not meant for \(architecture.name); it runs on"
                     + " \(file.architectures.map(\.name).joined(separator: ", "))")
         }
+        let timeline = try perfetto.map { path throws(Failure) in try OutputFile(path: path, notOver: scenario) }
         let outcome = try execute(file, policy: policy, architecture: architecture)
+        if let timeline {
+            RunTimeline.write(outcome, to: timeline.write)
+            try timeline.close()
+        }
         if let trace {
             do {
                 try FtraceText.render(outcome).write(toFile: trace, atomically: true, encoding: .utf8)

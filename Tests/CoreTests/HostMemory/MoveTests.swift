@@ -10,7 +10,23 @@ import Testing
 @Suite struct MovedMemory {
     let test = TestHost(ramFrames: 2048, deviceFrames: 0)
 
-    @Test func `entries move with their pages, between one start and one end for the old place`() throws {
+    @Test(arguments: [false, true])
+    func `a cut inside of a 2 MiB block is told for the whole block, if there is a table`(touched: Bool) throws {
+        let space = test.space()
+        defer { space.exit() }
+        try space.mapPages(0, 1024)
+        if touched { try space.store(at(0), 1) }
+        let listener = ListeningNotifier(space)
+        space.register(listener)
+        defer { space.unregister(listener) }
+        try space.unmap(pages(256..<512))
+        let starts = listener.calls.filter { $0.kind == .start }
+        let cut = [ListeningNotifier.Call(kind: .start, first: at(0).page, pages: 512, present: 1)]
+        let gone = [ListeningNotifier.Call(kind: .start, first: at(256).page, pages: 256, present: 0)]
+        #expect(starts == (touched ? cut : []) + gone)
+    }
+
+    @Test func `entries move with their pages, between a start and an end; then the old place is unmapped`() throws {
         let space = test.space()
         defer { space.exit() }
         try space.mapPages(0, 4)
@@ -22,6 +38,8 @@ import Testing
         #expect(
             listener.calls == [
                 .init(kind: .start, first: at(1).page, pages: 2, present: 2),
+                .init(kind: .end, first: at(1).page, pages: 2, present: 0),
+                .init(kind: .start, first: at(1).page, pages: 2, present: 0),
                 .init(kind: .end, first: at(1).page, pages: 2, present: 0),
             ])
         #expect(space.translate(at(600))?.frame == frames[1] && space.translate(at(601))?.frame == frames[2])

@@ -49,7 +49,7 @@ struct GuestEntryFormat {
         guard registers.physicalAddressExtension else {
             guard leaf else { return GuestFrame(entry >> 12 & 0xf_ffff) }
             // PSE-36: bits 16:13 are the address's 35:32.
-            return GuestFrame(entry >> 22 & 0x3ff) .offset(by: 10, plus: entry >> 13 & 0xf)
+            return GuestFrame(entry >> 22 & 0x3ff).offset(by: 10, plus: entry >> 13 & 0xf)
         }
         let frame = (entry & 0x000f_ffff_ffff_f000) >> 12
         return GuestFrame(leaf ? frame & ~(PageLevel(level).frames - 1) : frame)

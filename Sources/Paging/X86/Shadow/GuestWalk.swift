@@ -57,7 +57,9 @@ struct GuestWalk {
         }
     }
 
-    fileprivate mutating func note(_ level: UInt8, table: GuestFrame, place: GuestAddress, entry: UInt64, _ above: Rights) {
+    fileprivate mutating func note(
+        _ level: UInt8, table: GuestFrame, place: GuestAddress, entry: UInt64, _ above: Rights
+    ) {
         Self.write(&entries, level, entry)
         Self.write(&places, level, place.value)
         Self.write(&tables, level, table.number)
@@ -95,6 +97,13 @@ extension ShadowMMU {
             case .changed: continue
             }
         }
+    }
+
+    /// Where the emulator finds an address of the guest's: its instruction's, or, with an empty code, that of a structure
+    /// which the processor would read itself. Nil: the guest's own fault. Caller as above. Kernel: `gva_to_gpa`.
+    public func translate(_ cpu: VirtualCPU, _ address: UInt64, _ code: FaultCode) -> GuestAddress? {
+        guard case .page(let walk) = walkGuest(cpu, address, code) else { return nil }
+        return GuestAddress(walk.frame.address.value | address & (pageSize - 1))
     }
 
     private enum Step {

@@ -57,7 +57,9 @@ extension ShadowMMU {
         switch vm.faultIn(frame, slot: slot, write: write, noWait: true, snapshot: snapshot) {
         case .frame(let faulted): return resolve(cpu, &request, faulted)
         case .failed(let error, let snapshot):
-            guard error == .needsIO else { return FaultFamily.x86.answer(.translation(error), request.fault.access).outcome }
+            guard error == .needsIO else {
+                return FaultFamily.x86.answer(.translation(error), request.fault.access).outcome
+            }
             if cpu.postpone(request.fault, in: slot) { return .retry }
             switch vm.faultIn(frame, slot: slot, write: write, interruptible: true, snapshot: snapshot) {
             case .frame(let faulted): return resolve(cpu, &request, faulted)

@@ -179,7 +179,9 @@ extension ShadowMMU {
     /// Takes W from every entry that maps `frame`; while its table is tracked MW too, so that no fast path gives it back.
     /// Whether TLBs must be flushed: also if only MW went, for an earlier loss of W may not be flushed yet.
     /// Kernel: `kvm_mmu_slot_gfn_write_protect`. Spec: F3, F4.
-    func writeProtect(_ frame: GuestFrame, _ slot: MemorySlot, tracking: Bool, from smallest: PageLevel = .page4K) -> Bool {
+    func writeProtect(_ frame: GuestFrame, _ slot: MemorySlot, tracking: Bool, from smallest: PageLevel = .page4K)
+        -> Bool
+    {
         var changed = false
         for level in [PageLevel.page4K, .page2M, .page1G] where level >= smallest {
             for place in reverseMap(slot).entries(frame, level) where protect(at: place, tracking: tracking) {
@@ -206,6 +208,7 @@ extension ShadowMMU {
         journal.record(
             Event(
                 .entryChanged, frame: EntryBits.field.frame(in: new),
-                guest: page.guestFrame(of: Int(place & 4095) / 8).number, level: page.role.level, value: new, extra: old))
+                guest: page.guestFrame(of: Int(place & 4095) / 8).number, level: page.role.level, value: new, extra: old
+            ))
     }
 }

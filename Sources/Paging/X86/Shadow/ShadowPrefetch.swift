@@ -17,7 +17,8 @@ extension ShadowMMU {
     }
 
     /// Each run of empty entries among the eight, in ascending order.
-    private func prefetchDirect(_ page: ShadowPage, _ index: Int, _ cpu: VirtualCPU, _ permit: borrowing PrefetchPermit) {
+    private func prefetchDirect(_ page: ShadowPage, _ index: Int, _ cpu: VirtualCPU, _ permit: borrowing PrefetchPermit)
+    {
         let first = index & ~7
         var start: Int?
         for i in first..<first + 8 {

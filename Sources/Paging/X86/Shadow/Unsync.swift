@@ -2,6 +2,7 @@ import Audit
 import Frames
 import GuestMemory
 import HostMemory
+import Synchronization
 import Synchrony
 
 /// A page that is out of sync, and the entries that lead to it, topmost first.
@@ -36,7 +37,8 @@ extension ShadowMMU {
 
     /// Kernel: `kvm_unsync_page`.
     private func loseSync(_ page: ShadowPage) {
-        precondition(page.role.level == 1 && !page.role.isDirect, "only a lowest table of the guest's can be unsync (X49)")
+        precondition(
+            page.role.level == 1 && !page.role.isDirect, "only a lowest table of the guest's can be unsync (X49)")
         unsyncPages.lock()
         note(.shadowPageUnsynced, page)
         vm.statistics.mmu_unsync.add(1, ordering: .relaxed)

@@ -32,7 +32,9 @@ import Testing
         #expect(guest.cpus[0].access(.load, at: 0x5000) == .value(0))
         let set = guest.entriesSet()
         #expect(set.first == .init(guest: 5, bits: 0x825), "the zero page")
-        #expect(Array(set.dropFirst()) == [.init(guest: 0, bits: 0xe47)] + [1, 2, 3, 4].map { .init(guest: $0, bits: 0xa05) })
+        #expect(
+            Array(set.dropFirst()) == [.init(guest: 0, bits: 0xe47)]
+                + [1, 2, 3, 4].map { .init(guest: $0, bits: 0xa05) })
     }
 
     @Test func `a clean page of the guest's is not writable until the guest's D is set`() throws {
@@ -137,7 +139,9 @@ import Testing
         #expect(guest.test.events(.shadowPageUnsynced).map(\.guest) == [4, 4])
     }
 
-    @Test func `a higher table is never written behind KVM's back: the emulator does it, and what hung on it goes`() throws {
+    @Test func `a higher table is never written behind KVM's back: the emulator does it, and what hung on it goes`()
+        throws
+    {
         let guest = try PagedGuest()
         try guest.identityMap()
         let cpu = guest.cpus[0]
