@@ -182,7 +182,7 @@ extension ShadowMMU {
     /// means that a stale one may be cached: it goes first. Kernel: `kvm_inject_emulated_page_fault`.
     private func inject(_ fault: GuestPageFault, _ cpu: VirtualCPU) {
         if fault.code.contains(.present), !fault.code.contains(.reserved) { invalidatePage(cpu, fault.address) }
-        Statistics.bump(vm.statistics.pf_guest)
+        CPUStatistics.bump(cpu.statistics.pf_guest)
         state(of: cpu).pageFault = fault
     }
 
