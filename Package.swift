@@ -103,7 +103,7 @@ let package = Package(
             name: "faultline",
             dependencies: [
                 "Scenario", "TraceAudit", "Report", "Benchmarks", "Machine", "Explorer", "Laboratory",
-                "HostConformance", "TextInput", "IoctlScript", "Interface", "Replay",
+                "HostConformance", "TextInput", "IoctlScript", "Interface", "Replay", "WalkFuzz",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ], swiftSettings: strict),
 
