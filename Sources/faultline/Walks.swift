@@ -23,7 +23,15 @@ struct Walks: ParsableCommand {
         guard let report = walkRandomTables(count: count, seed: seed) else {
             throw Failure(.impossibleHere, "error: no room for the memory of the walks")
         }
-        output("\(report)\n")
+        var text = """
+            \(report.walks) walks, seed \(report.seed): \(report.translated) translated, \(report.pageFaults) page faults, \
+            \(report.stageTwoFaults) second-stage faults, \(report.misconfigurations) misconfigurations, \
+            \(report.outside) left memory, \(report.nonCanonical) not canonical, \(report.fullLogs) full logs
+            the longest read \(report.mostLoads) entries, of two stages \(report.mostLoadsOfTwoStages)
+
+            """
+        for failure in report.failures { text += "WRONG: \(failure)\n" }
+        output(text)
         if !report.failures.isEmpty { throw Failure(.findings) }
     }
 }
