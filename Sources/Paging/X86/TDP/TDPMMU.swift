@@ -122,18 +122,24 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
 
     override public func handleFault(_ cpu: VirtualCPU, _ fault: GuestFault) -> FaultOutcome {
         if fault.isReserved, cpu.root != nil, let outcome = handleMMIO(cpu, fault) { return outcome }
-        record(
-            Event(
-                .fault, guest: fault.frame.number, value: UInt64(fault.access.rawValue), extra: UInt64(cpu.number),
-                task: UInt8(truncatingIfNeeded: cpu.number)))
+        // Of a misconfiguration KVM tells nothing.
+        let isTold = !fault.isReserved || !bits.isEPT
+        if isTold {
+            record(
+                Event(
+                    .fault, guest: fault.frame.number, value: UInt64(fault.access.rawValue), extra: UInt64(cpu.number),
+                    task: UInt8(truncatingIfNeeded: cpu.number)))
+        }
         CPUStatistics.bump(cpu.statistics.pf_taken)
         var served = fault
         let outcome = serve(cpu, &served)
         count(outcome, of: cpu)
-        record(
-            Event(
-                .faultResolved, guest: fault.frame.number, value: outcome.code, extra: UInt64(cpu.number),
-                task: UInt8(truncatingIfNeeded: cpu.number)))
+        if isTold {
+            record(
+                Event(
+                    .faultResolved, guest: fault.frame.number, value: outcome.code, extra: UInt64(cpu.number),
+                    task: UInt8(truncatingIfNeeded: cpu.number)))
+        }
         freeRemovedTables()
         return outcome
     }
