@@ -34,6 +34,13 @@ public enum Invariant: UInt16, Sendable, CaseIterable {
     case x45 = 245
     case x46 = 246
     case x48 = 248
+    case x49 = 249
+    case x50 = 250
+    case x52 = 252
+    case x53 = 253
+    case x55 = 255
+    case x61 = 261
+    case x62 = 262
     case x63 = 263
     case rv1 = 301
     case rv2, rv3, rv4, rv5, rv6, rv7
@@ -114,6 +121,13 @@ public enum Invariant: UInt16, Sendable, CaseIterable {
         case .x45: "where the processor logs writes, what has D is in a log"
         case .x46: "a nested guest's leaves are protected by W where the log is hardware's"
         case .x48: "the guest can't write a frame that is tracked, nor a table that is shadowed, unheard"
+        case .x49: "only a page that shadows a lowest guest table is unsync"
+        case .x50: "every entry on the way to an unsync page is marked"
+        case .x52: "one guest table has one current page for each role"
+        case .x53: "the reverse maps hold exactly the leaves, and a page knows exactly the entries that point to it"
+        case .x55: "indirect_shadow_pages is the number of pages that shadow guest entries"
+        case .x61: "n_used is the number of shadow pages, within the limit"
+        case .x62: "no page of an earlier generation can be found"
         case .x63: "the lock order holds and nobody sleeps under a spinning lock"
         case .rv1: "a G-stage leaf has V, U, R and X, and no PBMT, RSW or N"
         case .rv2: "a G-stage leaf is aligned to its level"

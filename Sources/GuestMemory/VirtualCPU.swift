@@ -188,7 +188,7 @@ open class VirtualCPU: @unchecked Sendable {
     }
 
     /// Posts a request; waits for nobody. Kernel: `kvm_make_request`.
-    final func post(_ request: UInt32) {
+    public final func post(_ request: UInt32) {
         schedulingPoint(.requestPost, identity.value)
         requests.bitwiseOr(request, ordering: .sequentiallyConsistent)
     }

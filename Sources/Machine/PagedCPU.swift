@@ -44,7 +44,7 @@ public enum PagedAccess: Sendable, Equatable {
 public final class PagedCPU: VirtualCPU, @unchecked Sendable {
     // Unchecked: restates the base class; the buffer belongs to the vCPU's own task.
     public let buffer = LinearTranslationBuffer(capacity: 64)
-    private let mmu: ShadowMMU
+    let mmu: ShadowMMU
     /// Faults in a row after which an access counts as a livelock. Spec: X65.
     public var patience = 1000
 
@@ -72,6 +72,10 @@ public final class PagedCPU: VirtualCPU, @unchecked Sendable {
     /// As `access`.
     public func step(_ access: PagedAccess, at address: UInt64) -> PagedAccessResult? {
         if enterGuest() != nil { return sleepUntilReady().map { .failed($0) } }
+        guard root != nil else {
+            exitGuest()
+            return .failed(mmu.state(of: self).rootFailure ?? .ENOMEM)
+        }
         let result = attempt(access, address)
         exitGuest()
         switch result {
@@ -102,10 +106,14 @@ public final class PagedCPU: VirtualCPU, @unchecked Sendable {
     private var registers: PagingRegisters {
         let state = mmu.state(of: self)
         let long = state.registers.levels >= 4
+        // Without paging of the guest's own, its CR4 does not count. Kernel: `vmx_set_cr4`.
+        let prevention =
+            PagingRegisters.supervisorExecutionPreventionBit | PagingRegisters.supervisorAccessPreventionBit
         return PagingRegisters(
             cr0: PagingRegisters.pagingBit | PagingRegisters.writeProtectBit, cr3: root?.physicalAddress ?? 0,
             cr4: PagingRegisters.physicalAddressExtensionBit
-                | (state.registers.levels == 5 ? PagingRegisters.fiveLevelsBit : 0),
+                | (state.registers.levels == 5 ? PagingRegisters.fiveLevelsBit : 0)
+                | (state.registers.isPaged ? state.registers.cr4 & prevention : 0),
             efer: PagingRegisters.noExecuteBit | (long ? PagingRegisters.longModeBit : 0),
             pointers: pointers(long), privilegeLevel: state.isUser ? 3 : 0)
     }

@@ -118,6 +118,13 @@ public final class LargePageCounts: @unchecked Sendable {
         level3 = LargePageCounts.edges(slot, .page1G)
     }
 
+    /// The reasons against a huge page of `level` around `frame`, and those among them that the slot's edges are.
+    /// Caller holds mmuLock. For checks.
+    public func reasons(_ frame: GuestFrame, _ level: PageLevel, in slot: MemorySlot) -> (all: Int, edges: Int) {
+        let index = Int(frame.number / level.frames - base.number / level.frames)
+        return (Int(level == .page2M ? level2[index] : level3[index]), slot.allowsHugeLeaf(at: frame, level) ? 0 : 1)
+    }
+
     private static func edges(_ slot: MemorySlot, _ level: PageLevel) -> [Int32] {
         let first = slot.baseFrame.number / level.frames
         let last = (slot.baseFrame.number + slot.pageCount - 1) / level.frames

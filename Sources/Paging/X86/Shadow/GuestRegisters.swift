@@ -24,6 +24,23 @@ public struct GuestRegisters: Sendable, Equatable {
         GuestRegisters(cr0: 0x8001_0001, cr3: root.value, cr4: 1 << 5, efer: 0x500 | (noExecute ? 0x800 : 0))
     }
 
+    /// 32-bit mode with two levels: CR0.PG, WP and PE; CR4.PSE if `largePages`.
+    public static func twoLevels(_ root: UInt64, largePages: Bool = true) -> GuestRegisters {
+        GuestRegisters(cr0: 0x8001_0001, cr3: root, cr4: largePages ? 1 << 4 : 0, efer: 0)
+    }
+
+    /// 32-bit mode with PAE: CR0.PG, WP and PE; CR4.PAE; EFER.NXE. `pointers` is where the four topmost entries are.
+    public static func physicalExtension(_ pointers: UInt64) -> GuestRegisters {
+        GuestRegisters(cr0: 0x8001_0001, cr3: pointers, cr4: 1 << 5, efer: 0x800)
+    }
+
+    /// As `longMode`, with five levels: CR4.LA57.
+    public static func fiveLevels(root: GuestAddress) -> GuestRegisters {
+        var registers = longMode(root: root)
+        registers.cr4 |= 1 << 12
+        return registers
+    }
+
     /// Paging off: guest addresses are physical ones.
     public static let unpaged = GuestRegisters(cr0: 1, cr3: 0, cr4: 0, efer: 0)
 

@@ -9,12 +9,13 @@ extension ShadowMMU {
     /// again and again goes as a whole. No lock held, inside `withSlots`. Kernel: `kvm_mmu_track_write`.
     public func guestMemoryWritten(_ cpu: VirtualCPU, _ address: GuestAddress, count: Int) {
         let guardian = vm.lockMMU()
-        if indirectPages > 0 { noteWrite(address, count) }
+        if indirectPages > 0 { noteWrite(cpu, address, count) }
         guardian.unlock()
     }
 
-    private func noteWrite(_ address: GuestAddress, _ count: Int) {
+    private func noteWrite(_ cpu: VirtualCPU, _ address: GuestAddress, _ count: Int) {
         Statistics.bump(vm.statistics.mmu_pte_write)
+        let isEmpty = writtenEntry(cpu, address, count) == 0
         var zapped = ZappedPages()
         var flush = false
         for page in pages(shadowing: address.frame) {
@@ -25,13 +26,27 @@ extension ShadowMMU {
             }
             guard let entries = entries(of: page, address, count) else { continue }
             for i in entries {
-                if page.role.level > 1, EntryBits.isPresent(entry(page, i).peek()) {
+                if page.role.level > 1, !isEmpty {
                     Statistics.bump(vm.statistics.mmu_pde_zapped)
                 }
                 if emptyEntry(page, i) { flush = true }
             }
         }
         if zapped.isEmpty { if flush { vm.flushRemoteTLBs() } } else { commit(&zapped) }
+    }
+
+    /// What stands there now, as an entry of the vCPU's own kind; 0 if it is none or can't be read.
+    /// Kernel: `mmu_pte_write_fetch_gpte`.
+    private func writtenEntry(_ cpu: VirtualCPU, _ address: GuestAddress, _ count: Int) -> UInt64 {
+        let registers = state(of: cpu).registers
+        // Half of an entry of 8 bytes: all of it counts.
+        let isWide = count == 8 || registers.physicalAddressExtension && count == 4
+        guard isWide || count == 4 else { return 0 }
+        var format = registers
+        format.cr4 = isWide ? registers.cr4 | 1 << 5 : registers.cr4 & ~(1 << 5)
+        let place = GuestAddress(isWide ? address.value & ~7 : address.value)
+        guard place.offset + (isWide ? 8 : 4) <= pageSize else { return 0 }
+        return readEntry(cpu, place, GuestEntryFormat(registers: format), atomically: true) ?? 0
     }
 
     private func pages(shadowing frame: GuestFrame) -> [ShadowPage] {

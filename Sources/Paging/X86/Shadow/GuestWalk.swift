@@ -156,8 +156,11 @@ extension ShadowMMU {
             format.frame(leaf, level).number + (address >> 12) & (format.pages(level) - 1))
         walk.rights = above
         if !code.contains(.write), leaf & GuestEntryFormat.dirty == 0 { walk.rights.remove(.write) }
-        guard setFlags(cpu, &walk, format, write: code.contains(.write)) else { return .changed }
-        return .page(walk)
+        switch setFlags(cpu, &walk, format, write: code.contains(.write)) {
+        case .set: return .page(walk)
+        case .changed: return .changed
+        case .failed: return fault([])
+        }
     }
 
     /// Whether the rights that the guest's entries give together allow the access. Kernel: `permission_fault`.
@@ -174,11 +177,19 @@ extension ShadowMMU {
         return true
     }
 
-    /// Sets A on the way and D on the leaf, as the processor would. False: an entry has changed.
+    private enum Flags {
+        case set
+        /// An entry is no longer as it was read.
+        case changed
+        /// The process may not write a table: to try again would be in vain.
+        case failed
+    }
+
+    /// Sets A on the way and D on the leaf, as the processor would.
     /// Kernel: `FNAME(update_accessed_dirty_bits)`.
     private func setFlags(
         _ cpu: VirtualCPU, _ walk: inout GuestWalk, _ format: GuestEntryFormat, write: Bool
-    ) -> Bool {
+    ) -> Flags {
         let top = format.registers.levels == 3 ? 2 : format.registers.levels
         for level in (walk.level...top).reversed() {
             let old = walk.entry(level)
@@ -197,12 +208,12 @@ extension ShadowMMU {
                 guard
                     try vm.addressSpace.compareExchange(
                         slot.userAddress(of: place.frame) + place.offset, wide: wide, expected: old, desired: new)
-                else { return false }
-            } catch { return false }
+                else { return .changed }
+            } catch { return .failed }
             vm.markDirty(place.frame, in: slot, by: cpu)
             walk.set(level, entry: new)
         }
-        return true
+        return .set
     }
 
     /// One entry of the guest's. Nil: it can't be read, or, `atomically`, not without waiting.

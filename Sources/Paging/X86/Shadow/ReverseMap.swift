@@ -86,6 +86,11 @@ final class ReverseMap: SlotExtra, @unchecked Sendable {
         levels[Int(level.rawValue) - 1][index(frame, level)] == 0
     }
 
+    /// All entries of all levels. For checks.
+    var count: Int {
+        levels.reduce(0) { $0 + $1.reduce(0) { $0 + ($1 == 0 ? 0 : $1 & 1 == 0 ? 1 : lists[Int($1 >> 1)].count) } }
+    }
+
     // MARK: Tracked frames. Kernel: `__kvm_write_track_add_gfn`.
 
     func track(_ frame: GuestFrame) { tracked[index(frame, .page4K)] += 1 }

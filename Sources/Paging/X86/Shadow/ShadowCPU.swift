@@ -19,6 +19,10 @@ public final class ShadowCPU: CPUExtra, @unchecked Sendable {
     var role = PageRole()
     /// The root of four or five levels, or nil: see `fourRoots`.
     var root: ShadowRoot?
+    /// There is no memory where CR3 points: an empty table stands in, and every access faults. Kernel: a dummy root.
+    var hasDummyRoot = false
+    /// Why there is no root at all.
+    public internal(set) var rootFailure: Errno?
     /// Kernel: `prev_roots`, the last used first.
     var earlierRoots: [ShadowRoot] = []
     /// The pages behind the four entries of `fourEntries`, where the guest has fewer than four levels, or no paging.
@@ -49,5 +53,5 @@ public final class ShadowCPU: CPUExtra, @unchecked Sendable {
 
     /// Whether the root is made of four entries of its own. Kernel: a `pae_root` in use.
     var usesFourRoots: Bool { registers.levels < 4 }
-    var hasRoot: Bool { usesFourRoots ? !fourRoots.isEmpty : root != nil }
+    var hasRoot: Bool { usesFourRoots ? !fourRoots.isEmpty : root != nil || hasDummyRoot }
 }

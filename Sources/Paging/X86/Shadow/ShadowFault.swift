@@ -125,10 +125,14 @@ extension ShadowMMU {
         let state = state(of: cpu)
         let format = GuestEntryFormat(registers: state.registers)
         let paged = state.registers.isPaged
-        if paged, state.registers.levels != 3, hasChanged(&request.walk, state.registers.levels, cpu, format) {
+        // PAE: the four topmost entries were read with CR3, and count until it is loaded again.
+        let top = state.registers.levels == 3 ? 2 : state.registers.levels
+        if paged, hasChanged(&request.walk, top, cpu, format) { return .retry }
+        guard var page = topPage(state, request.address) else {
+            // There was no memory when the root was made; there is now. Spec: x86 4.4, X65.
+            cpu.post(VirtualCPU.Request.reloadRoot)
             return .retry
         }
-        guard var page = topPage(state, request.address) else { return .retry }
         // The guest's own levels.
         while paged, page.role.level > request.walk.level {
             let level = page.role.level - 1
@@ -142,12 +146,11 @@ extension ShadowMMU {
             if request.fault.access == .write, table == request.walk.frame { request.writesOwnTable = true }
             page = made ?? child(entry(page, index).load())
         }
-        note(
-            Event(
-                .entryRequested, frame: permit.frame, guest: permit.guestFrame.number,
-                level: permit.largest.rawValue))
+        if paged { page.floods = 0 }
+        // Only now: the tables on the way may lie in the very block that a large leaf would map. Spec: x86 4.5 (d), X41.
+        let goal = min(permit.largest, largestLeaf(request.walk, slot)).rawValue
+        note(.init(.entryRequested, frame: permit.frame, guest: permit.guestFrame.number, level: goal))
         // Within a page of the guest's.
-        let goal = permit.largest.rawValue
         while page.role.level > goal {
             let level = PageLevel(page.role.level - 1)
             let index = shadowIndex(request.address, page.role.level)
@@ -175,13 +178,16 @@ extension ShadowMMU {
 
     /// Kernel: `shadow_walk_init`.
     func topPage(_ state: ShadowCPU, _ address: UInt64) -> ShadowPage? {
-        state.usesFourRoots ? state.fourRoots[Int(address >> 30 & 3)] : state.root?.page
+        guard state.usesFourRoots else { return state.root?.page }
+        return state.fourRoots.isEmpty ? nil : state.fourRoots[Int(address >> 30 & 3)]
     }
 
     /// The page that a fault on a missing translation of the guest's own comes to. A fault on an entry that is present
     /// means that a stale one may be cached: it goes first. Kernel: `kvm_inject_emulated_page_fault`.
     private func inject(_ fault: GuestPageFault, _ cpu: VirtualCPU) {
-        if fault.code.contains(.present), !fault.code.contains(.reserved) { invalidatePage(cpu, fault.address) }
+        if fault.code.contains(.present), !fault.code.contains(.reserved) {
+            invalidate(fault.address, cpu, earlierRoots: false)
+        }
         CPUStatistics.bump(cpu.statistics.pf_guest)
         state(of: cpu).pageFault = fault
     }

@@ -58,7 +58,7 @@ extension ShadowMMU {
         let entry = entry(page, index)
         let level = page.level
         let frame = permit.guestFrame.aligned(to: level)
-        let old = entry.load()
+        var old = entry.load()
         var flush = false
         var isMapped = false
         let isPrefetch = fault?.isPrefetch ?? true
@@ -67,12 +67,15 @@ extension ShadowMMU {
             if EntryBits.isTable(old, level.rawValue) {
                 unlink(page, index)
                 flush = true
-            } else if EntryBits.field.frame(in: old) != permit.frame(at: level) {
+            } else if EntryBits.field.frame(in: old) != permit.frame(at: level) || page.guestFrame(of: index) != frame {
+                // One host page may stand behind two guest frames: the entry would be in the reverse map of the wrong one.
                 dropLeaf(page, index, old)
                 flush = true
             } else {
                 isMapped = true
             }
+            // What was dropped proves nothing about the frame that comes now. Spec: X48, X58.
+            if !isMapped { old = EntryBits.empty }
         }
         let (attributes, isTable) = leafAttributes(
             LeafRequest(

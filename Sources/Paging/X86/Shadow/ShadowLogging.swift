@@ -5,9 +5,17 @@ import Synchrony
 
 /// Dirty logging by W. Spec: x86 3.8, for reverse maps.
 extension ShadowMMU {
-    /// Small leaves only: large ones lost W when logging began. Caller: mmu_lock for writing; flushes.
-    /// Kernel: `kvm_mmu_write_protect_pt_masked`.
+    /// Small leaves: large ones lost W when logging began, or lose it now if logging began with a bitmap of ones; MW goes
+    /// too, so the next write makes small ones. Caller: mmu_lock for writing; flushes.
+    /// Kernel: `kvm_arch_mmu_enable_log_dirty_pt_masked`. Spec: x86 3.8, F3x.
     func protectPages(_ slot: MemorySlot, _ first: GuestFrame, _ mask: UInt64) {
+        if vm.manualProtect.initiallySet, mask != 0 {
+            // 64 frames lie in two blocks at most.
+            for bit in [mask.trailingZeroBitCount, 63 - mask.leadingZeroBitCount] {
+                let frame = GuestFrame(first.number + UInt64(bit))
+                _ = writeProtect(frame, slot, tracking: true, from: .page2M)
+            }
+        }
         var rest = mask
         while rest != 0 {
             let frame = GuestFrame(first.number + UInt64(rest.trailingZeroBitCount))

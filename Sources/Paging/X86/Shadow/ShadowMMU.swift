@@ -36,10 +36,16 @@ public final class ShadowMMU: SecondaryMMU, @unchecked Sendable {
     /// Kernel: `mmu_unsync_pages_lock`.
     let unsyncPages = SpinLock(.tdpPages)
 
-    /// - Parameter addressSpaces: 2 with system management mode.
-    public init(addressSpaces: Int = 1) {
+    /// Entries that may map one guest frame. Kernel: `RMAP_RECYCLE_THRESHOLD`.
+    let longestChain: Int
+
+    /// - Parameters:
+    ///   - addressSpaces: 2 with system management mode.
+    ///   - longestChain: less than KVM's for tests.
+    public init(addressSpaces: Int = 1, longestChain: Int = 1000) {
         precondition(addressSpaces == 1 || addressSpaces == 2, "a vCPU is in system management mode or not")
         spaces = addressSpaces
+        self.longestChain = longestChain
         super.init()
     }
 

@@ -96,23 +96,26 @@ extension ShadowMMU {
         return role
     }
 
-    /// The page for an entry, unless one is linked there. Kernel: `kvm_mmu_get_child_sp`.
+    /// The page for an entry, unless it is linked there. Another may be, if the guest's entry was changed from outside of
+    /// the guest, which nobody told KVM. Kernel: `kvm_mmu_get_child_sp`.
     func child(
         _ parent: ShadowPage, _ index: Int, _ frame: GuestFrame, direct: Bool, _ rights: Rights, _ cpu: VirtualCPU
     ) -> ShadowPage? {
-        if EntryBits.isTable(entry(parent, index).load(), parent.role.level) { return nil }
-        return page(frame, childRole(parent, index, direct: direct, rights), cpu)
+        let role = childRole(parent, index, direct: direct, rights)
+        let old = entry(parent, index).load()
+        if EntryBits.isTable(old, parent.role.level) {
+            let linked = child(old)
+            if linked.frame == frame, linked.role == role { return nil }
+        }
+        return page(frame, role, cpu)
     }
 
-    /// Points an entry to a page. A large leaf that stands there goes first, and from all TLBs.
+    /// Points an entry to a page. What stands there, a large leaf most likely, goes first, and from all TLBs.
     /// Kernel: `link_shadow_page`. Spec: F9, X50.
     func link(_ page: ShadowPage, _ parent: ShadowPage, _ index: Int) {
         let entry = entry(parent, index)
         let old = entry.load()
-        if EntryBits.isPresent(old) {
-            dropLeaf(parent, index, old)
-            vm.flushRemoteTLBs()
-        }
+        if emptyEntry(parent, index) { vm.flushRemoteTLBs() }
         let attributes = bits.link(adDisabled: page.role.accessDirtyDisabled)
         let found = entry.link(vm.host.table(page.table), attributes: attributes, expected: entry.peek())
         precondition(found == nil, "an entry changed under mmu_lock")
@@ -145,12 +148,10 @@ extension ShadowMMU {
         vm.statistics.addPages(level: page.role.level, 1)
         let before = reverseMap(slot).add(page.place(of: index), frame, page.level)
         Statistics.raise(vm.statistics.max_mmu_rmap_size, to: UInt64(before))
-        guard before > Self.longestChain else { return }
+        guard before > longestChain else { return }
         _ = zapLeaves(frame, page.level, slot)
         vm.flushRemoteTLBs()
     }
-    /// Kernel: `RMAP_RECYCLE_THRESHOLD`.
-    static let longestChain = 1000
 
     /// Empties a leaf, and takes it out of the reverse map. The caller flushes. Kernel: `drop_spte`.
     func dropLeaf(_ page: ShadowPage, _ index: Int, _ old: UInt64) {

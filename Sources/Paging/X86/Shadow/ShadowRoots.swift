@@ -8,7 +8,7 @@ import Synchrony
 /// Spec: x86 4.4.
 extension ShadowMMU {
     /// The guest loads control registers, or a VMM does for it: tables for another role or another CR3 are remembered for
-    /// a while, and found again. False: a page-directory-pointer entry has reserved bits (PAE), and nothing is loaded.
+    /// a while, and found again, and synced then: loading CR3 flushes. False: a page-directory-pointer entry has reserved bits (PAE), and nothing is loaded.
     /// Kernel: `kvm_init_mmu`, `kvm_mmu_new_pgd`, `load_pdptrs`.
     @discardableResult
     public func load(_ registers: GuestRegisters, on cpu: VirtualCPU) -> Bool {
@@ -18,16 +18,17 @@ extension ShadowMMU {
             state.setPageDirectoryPointers(pointers)
         }
         let role = registers.rootRole(space: cpu.addressSpaceNumber)
-        if state.usesFourRoots {
-            dropRoots(cpu)
-        } else if let root = state.root {
-            state.root = nil
-            remember(root, state)
-        }
+        if state.usesFourRoots { dropRoots(cpu) }
+        let last = state.root
+        state.root = nil
+        state.hasDummyRoot = false
         state.registers = registers
         state.role = role
+        if let last { state.earlierRoots.insert(last, at: 0) }
         reuseRoot(state)
+        forgetOldestRoot(state)
         cpu.root = state.root?.page.table
+        syncCurrentRoot(cpu)
         cpu.dropTranslations()
         return true
     }
@@ -46,31 +47,40 @@ extension ShadowMMU {
         return (values[0], values[1], values[2], values[3])
     }
 
-    private func remember(_ root: ShadowRoot, _ state: ShadowCPU) {
-        state.earlierRoots.insert(root, at: 0)
+    private func forgetOldestRoot(_ state: ShadowCPU) {
         guard state.earlierRoots.count > Self.rememberedRoots else { return }
         release(state.earlierRoots.removeLast().page)
     }
     /// Kernel: `KVM_MMU_NUM_PREV_ROOTS`.
     static let rememberedRoots = 3
 
+    /// Before the oldest is forgotten: with the current one, four are remembered.
+    /// Kernel: `cached_root_find_and_keep_current`.
     private func reuseRoot(_ state: ShadowCPU) {
         guard !state.usesFourRoots else { return }
         let found = state.earlierRoots.firstIndex {
             $0.cr3 == state.registers.cr3 && $0.page.role == state.role && !isObsolete($0.page)
         }
         if let found { state.root = state.earlierRoots.remove(at: found) }
+        state.root?.page.floods = 0
     }
 
     /// Makes the root that the vCPU lacks. Kernel: `kvm_mmu_load`, `mmu_alloc_shadow_roots`.
     func takeRoot(_ cpu: VirtualCPU) {
         let state = state(of: cpu)
         if state.role.rawValue == 0 { state.role = state.registers.rootRole(space: cpu.addressSpaceNumber) }
-        guard !state.hasRoot, fillStock(state, to: Self.tablesPerFault) else { return }
+        guard !state.hasRoot else { return }
+        state.rootFailure = nil
+        guard fillStock(state, to: Self.tablesPerFault) else {
+            state.rootFailure = .ENOMEM
+            return
+        }
         vm.withSlots {
             let guardian = vm.lockMMU()
             if makeRoom() {
                 if state.usesFourRoots { makeFourRoots(state, cpu) } else { makeRoot(state, cpu) }
+            } else {
+                state.rootFailure = .ENOSPC
             }
             guardian.unlock()
         }
@@ -80,8 +90,12 @@ extension ShadowMMU {
 
     private func makeRoot(_ state: ShadowCPU, _ cpu: VirtualCPU) {
         let frame = GuestFrame(state.registers.cr3 >> 12 & 0xff_ffff_ffff)
-        // Without memory there the guest can only fault: its own walk finds nothing either.
-        guard vm.isVisible(frame, in: cpu.addressSpaceNumber) else { return }
+        guard vm.isVisible(frame, in: cpu.addressSpaceNumber) else {
+            // The guest can only fault: its own walk finds nothing either. Kernel: `kvm_mmu_get_dummy_root`.
+            state.hasDummyRoot = true
+            cpu.root = vm.host.zeroPage
+            return
+        }
         let page = page(frame, state.role, cpu)
         page.rootCount += 1
         state.root = ShadowRoot(page: page, cr3: state.registers.cr3)
@@ -151,6 +165,7 @@ extension ShadowMMU {
         for root in state.earlierRoots { release(root.page, &zapped) }
         for case let page? in state.fourRoots { release(page, &zapped) }
         state.root = nil
+        state.hasDummyRoot = false
         state.earlierRoots = []
         state.fourRoots = []
         cpu.root = nil
@@ -162,12 +177,17 @@ extension ShadowMMU {
         }
     }
 
-    /// Kernel: `kvm_mmu_free_obsolete_roots`.
+    /// Roots without a page of their own, the four and the dummy, go in any case: nobody can say how old they are.
+    /// Kernel: `kvm_mmu_free_obsolete_roots`, `is_obsolete_root`.
     func dropObsoleteRoots(_ cpu: VirtualCPU) {
         let state = state(of: cpu)
         let guardian = vm.lockMMU()
         var zapped = ZappedPages()
-        if state.usesFourRoots, hasObsoleteRoot(state) {
+        if state.hasDummyRoot {
+            state.hasDummyRoot = false
+            cpu.root = nil
+        }
+        if state.usesFourRoots {
             for case let page? in state.fourRoots { release(page, &zapped) }
             state.fourRoots = []
             cpu.root = nil
@@ -201,6 +221,6 @@ extension ShadowMMU {
     func hasObsoleteRoot(_ state: ShadowCPU) -> Bool {
         if let root = state.root { return isObsolete(root.page) }
         for case let page? in state.fourRoots where isObsolete(page) { return true }
-        return state.fourRoots.isEmpty
+        return !state.hasRoot
     }
 }

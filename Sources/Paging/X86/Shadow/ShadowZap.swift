@@ -123,7 +123,7 @@ extension ShadowMMU {
     // MARK: The quota
 
     /// Kernel: `kvm_mmu_calculate_default_mmu_pages`.
-    private var limit: Int { pageLimit > 0 ? pageLimit : max(64, Int(vm.pagesOfSlots / 50)) }
+    var limit: Int { pageLimit > 0 ? pageLimit : max(64, Int(vm.pagesOfSlots / 50)) }
 
     /// Makes room if less than a fault may need is left: the oldest pages that are no roots go. False: there is none.
     /// Kernel: `make_mmu_pages_available`. Spec: x86 4.9.
@@ -139,8 +139,9 @@ extension ShadowMMU {
                 page = next.newer
                 continue
             }
-            wanted -= zap(next, &zapped)
-            Statistics.bump(vm.statistics.mmu_recycled)
+            let count = zap(next, &zapped)
+            wanted -= count
+            vm.statistics.mmu_recycled.add(UInt64(count), ordering: .relaxed)
             page = index.oldest
         }
         commit(&zapped)

@@ -176,7 +176,7 @@ extension ShadowMMU {
                 page: page, slot: slot, frame: frame, rights: rights, old: old, prefetch: true, synchronizing: true,
                 writable: old & bits.hostWritable != 0), by: cpu
         ).attributes
-        let update = EntryUpdate(set: attributes, clear: ~EntryBits.frameMask & ~attributes)
+        let update = EntryUpdate(set: attributes, clear: ~(EntryBits.frameMask | Self.counted | attributes))
         guard update.applied(to: old) != old else { return .kept }
         let last = exchange(entry, update, old)
         noteChange(page.place(of: index), last, update.applied(to: last))
@@ -215,34 +215,40 @@ extension ShadowMMU {
     public func syncRoots(_ cpu: VirtualCPU) {
         let state = state(of: cpu)
         guard state.registers.isPaged else { return }
+        syncCurrentRoot(cpu)
+        dropEarlierUnsyncRoots(cpu)
+    }
+
+    func syncCurrentRoot(_ cpu: VirtualCPU) {
+        let state = state(of: cpu)
+        guard state.registers.isPaged else { return }
         vm.withSlots {
             let guardian = vm.lockMMU()
             if let root = state.root { syncChildren(of: root.page, cpu) }
             for case let page? in state.fourRoots { syncChildren(of: page, cpu) }
             guardian.unlock()
         }
-        dropEarlierUnsyncRoots(cpu)
     }
 
     /// The guest's flush of one address. Caller as above. Kernel: `kvm_mmu_invlpg`. Spec: x86 4.7.
     public func invalidatePage(_ cpu: VirtualCPU, _ address: UInt64) {
         CPUStatistics.bump(cpu.statistics.invlpg)
+        invalidate(address, cpu, earlierRoots: true)
+    }
+
+    /// Kernel: `kvm_mmu_invalidate_addr`.
+    func invalidate(_ address: UInt64, _ cpu: VirtualCPU, earlierRoots: Bool) {
         let state = state(of: cpu)
         guard state.registers.isPaged else { return }
         vm.withSlots {
             let guardian = vm.lockMMU()
-            for top in topPages(state, address) { invalidate(top, address, cpu) }
+            if let page = topPage(state, address) { invalidate(page, address, cpu) }
+            if earlierRoots {
+                for root in state.earlierRoots where !isObsolete(root.page) { invalidate(root.page, address, cpu) }
+            }
             guardian.unlock()
         }
         cpu.dropTranslations()
-    }
-
-    private func topPages(_ state: ShadowCPU, _ address: UInt64) -> [ShadowPage] {
-        var pages: [ShadowPage] = []
-        if let root = state.root { pages.append(root.page) }
-        if !state.fourRoots.isEmpty, let page = state.fourRoots[Int(address >> 30 & 3)] { pages.append(page) }
-        for root in state.earlierRoots where !isObsolete(root.page) { pages.append(root.page) }
-        return pages
     }
 
     private func invalidate(_ top: ShadowPage, _ address: UInt64, _ cpu: VirtualCPU) {

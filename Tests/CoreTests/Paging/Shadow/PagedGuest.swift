@@ -1,6 +1,7 @@
 import Audit
 import Frames
 import HostMemory
+import Synchrony
 import Testing
 
 @testable import GuestMemory
@@ -13,7 +14,7 @@ import Testing
 final class PagedGuest {
     let test: TestHost
     let space: AddressSpace
-    let mmu = ShadowMMU()
+    let mmu: ShadowMMU
     let vm: VirtualMachine
     let cpus: [PagedCPU]
     private let framesAtStart: Int
@@ -23,7 +24,11 @@ final class PagedGuest {
     static let table: UInt64 = 0x7  // P W U
     static let page: UInt64 = 0x67  // P W U A D
 
-    init(pages: Int = 64, cpus count: Int = 1, ramFrames: Int = 1024, thp: Bool = false, log: Bool = false) throws {
+    init(
+        pages: Int = 64, cpus count: Int = 1, ramFrames: Int = 1024, thp: Bool = false, log: Bool = false,
+        longestChain: Int = 1000
+    ) throws {
+        mmu = ShadowMMU(longestChain: longestChain)
         test = TestHost(ramFrames: ramFrames, thp: thp)
         framesAtStart = test.memory.freeFrames
         space = test.space()
@@ -87,7 +92,23 @@ final class PagedGuest {
         space.exit()
     }
 
+    /// The shadow page of a guest table, or of the frames from `frame` on.
+    func page(_ frame: UInt64, level: UInt8 = 1, quadrant: UInt8 = 0) -> ShadowPage? {
+        var found: ShadowPage?
+        mmu.index.forEachPage {
+            guard $0.frame.number == frame, $0.role.level == level, $0.role.quadrant == quadrant else { return }
+            if !$0.role.isInvalid { found = $0 }
+        }
+        return found
+    }
+
+    /// An entry of KVM's, to be damaged.
+    func word(_ frame: UInt64, _ index: Int, level: UInt8 = 1) -> AtomicWord {
+        vm.memory.entry(index, of: page(frame, level: level)!.table)
+    }
+
     deinit {
+        #expect(mmu.checkTables() == [])
         takeDown()
         let findings = test.journal.findings
         #expect(findings.count == expectedFindings, "findings: \(findings)")

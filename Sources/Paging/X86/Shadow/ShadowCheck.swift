@@ -1,0 +1,288 @@
+import Audit
+import Frames
+import GuestMemory
+import HostMemory
+import Synchronization
+import Synchrony
+
+/// The shadow pages, checked against the rules, with nobody else running. Spec: x86 section 8.
+extension ShadowMMU {
+    /// Every entry: X18, X19, X22, X23, X38, X39, X44. Every page: X48 to X50, X52, X62. The sums: X36, X41, X53, X55, X61.
+    public func checkTables() -> [Finding] {
+        var check = ShadowCheck(self)
+        check.checkPages()
+        check.checkCounts()
+        check.checkSlots()
+        return check.findings
+    }
+}
+
+extension ShadowMMU {
+    /// The leaf of the vCPU's own tables that translates `address`, and its level; nothing is set in them. Nobody else runs.
+    public func leaf(of cpu: VirtualCPU, at address: UInt64) -> (entry: UInt64, level: PageLevel)? {
+        guard var page = topPage(state(of: cpu), address) else { return nil }
+        while true {
+            let value = entry(page, shadowIndex(address, page.role.level)).peek()
+            guard EntryBits.isPresent(value) else { return nil }
+            if EntryBits.isLeaf(value, page.role.level) { return (value, page.level) }
+            page = child(value)
+        }
+    }
+}
+
+private struct ShadowCheck {
+    let mmu: ShadowMMU
+    var findings: [Finding] = []
+    /// Every page there is, by its table.
+    private var pages: [ShadowPage] = []
+    /// By level.
+    private var leaves = [0, 0, 0, 0]
+    private var links = 0
+
+    init(_ mmu: ShadowMMU) {
+        self.mmu = mmu
+        mmu.index.forEachPage { pages.append($0) }
+        pages.sort { $0.table.number < $1.table.number }
+    }
+
+    private func page(of table: HostFrame) -> ShadowPage? {
+        var low = 0
+        var high = pages.count
+        while low < high {
+            let middle = (low + high) / 2
+            if pages[middle].table.number < table.number { low = middle + 1 } else { high = middle }
+        }
+        return low < pages.count && pages[low].table == table ? pages[low] : nil
+    }
+
+    private mutating func report(_ invariant: Invariant, _ reason: StaticReason, _ page: ShadowPage) {
+        findings.append(Finding(invariant, reason, frame: page.table, guest: page.frame))
+    }
+
+    // MARK: Pages
+
+    mutating func checkPages() {
+        for page in pages {
+            checkEntries(page)
+            checkLife(page)
+            checkParents(page)
+            checkSynchrony(page)
+        }
+    }
+
+    /// X52, X62, and the states of 11.2: a page is active, or somebody's zapped root.
+    private mutating func checkLife(_ page: ShadowPage) {
+        guard !page.role.isInvalid else {
+            if page.isActive || page.rootCount == 0 { report(.x61, "a zapped page is still in use", page) }
+            return
+        }
+        if !page.isActive { report(.x61, "a page is on no list", page) }
+        if page.generation != mmu.generation || mmu.generation > 1 {
+            report(.x62, "a page of an earlier generation is not zapped", page)
+            return
+        }
+        var twins = 0
+        mmu.index.forEach(near: page.frame) {
+            if $0.frame == page.frame, $0.role == page.role, !mmu.isObsolete($0) { twins += 1 }
+            return true
+        }
+        if twins != 1 { report(.x52, "a guest table has two pages of one role", page) }
+    }
+
+    /// X53: who a page knows of points to it. That these are all, the sums tell.
+    private mutating func checkParents(_ page: ShadowPage) {
+        for place in page.parents {
+            guard let parent = self.page(of: HostFrame(place >> 12)) else {
+                report(.x53, "a parent's table is no page's", page)
+                continue
+            }
+            let value = mmu.entry(parent, Int(place & 4095) / 8).peek()
+            guard EntryBits.isTable(value, parent.role.level), EntryBits.field.frame(in: value) == page.table,
+                parent.role.level == page.role.level + 1
+            else {
+                report(.x53, "a page knows a parent that does not point to it", page)
+                continue
+            }
+            if page.isUnsync || page.unsyncChildren > 0, !parent.hasUnsyncChild(Int(place & 4095) / 8) {
+                report(.x50, "an entry on the way to an unsync page is not marked", page)
+            }
+        }
+        let sorted = page.parents.sorted()
+        if zip(sorted, sorted.dropFirst()).contains(where: ==) { report(.x53, "a page knows a parent twice", page) }
+        var marks = 0
+        var next = 0
+        while let i = page.unsyncChild(from: next) {
+            marks += 1
+            next = i + 1
+        }
+        if marks != page.unsyncChildren { report(.x50, "the count of marked entries is wrong", page) }
+    }
+
+    /// X48, X49.
+    private mutating func checkSynchrony(_ page: ShadowPage) {
+        if page.isUnsync, page.role.level != 1 || !page.role.shadowsEntries {
+            report(.x49, "a page is unsync that is not a lowest table's", page)
+        }
+        guard page.role.shadowsEntries, !mmu.isObsolete(page), !page.isUnsync else { return }
+        guard let slot = mmu.slot(page.frame, page.role) else { return }
+        for level in [PageLevel.page4K, .page2M, .page1G] {
+            for place in mmu.reverseMap(slot).entries(page.frame, level)
+            where mmu.entry(at: place).peek() & (EntryBits.write | mmu.bits.mmuWritable) != 0 {
+                report(.x48, "the guest can write a table that is in sync", page)
+            }
+        }
+    }
+
+    // MARK: Entries
+
+    private mutating func checkEntries(_ page: ShadowPage) {
+        mmu.entry(page, 0).forEachIndex(below: 512, notHolding: EntryBits.empty) { i in
+            let value = mmu.entry(page, i).peek()
+            let level = page.role.level
+            if !EntryBits.isPresent(value) {
+                report(.x18, "an entry without the present bit is not empty", page)
+            } else if EntryBits.isTable(value, level) {
+                links += 1
+                link(value, page, i)
+            } else if level > 3 {
+                report(.x23, "a leaf above 1 GiB", page)
+            } else {
+                leaves[Int(level)] += 1
+                leaf(value, page, i)
+            }
+        }
+    }
+
+    private mutating func link(_ value: UInt64, _ page: ShadowPage, _ index: Int) {
+        // A may be set or not: the processor's business.
+        let expected = mmu.bits.link(adDisabled: page.role.accessDirtyDisabled) & ~mmu.bits.accessed
+        if value & ~(EntryBits.frameMask | mmu.bits.accessed) != expected {
+            report(.x23, "a link to a table has bits that it may not have", page)
+        }
+        guard let child = self.page(of: EntryBits.field.frame(in: value)) else {
+            report(.x53, "an entry points to a table that is no page's", page)
+            return
+        }
+        if !child.parents.contains(page.place(of: index)) {
+            report(.x53, "an entry points to a page that does not know it", page)
+        }
+        if mmu.isObsolete(child) { report(.x62, "an entry points to a page that is zapped", page) }
+    }
+
+    private mutating func leaf(_ value: UInt64, _ page: ShadowPage, _ index: Int) {
+        let bits = mmu.bits
+        let writable = value & EntryBits.write != 0
+        let mmuWritable = value & bits.mmuWritable != 0
+        if (writable && !mmuWritable) || (mmuWritable && value & bits.hostWritable == 0) {
+            report(.x19, "W, MW and HW do not go together", page)
+        }
+        let frame = EntryBits.field.frame(in: value)
+        if !frame.isAligned(to: page.level) { report(.x22, "a huge leaf's frame is not a multiple of its size", page) }
+        let known =
+            EntryBits.frameMask | EntryBits.mmuPresent | EntryBits.write | bits.present | bits.user | bits.noExecute
+            | bits.accessed | bits.dirty | bits.hostWritable | bits.mmuWritable
+            | (page.role.level > 1 ? EntryBits.large : 0) | (page.role.accessDirtyDisabled ? EntryBits.adDisabled : 0)
+            | (mmu.vm.policy.kind == .tracked ? ShadowMMU.counted : 0)
+        if value & ~known != 0 || value & bits.present == 0 || !mmu.vm.memory.exists(frame) {
+            report(.x23, "a leaf has bits that it may not have", page)
+        }
+        let guest = page.guestFrame(of: index)
+        guard let slot = mmu.slot(guest, page.role) else {
+            report(.x53, "a leaf maps a frame of no slot", page)
+            return
+        }
+        place(value, page, guest, slot)
+        if mmu.reverseMap(slot).entries(guest, page.level).filter({ $0 == page.place(of: index) }).count != 1 {
+            report(.x53, "a leaf is not in the reverse map of its frame", page)
+        }
+    }
+
+    /// X38, X39, X44: what the slot permits. That the process maps as much is for who knows the process.
+    private mutating func place(_ value: UInt64, _ page: ShadowPage, _ guest: GuestFrame, _ slot: MemorySlot) {
+        let isHuge = page.level > .page4K
+        if isHuge, !slot.allowsHugeLeaf(at: guest, page.level) {
+            report(.x38, "a huge leaf does not lie in its slot, congruent", page)
+        }
+        guard slot.isLogged, value & EntryBits.write != 0 else { return }
+        if isHuge, !mmu.vm.manualProtect.initiallySet {
+            report(.x39, "a huge leaf of a logged slot is writable", page)
+        }
+        if !mmu.vm.logHasHoles, !mmu.vm.isInDirtyLog(guest, of: slot) {
+            report(.x44, "a page of a logged slot is writable and not in the log", page)
+        }
+    }
+
+    // MARK: Sums
+
+    /// X36, X53, X55, X61.
+    mutating func checkCounts() {
+        let counters = mmu.vm.statistics
+        let agree =
+            leaves[1] == counters.pages_4k.load(ordering: .relaxed)
+            && leaves[2] == counters.pages_2m.load(ordering: .relaxed)
+            && leaves[3] == counters.pages_1g.load(ordering: .relaxed)
+        if !agree { findings.append(Finding(.x36, "a page count differs from the leaves")) }
+        if pages.reduce(0, { $0 + $1.parents.count }) != links {
+            findings.append(Finding(.x53, "pages know more or fewer parents than there are"))
+        }
+        if mmu.indirectPages != pages.filter({ $0.role.shadowsEntries && !$0.role.isInvalid }).count {
+            findings.append(Finding(.x55, "the count of pages that shadow guest entries is wrong"))
+        }
+        if mmu.usedPages != pages.count { findings.append(Finding(.x61, "the count of pages is wrong")) }
+        if mmu.usedPages > mmu.limit + ShadowMMU.tablesPerFault {
+            findings.append(Finding(.x61, "there are more pages than allowed"))
+        }
+    }
+
+    /// X41 and X53 of every slot.
+    mutating func checkSlots() {
+        var mapped = 0
+        for slot in mmu.vm.activeSlots where slot.extra != nil {
+            mapped += mmu.reverseMap(slot).count
+            checkTracking(slot)
+            for level in [PageLevel.page2M, .page1G] {
+                var frame = slot.baseFrame
+                while frame < slot.frames.upperBound {
+                    checkReasons(slot, frame, level)
+                    frame = GuestFrame(frame.aligned(to: level).number + level.frames)
+                }
+            }
+        }
+        if mapped != leaves[1] + leaves[2] + leaves[3] {
+            findings.append(Finding(.x53, "the reverse maps hold more or fewer entries than there are leaves"))
+        }
+    }
+
+    private func tables(in frames: Range<GuestFrame>, of slot: MemorySlot) -> [ShadowPage] {
+        pages.filter {
+            $0.role.shadowsEntries && !$0.role.isInvalid && $0.role.space == slot.addressSpace
+                && frames.contains($0.frame)
+        }
+    }
+
+    private mutating func checkTracking(_ slot: MemorySlot) {
+        var expected = 0
+        var tracked = 0
+        for page in tables(in: slot.frames, of: slot) where page.role.level > 1 {
+            expected += 1
+            if !mmu.reverseMap(slot).isTracked(page.frame) { report(.x41, "a guest table is not tracked", page) }
+        }
+        for number in slot.baseFrame.number..<slot.frames.upperBound.number {
+            tracked += Int(mmu.reverseMap(slot).trackCount(GuestFrame(number)))
+        }
+        if tracked != expected {
+            findings.append(Finding(.x41, "frames are tracked that are no tables", guest: slot.baseFrame))
+        }
+    }
+
+    private mutating func checkReasons(_ slot: MemorySlot, _ frame: GuestFrame, _ level: PageLevel) {
+        guard let counts = slot.largePages else { return }
+        let first = frame.aligned(to: level)
+        let block = first..<GuestFrame(first.number + level.frames)
+        let (all, edges) = counts.reasons(frame, level, in: slot)
+        let shadowed = tables(in: block, of: slot).filter { slot.frames.contains($0.frame) }.count
+        if all != edges + shadowed {
+            findings.append(Finding(.x41, "the reasons against a huge page are counted wrong", guest: frame))
+        }
+    }
+}
