@@ -48,6 +48,11 @@ let package = Package(
         // Fibers and the handler of traps.
         .target(name: "CFiber"),
         .target(name: "SeededRandom", swiftSettings: strict),
+        // The processor's walks over hostile tables.
+        .target(
+            name: "WalkFuzz",
+            dependencies: ["CSchedule", "Frames", "Synchrony", "HostMemory", "Hardware", "Machine", "SeededRandom"],
+            swiftSettings: strict),
         .target(
             name: "Explorer", dependencies: ["CFiber", "CSchedule", "Synchrony", "SeededRandom"], swiftSettings: strict),
         // A plan as the explorer's subject, and the museum of defects.
@@ -67,8 +72,10 @@ let package = Package(
         // A recording's ground truth on the model, beside what the kernel told.
         .target(
             name: "Replay",
-            dependencies: ["TraceAudit", "Machine", "Paging", "GuestMemory", "HostMemory", "Audit", "Frames"],
-            swiftSettings: strict),
+            dependencies: [
+                "TraceAudit", "Machine", "Paging", "GuestMemory", "HostMemory", "Audit", "Frames",
+                .product(name: "Yams", package: "Yams"),
+            ], swiftSettings: strict),
         .target(
             name: "Report", dependencies: ["Scenario", "TraceAudit", "Machine", "Laboratory", "Explorer"],
             swiftSettings: strict),
@@ -96,7 +103,7 @@ let package = Package(
             name: "faultline",
             dependencies: [
                 "Scenario", "TraceAudit", "Report", "Benchmarks", "Machine", "Explorer", "Laboratory",
-                "HostConformance", "TextInput", "IoctlScript", "Interface", "Replay",
+                "HostConformance", "TextInput", "IoctlScript", "Interface", "Replay", "WalkFuzz",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ], swiftSettings: strict),
 
@@ -104,7 +111,7 @@ let package = Package(
             name: "CoreTests",
             dependencies: [
                 "CSchedule", "Frames", "Synchrony", "Audit", "HostMemory", "GuestMemory", "Paging", "Hardware",
-                "Machine", "SeededRandom",
+                "Machine", "SeededRandom", "WalkFuzz",
             ],
             swiftSettings: core),
         .testTarget(
@@ -138,7 +145,7 @@ let package = Package(
         .testTarget(
             name: "CommandTests", dependencies: ["faultline", "Report", "Scenario", "TraceAudit"],
             swiftSettings: strict),
-        .testTarget(name: "TraceAuditTests", dependencies: ["TraceAudit"], swiftSettings: strict),
+        .testTarget(name: "TraceAuditTests", dependencies: ["TraceAudit", "Replay"], swiftSettings: strict),
         .testTarget(
             name: "ScenarioTests",
             dependencies: ["Scenario", "TextInput", "Report", "SeededRandom", .product(name: "Yams", package: "Yams")],

@@ -88,6 +88,10 @@ public struct Event: Sendable, Equatable {
         case dirtyLogged, dirtyHarvested, dirtyCleared
         /// MMIO exit: `guest` = address, `value` = data.
         case mmioRead, mmioWrite
+        /// An entry was made that says "no memory here": `value` = the entry, `extra` = its generation, `frame` = the table.
+        case mmioMarked
+        /// Such an entry was looked at: `value` = the entry, `extra` = the slots' generation.
+        case mmioChecked
 
         // The shadow MMU.
         /// The guest's own tables are walked: `guest` = its linear address, `value` = PFERR bits.

@@ -10,17 +10,29 @@ public enum Invariant: UInt16, Sendable, CaseIterable {
     case x12 = 212
     case x18 = 218
     case x19 = 219
+    case x20 = 220
     case x21 = 221
     case x22 = 222
     case x23 = 223
     case x24 = 224
+    case x25 = 225
+    case x26 = 226
+    case x27 = 227
     case x28 = 228
     case x29 = 229
+    case x30 = 230
+    case x32 = 232
+    case x34 = 234
+    case x35 = 235
     case x36 = 236
     case x38 = 238
     case x39 = 239
+    case x40 = 240
     case x41 = 241
+    case x42 = 242
     case x44 = 244
+    case x45 = 245
+    case x46 = 246
     case x48 = 248
     case x49 = 249
     case x50 = 250
@@ -85,18 +97,30 @@ public enum Invariant: UInt16, Sendable, CaseIterable {
         case .x12: "nothing is installed for a frame whose invalidation is in progress"
         case .x18: "an entry is shadow-present exactly if bit 11 is set"
         case .x19: "a leaf's writability is one of the four legal states"
+        case .x20: "whether the host may write changes only with the frame unchanged, and in the TDP MMU only to yes"
         case .x21: "a present leaf never changes its frame in place"
         case .x22: "a huge leaf is aligned"
         case .x23: "no reserved bit is set"
         case .x24: "on EPT every entry suppresses #VE"
+        case .x25: "a leaf's A/D type is what its tree and the host make it"
+        case .x26: "an access-tracked leaf has no A, and rights to give back"
+        case .x27: "an MMIO entry is used only in its own generation, and never while slots change"
         case .x28: "a frozen entry is never overwritten"
         case .x29: "a table has exactly one parent"
+        case .x30: "a table is freed only when it maps nothing any more"
+        case .x32: "a root has a reference of each that holds it, a valid one also of the MMU"
+        case .x34: "a root that is to be emptied is held until it is"
+        case .x35: "no vCPU enters the guest on an obsolete root"
         case .x36: "the page counts equal the leaves"
         case .x38: "a huge leaf lies in its slot, congruent, and the host maps as much"
         case .x39: "no writable huge leaf in a logged slot"
-        case .x41: "the reasons against huge pages are the shadowed tables, the tracked frames and the slot's edges"
+        case .x40: "where huge pages are not executable, no huge leaf is"
+        case .x41: "the counts of reasons against huge pages are the edges, the tracked frames and the shadowed tables"
+        case .x42: "the count of tables that execution alone keeps from being huge pages is that of their list"
         case .x44: "a writable leaf of a logged slot is in the log"
-        case .x48: "a guest page table that is in sync can't be written by the guest"
+        case .x45: "where the processor logs writes, what has D is in a log"
+        case .x46: "a nested guest's leaves are protected by W where the log is hardware's"
+        case .x48: "the guest can't write a frame that is tracked, nor a table that is shadowed, unheard"
         case .x49: "only a page that shadows a lowest guest table is unsync"
         case .x50: "every entry on the way to an unsync page is marked"
         case .x52: "one guest table has one current page for each role"

@@ -7,6 +7,8 @@ public struct GuestFault: Sendable, Equatable {
     public var access: AccessKind
     /// The tables had a present entry for the address. Kernel: PFERR_PRESENT.
     public var entryPresent: Bool
+    /// Hardware did not accept an entry: a reserved bit, or a misconfiguration. Kernel: PFERR_RSVD.
+    public var isReserved: Bool
     /// Whether the access wants private memory. Nil: it does not say, as in a VM without a shared bit in its guest's
     /// addresses. Kernel: PFERR_PRIVATE_ACCESS.
     public var isPrivate: Bool?
@@ -15,11 +17,13 @@ public struct GuestFault: Sendable, Equatable {
     /// Out: the level of the mapping that serves it. Kernel: `fault->goal_level`.
     public var level = PageLevel.page4K
     public init(
-        address: GuestAddress, access: AccessKind, entryPresent: Bool, isPrivate: Bool? = nil, isPrefetch: Bool = false
+        address: GuestAddress, access: AccessKind, entryPresent: Bool, isReserved: Bool = false,
+        isPrivate: Bool? = nil, isPrefetch: Bool = false
     ) {
         self.address = address
         self.access = access
         self.entryPresent = entryPresent
+        self.isReserved = isReserved
         self.isPrivate = isPrivate
         self.isPrefetch = isPrefetch
     }
@@ -158,12 +162,20 @@ open class SecondaryMMU: @unchecked Sendable {
     open func protect(
         _ slot: MemorySlot, first: GuestFrame, mask: UInt64, holding guardian: borrowing MMUGuard
     ) {}
+    /// Makes the vCPUs leave guest mode, if the processor logs writes itself, so that what it has logged is in the slots'
+    /// logs before they are told. Caller holds slotsLock. Kernel: `kvm_arch_sync_dirty_log`.
+    open func syncLog() {}
+    /// The vCPU has left guest mode. Asked only of an MMU with `hardwareLogEntries`. Caller: the vCPU's task.
+    open func guestLeft(_ cpu: VirtualCPU) {}
     /// Logging was turned on for `slot`: write-protects every leaf, splits huge ones. Takes mmuLock itself; flushes.
     open func loggingEnabled(_ slot: MemorySlot) {}
     /// Logging was turned off: huge mappings may come back. Takes mmuLock itself.
     open func loggingDisabled(_ slot: MemorySlot) {}
     /// A slot is about to appear: makes its metadata, or refuses. Caller holds slotsLock and slotsArchLock.
     open func prepare(_ slot: MemorySlot) throws(Errno) {}
+    /// An update of slots is over, and `generation` is about to be theirs. Caller holds slotsLock. Kernel:
+    /// `kvm_arch_memslots_updated`.
+    open func slotsWillChange(to generation: UInt64) {}
     /// Removes everything mapped through `slot`, which is INVALID now. Takes mmuLock itself. Kernel:
     /// `kvm_arch_flush_shadow_memslot`.
     open func flushSlot(_ slot: MemorySlot) {}

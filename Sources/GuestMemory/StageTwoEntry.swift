@@ -33,6 +33,19 @@ public struct EntryUpdate: Sendable, Equatable {
     @inlinable public func applied(to entry: UInt64) -> UInt64 { (entry & ~clear) | set }
 }
 
+/// How the MMU's hardware tells an entry that it does not accept, whatever the rest of it says: `entry & mask == value`.
+@frozen
+public struct MarkerForm: Sendable, Equatable {
+    public let mask: UInt64
+    public let value: UInt64
+    @inlinable public init(mask: UInt64, value: UInt64) {
+        precondition(value & ~mask == 0 && value != 0, "a form that nothing has")
+        self.mask = mask
+        self.value = value
+    }
+    @inlinable @inline(__always) public func matches(_ entry: UInt64) -> Bool { entry & mask == value }
+}
+
 /// An entry as it was read under mmu_lock: the one way for a frame to get from an entry into another (split, join)
 /// without a permit. It cannot outlive the lock, for afterwards a notifier may zap the entry and the frame may be freed
 /// (Spec: I-6).
@@ -152,7 +165,15 @@ public struct StageTwoEntry: Sendable {
             expected: expected, desired: (update.applied(to: leaf.value) & ~field.mask) | field.bits(for: frame))
     }
 
-    // MARK: Tables, and emptiness.
+    // MARK: Markers, tables, and emptiness.
+
+    /// Writes a marker, which may keep a guest address where a frame would be: no walk gets through an entry of `form`.
+    /// Nil on success, else the value found.
+    @inlinable
+    public func mark(_ marker: UInt64, form: MarkerForm, expected: UInt64) -> UInt64? {
+        precondition(form.matches(marker), "no marker of this form")
+        return word.compareExchange(expected: expected, desired: marker)
+    }
 
     /// Links a table; nil on success, else the value found. A `TableFrame` is always a page table, so this is no way to
     /// map a page of the guest without a permit.

@@ -1,25 +1,15 @@
 import Synchronization
 
-/// KVM's counters, by KVM's names. Spec: x86 section 9.
+/// A VM's counters, by KVM's names; those of its vCPUs as sums. Spec: x86 section 9.
 // swift-format-ignore: AlwaysUseLowerCamelCase
-public final class Statistics: Sendable {
-    public let pf_taken = Atomic<UInt64>(0)
-    public let pf_fixed = Atomic<UInt64>(0)
-    public let pf_fast = Atomic<UInt64>(0)
-    public let pf_emulate = Atomic<UInt64>(0)
-    public let pf_spurious = Atomic<UInt64>(0)
-    public let pf_mmio_spte_created = Atomic<UInt64>(0)
-    public let mmio_exits = Atomic<UInt64>(0)
-    public let signal_exits = Atomic<UInt64>(0)
+public final class Statistics: @unchecked Sendable {
+    // Unchecked: `cpus` is written while vCPUs are made, before any of them runs.
     /// Present leaves by level; index 0 is 4 KiB. Kernel: `pages_4k`, `pages_2m`, `pages_1g`.
     public let pages_4k = Atomic<Int>(0)
     public let pages_2m = Atomic<Int>(0)
     public let pages_1g = Atomic<Int>(0)
     public let remote_tlb_flush = Atomic<UInt64>(0)
     public let remote_tlb_flush_requests = Atomic<UInt64>(0)
-    public let tlb_flush = Atomic<UInt64>(0)
-    public let pf_guest = Atomic<UInt64>(0)
-    public let invlpg = Atomic<UInt64>(0)
     /// Shadow pages that were zapped; a root counts once more when its last vCPU lets it go.
     public let mmu_shadow_zapped = Atomic<UInt64>(0)
     /// Emulated writes to guest page tables.
@@ -33,7 +23,33 @@ public final class Statistics: Sendable {
     public let nx_lpage_splits = Atomic<Int>(0)
     public let max_mmu_rmap_size = Atomic<UInt64>(0)
     public let max_mmu_page_hash_collisions = Atomic<UInt64>(0)
+    private var cpus: [CPUStatistics] = []
     public init() {}
+
+    // MARK: Of all vCPUs
+
+    public var pf_taken: CounterSum { sum { $0.pf_taken.load(ordering: .relaxed) } }
+    public var pf_fixed: CounterSum { sum { $0.pf_fixed.load(ordering: .relaxed) } }
+    public var pf_fast: CounterSum { sum { $0.pf_fast.load(ordering: .relaxed) } }
+    public var pf_emulate: CounterSum { sum { $0.pf_emulate.load(ordering: .relaxed) } }
+    public var pf_spurious: CounterSum { sum { $0.pf_spurious.load(ordering: .relaxed) } }
+    public var pf_mmio_spte_created: CounterSum { sum { $0.pf_mmio_spte_created.load(ordering: .relaxed) } }
+    public var pf_guest: CounterSum { sum { $0.pf_guest.load(ordering: .relaxed) } }
+    public var tlb_flush: CounterSum { sum { $0.tlb_flush.load(ordering: .relaxed) } }
+    public var invlpg: CounterSum { sum { $0.invlpg.load(ordering: .relaxed) } }
+    public var exits: CounterSum { sum { $0.exits.load(ordering: .relaxed) } }
+    public var mmio_exits: CounterSum { sum { $0.mmio_exits.load(ordering: .relaxed) } }
+    public var signal_exits: CounterSum { sum { $0.signal_exits.load(ordering: .relaxed) } }
+
+    func count(_ cpu: CPUStatistics) { cpus.append(cpu) }
+
+    private func sum(_ counter: (CPUStatistics) -> UInt64) -> CounterSum {
+        var total: UInt64 = 0
+        for cpu in cpus { total &+= counter(cpu) }
+        return CounterSum(value: total)
+    }
+
+    // MARK: Of the VM
 
     /// Adds `count` leaves of `level` (1, 2 or 3).
     @inlinable public func addPages(level: UInt8, _ count: Int) {

@@ -27,6 +27,8 @@ open class VirtualCPU: @unchecked Sendable {
         public static let asyncFaultReady: UInt32 = 8
         /// Halt until a page is there. Kernel: `KVM_REQ_APF_HALT`.
         public static let asyncFaultHalt: UInt32 = 16
+        /// Nothing but to leave guest mode. Kernel: `kvm_vcpu_kick`.
+        public static let leave: UInt32 = 32
     }
 
     /// Why guest mode was not entered.
@@ -39,6 +41,9 @@ open class VirtualCPU: @unchecked Sendable {
 
     public final let number: Int
     public final let vm: VirtualMachine
+    public final let statistics = CPUStatistics()
+    /// The processor may have logged writes that the MMU takes at each exit.
+    private final let logsInHardware: Bool
     final let mode = Atomic<UInt8>(Mode.outside.rawValue)
     final let requests = Atomic<UInt32>(0)
     /// The root of the stage-2 tables in use, 0 for none; the MMU's own. Written by the vCPU's task.
@@ -71,6 +76,8 @@ open class VirtualCPU: @unchecked Sendable {
     public init(number: Int, vm: VirtualMachine) {
         self.number = number
         self.vm = vm
+        vm.statistics.count(statistics)
+        logsInHardware = vm.mmu.hardwareLogEntries != 0
     }
 
     /// The slot that contains `frame` in the vCPU's address space. Caller: the vCPU's task, inside `withSlots`.
@@ -112,6 +119,12 @@ open class VirtualCPU: @unchecked Sendable {
     /// Drops every cached translation. Called by the vCPU's own task, outside of guest mode.
     open func dropTranslations() {}
 
+    /// The entry that the processor's page-modification log takes next, of 512, from the last one down; out of that range,
+    /// it is full. Of a processor without one: empty. The vCPU's own task's, or nobody runs. Kernel: `GUEST_PML_INDEX`.
+    open var modificationLogIndex: UInt16 { 511 }
+    /// The log has been read. Kernel: the same field, written.
+    open func resetModificationLog() {}
+
     /// A page is being fetched: whether the guest was told, and can do something else. If not, the vCPU halts. Called by
     /// the vCPU's own task. Kernel: `kvm_arch_async_page_not_present`.
     open func pageNotPresent(_ frame: GuestFrame) -> Bool { false }
@@ -138,8 +151,10 @@ open class VirtualCPU: @unchecked Sendable {
     public final func exitGuest() {
         // Like the release of a lock: it only lets others go on.
         schedulingNote(.guestExit, identity.value)
+        if isExecuting { CPUStatistics.bump(statistics.exits) }
         isExecuting = false
         mode.store(Mode.outside.rawValue, ordering: .sequentiallyConsistent)
+        if logsInHardware { vm.mmu.guestLeft(self) }
     }
 
     /// Spec: x86 section 6, the order of requests. What ends the entry leaves all others for the next.
@@ -158,7 +173,7 @@ open class VirtualCPU: @unchecked Sendable {
         let pending = requests.exchange(0, ordering: .sequentiallyConsistent)
         if pending & Request.reloadRoot != 0 { vm.mmu.freeObsoleteRoot(self) }
         if pending & (Request.flushTLB | Request.reloadRoot) != 0 {
-            Statistics.bump(vm.statistics.tlb_flush)
+            CPUStatistics.bump(statistics.tlb_flush)
             isFlushing = true
             dropTranslations()
             isFlushing = false
@@ -203,6 +218,11 @@ extension VirtualMachine {
     /// Makes every vCPU drop its translations before it runs guest code again; returns when none uses an old one.
     /// Kernel: `kvm_flush_remote_tlbs`. Any lock may be held. Spec: x86 section 5, I-13.
     public func flushRemoteTLBs() { makeAllCPUsRequest(VirtualCPU.Request.flushTLB) }
+
+    /// Makes every vCPU leave guest mode once. Kernel: `kvm_vcpu_kick` of each.
+    public func kickAllCPUs() {
+        for cpu in virtualCPUs { _ = cpu.kick(VirtualCPU.Request.leave) }
+    }
 
     /// Posts `request` to all vCPUs and waits until each has left guest mode. Kernel: `kvm_make_all_cpus_request`.
     public func makeAllCPUsRequest(_ request: UInt32) {

@@ -80,6 +80,8 @@ public final class VirtualMachine: @unchecked Sendable {
 
     /// Slots with dirty logging. Kernel: `nr_memslots_dirty_logging`.
     let loggingSlots = Atomic<Int>(0)
+    /// Whether any slot is logged.
+    public var isLogging: Bool { loggingSlots.load(ordering: .relaxed) != 0 }
     /// Under `slotsLock`, and before any vCPU exists: whoever runs one may read it.
     public internal(set) var dirtyRings = DirtyRings()
     /// What fetches pages for vCPUs that go on meanwhile.

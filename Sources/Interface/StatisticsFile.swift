@@ -34,9 +34,9 @@ public struct StatisticsFile: Sendable {
             ])
     }
 
-    /// A vCPU's. The model counts for all vCPUs of a VM together.
+    /// A vCPU's.
     init(cpu: VirtualCPU) {
-        let s = cpu.core.vm.statistics
+        let s = cpu.core.statistics
         let counters: [(String, UInt64)] = [
             ("pf_taken", s.pf_taken.load(ordering: .relaxed)), ("pf_fixed", s.pf_fixed.load(ordering: .relaxed)),
             ("pf_emulate", s.pf_emulate.load(ordering: .relaxed)),

@@ -45,6 +45,13 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
     /// waits for may be off the processor for long: raise it there.
     public var patience = 1000
 
+    /// The processor's log of what it writes, in the page that the MMU has given it.
+    private lazy var log: ModificationLog? = tables.modificationLogPage(of: self).map {
+        ModificationLog(memory: vm.memory, frame: $0)
+    }
+    public override var modificationLogIndex: UInt16 { log?.index ?? 511 }
+    public override func resetModificationLog() { log?.reset() }
+
     /// One access at `address`, 8-byte aligned; `value` for stores, of which only the bits of `mask` are stored. No lock
     /// held.
     public func access(
@@ -65,10 +72,11 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
             switch result {
             case .value(let value): return .value(value)
             case .stored: return .stored
-            case .fault(let present):
-                if let end = handle(GuestFault(address: address, access: kind, entryPresent: present), value, mask) {
-                    return end
-                }
+            case .logFull: continue
+            case .fault(let present, let reserved):
+                let fault = GuestFault(
+                    address: address, access: kind, entryPresent: present, isReserved: reserved)
+                if let end = handle(fault, value, mask) { return end }
             }
         }
         vm.memory.journal?.add(
@@ -93,7 +101,7 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
         schedulingPoint(.conditionRead, identity.value)
         guard isExecuting else { return }
         let session = entries
-        let stage = tables.stage(for: self)
+        let stage = tables.stage(for: self, log)
         guard case .translated(let translation) = stage.walk(address, .read) else { return }
         buffer.fill(address.frame, translation) { isExecuting && entries == session }
     }
@@ -101,13 +109,15 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
     private enum Attempt {
         case value(UInt64)
         case stored
-        case fault(present: Bool)
+        case fault(present: Bool, reserved: Bool)
+        /// The processor could not log the write; the exit has emptied the log. Kernel: `EXIT_REASON_PML_FULL`.
+        case logFull
     }
 
     private func attempt(
         _ kind: AccessKind, _ address: GuestAddress, _ value: UInt64, _ mask: UInt64
     ) -> Attempt {
-        let port = GuestPort(stage: tables.stage(for: self), buffer: buffer)
+        let port = GuestPort(stage: tables.stage(for: self, log), buffer: buffer)
         let observer = vm.memory.journal?.observer
         func reached(_ frame: HostFrame) {
             observer?.accessed(address.frame.number, frame.number, isStore: kind == .write)
@@ -123,9 +133,12 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
         case .stored: return .stored
         case .fault(let walk):
             switch walk {
-            case .violation(let fault), .misconfiguration(let fault): return .fault(present: fault.present)
-            // No walk without a log meets a full one.
-            case .translated, .modificationLogFull: return .fault(present: true)
+            // Of AMD's processors a reserved bit is a violation like others.
+            case .violation(let fault):
+                return .fault(present: fault.present, reserved: fault.reason == .reservedBits)
+            case .misconfiguration(let fault): return .fault(present: fault.present, reserved: true)
+            case .modificationLogFull: return .logFull
+            case .translated: return .fault(present: true, reserved: false)
             }
         case .misaligned: preconditionFailure("accesses are 8-byte aligned")
         }
@@ -158,7 +171,7 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
                 // The process may not write there either: whatever the reason, the emulator takes it for a device.
             }
         }
-        Statistics.bump(vm.statistics.mmio_exits)
+        CPUStatistics.bump(statistics.mmio_exits)
         vm.memory.journal?.record(
             Event(
                 fault.access == .write ? .mmioWrite : .mmioRead, guest: fault.frame.number, value: value,
@@ -187,12 +200,32 @@ public enum StageTwoTables: Sendable {
         }
     }
 
-    /// The walker as the vCPU's registers set it up.
-    func stage(for cpu: VirtualCPU) -> StageTwo {
+    /// The walker as the vCPU's registers set it up; `log` is used while the MMU has it on.
+    func stage(for cpu: VirtualCPU, _ log: ModificationLog?) -> StageTwo {
         let memory = cpu.vm.memory
         switch self {
-        case .tdp(let mmu): return .ept(EPTWalker(memory: memory, pointer: mmu.eptPointer(for: cpu)))
+        case .tdp(let mmu):
+            let pointer = mmu.rootPointer(for: cpu)
+            let bits = Int(mmu.configuration.physicalAddressBits)
+            guard mmu.configuration.format == .ept else {
+                return .npt(
+                    NPTWalker(
+                        memory: memory, root: pointer, fiveLevels: mmu.configuration.levels == 5,
+                        processor: PagingProcessor(physicalAddressBits: bits, isAMD: true)))
+            }
+            let isLogging = log != nil && mmu.logsModifications(of: cpu)
+            return .ept(
+                EPTWalker(
+                    memory: memory, pointer: pointer, physicalAddressBits: bits,
+                    executeOnly: mmu.configuration.executeOnly, log: isLogging ? log : nil))
         case .gStage(let mmu): return .gStage(GStageWalker(memory: memory, hgatp: mmu.hgatp, hardwareAD: true))
+        }
+    }
+
+    func modificationLogPage(of cpu: VirtualCPU) -> HostFrame? {
+        switch self {
+        case .tdp(let mmu): mmu.modificationLogPage(of: cpu)
+        case .gStage: nil
         }
     }
 

@@ -173,7 +173,7 @@ public final class PagedCPU: VirtualCPU, @unchecked Sendable {
                 // The process may not do it either: whatever the reason, the emulator takes it for a device.
             }
         }
-        Statistics.bump(vm.statistics.mmio_exits)
+        CPUStatistics.bump(statistics.mmio_exits)
         return .mmio
     }
 

@@ -23,6 +23,10 @@ public struct ReplayReport: Sendable {
     public var steps: [ReplayStep]
     /// Rules of the model's own that broke.
     public var findings: [String]
+    /// What was found in the recording and is not replayed.
+    public var leftOut: [String]
+    /// What explanations took out of the steps' differences.
+    public internal(set) var absorbed: [Absorption] = []
     public var compared: Int { steps.reduce(0) { $0 + $1.compared } }
     public var differences: Int { steps.reduce(0) { $0 + $1.differences.count } }
 }
@@ -38,6 +42,10 @@ public func replayRecording(path: String) async throws(ReplayFailure) -> ReplayR
     do throws(AuditInputError) {
         _ = try await auditRecording(RecordingSource(path: path), follower: recorded)
     } catch { throw .input(error) }
+    return try replay(recorded, file: path)
+}
+
+func replay(_ recorded: RecordedRun, file path: String) throws(ReplayFailure) -> ReplayReport {
     guard !recorded.slots.isEmpty else {
         throw .model(
             ReplayError(description: "\(path): no PROBE mark says what was done; such a recording can only be audited"))
@@ -45,7 +53,7 @@ public func replayRecording(path: String) async throws(ReplayFailure) -> ReplayR
     do throws(ReplayError) {
         let replay = try Replayer(recorded)
         try replay.run()
-        return ReplayReport(file: path, steps: replay.steps, findings: replay.findings)
+        return ReplayReport(file: path, steps: replay.steps, findings: replay.findings, leftOut: replay.leftOut)
     } catch { throw .model(error) }
 }
 
@@ -56,6 +64,16 @@ final class Replayer {
     private var renaming = FrameRenaming()
     private(set) var steps: [ReplayStep] = []
     private(set) var findings: [String] = []
+    /// Marks that say something which is not replayed.
+    private var unknownMarks = 0
+    var leftOut: [String] {
+        unknownMarks == 0 ? [] : ["\(unknownMarks) marks of kinds that are not known: what they did is left out"]
+    }
+    /// Where the walk through the recording stands.
+    private var position = 0
+    /// The recorded frame of each guest frame when it was last told, and the slots by their numbers.
+    private var lastFrames: [UInt64: UInt64] = [:]
+    private var slots: [UInt64: SlotRequest] = [:]
 
     /// A guest run between its two marks.
     private final class Run {
@@ -99,6 +117,7 @@ final class Replayer {
 
     func run() throws(ReplayError) {
         for (position, (thread, item)) in recorded.items.enumerated() {
+            self.position = position
             switch item {
             case .told(let told):
                 try harvestIfItFits()
@@ -117,6 +136,7 @@ final class Replayer {
 
     private func hear(_ told: ReplayObservation, _ thread: UInt32, _ position: Int) {
         if case .invalidated(let start, let end) = told.event, !machine.isGuestMemory(start, end) { return }
+        if case .set(let guest, _, _) = told.event, let frame = told.frame { lastFrames[guest] = frame }
         guard let run = runs[thread] else {
             theirs.append(told)
             return
@@ -157,7 +177,8 @@ final class Replayer {
 
     private func obey(_ mark: ProbeMark, _ thread: UInt32) throws(ReplayError) {
         switch mark {
-        case .scenario, .action, .other: return
+        case .scenario, .other: return
+        case .action: unknownMarks += 1
         case .phase(let name, let closes):
             try endPhase()
             pending = .phase(name, closes: closes)
@@ -183,15 +204,35 @@ final class Replayer {
         if closes {
             machine.close()
         } else {
-            try machine.perform(name, theirs.compactMap(\.range))
+            try machine.perform(name, theirs.compactMap(\.range)) { keepsFrames($0) }
         }
         finish("phase \(name)")
+    }
+
+    /// Whether a page of the range is found again under the frame that it had: it was unmapped, not given up.
+    private func keepsFrames(_ range: Range<UInt64>) -> Bool {
+        var frames: [Range<UInt64>] = []
+        for slot in slots.values {
+            let low = max(range.lowerBound, slot.hostAddress)
+            let high = min(range.upperBound, slot.hostAddress + slot.size)
+            guard low < high else { continue }
+            let first = (slot.guestAddress + low - slot.hostAddress) >> 12
+            frames.append(first..<first + (high - low) >> 12)
+        }
+        for (_, item) in recorded.items[position...] {
+            guard case .told(let told) = item, case .set(let guest, _, _) = told.event, let frame = told.frame,
+                frames.contains(where: { $0.contains(guest) }), let last = lastFrames[guest]
+            else { continue }
+            return frame == last
+        }
+        return false
     }
 
     private func endRegion(_ result: Int64) throws(ReplayError) {
         guard case .region(let request) = pending else { return }
         pending = .nothing
         let error = try machine.setRegion(request)
+        if result == 0 { slots[request.slot] = request.size > 0 ? request : nil }
         var comparison = Comparison()
         comparison.compare("KVM_SET_USER_MEMORY_REGION", recorded: "\(result)", model: error == nil ? "0" : "-1")
         finish("set_region slot \(request.slot)", comparison)

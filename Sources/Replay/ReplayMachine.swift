@@ -129,8 +129,13 @@ final class ReplayMachine {
 
     // MARK: Host actions
 
-    /// Does what a phase of the recorded program did to guest memory, as far as its name and the kernel's ranges tell.
-    func perform(_ phase: String, _ ranges: [Range<UInt64>]) throws(ReplayError) {
+    /// Does what a phase of the recorded program did to guest memory, as far as its name and the kernel's ranges tell. Of a
+    /// phase with another name each range is given up, or, where its pages come back, only unmapped.
+    ///
+    /// - Parameter staysWhereItIs: whether the pages of a range are found again under their frames.
+    func perform(
+        _ phase: String, _ ranges: [Range<UInt64>], _ staysWhereItIs: (Range<UInt64>) -> Bool
+    ) throws(ReplayError) {
         func user(_ range: Range<UInt64>) -> Range<UserAddress> {
             UserAddress(range.lowerBound)..<UserAddress(range.upperBound)
         }
@@ -153,8 +158,17 @@ final class ReplayMachine {
                     try space.advise(user(first), .collapse)
                 } else if phase.contains("free") {
                     try space.advise(user(first), .free)
-                } else {
+                } else if phase.contains("dontneed") {
                     try space.advise(user(first), .dontNeed)
+                } else {
+                    for range in ranges {
+                        if staysWhereItIs(range) {
+                            try space.protect(user(range), .read)
+                            try space.protect(user(range), .readWrite)
+                        } else {
+                            try space.advise(user(range), .dontNeed)
+                        }
+                    }
                 }
                 if phase.contains("munmap") { unmapped = last }
             }

@@ -14,16 +14,26 @@ public enum ReplayText {
             if step.differences.count > show { text += "      and \(step.differences.count - show) more\n" }
         }
         for finding in report.findings { text += "  finding: \(finding)\n" }
+        for note in report.leftOut { text += "  left out: \(note)\n" }
+        for each in report.absorbed {
+            text += "  explained: \(each.count) by \(each.rule.name) (\(each.rule.kernelRule))\n"
+        }
         text += "\n\(report.compared) comparisons, \(report.differences) differ"
-        return text + (report.compared > 0 ? String(percent: report) : "") + "\n"
+        if report.explained > 0 {
+            text += ", \(report.explained) explained\(String(share: report.explained, of: report.compared))"
+        }
+        text += "\n"
+        if report.explainsTooMuch { text += "too much is explained: more than 0.5 % of the comparisons\n" }
+        return text
     }
 }
 
 extension String {
-    fileprivate init(percent report: ReplayReport) {
-        let thousandths = (report.differences * 100_000 + report.compared / 2) / report.compared
-        let fraction = thousandths % 1000
-        let padded = String(repeating: "0", count: 3 - "\(fraction)".count) + "\(fraction)"
+    /// ` (0.016 %)`.
+    fileprivate init(share part: Int, of whole: Int) {
+        let thousandths = whole > 0 ? (part * 100_000 + whole / 2) / whole : 0
+        let fraction = "\(thousandths % 1000)"
+        let padded = String(repeating: "0", count: 3 - fraction.count) + fraction
         self = " (\(thousandths / 1000).\(padded) %)"
     }
 }

@@ -13,7 +13,8 @@ struct Faultline: AsyncParsableCommand {
             """,
         version: "0.1.0",
         subcommands: [
-            Run.self, Compare.self, Check.self, Defects.self, Ioctl.self, Conform.self, Audit.self, ReplayRecording.self, Bench.self,
+            Run.self, Compare.self, Check.self, Defects.self, Ioctl.self, Conform.self, Audit.self,
+            ReplayRecording.self, Walks.self, Bench.self,
             Schema.self,
             PlanBytes.self,
             Digest.self,

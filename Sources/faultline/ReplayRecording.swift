@@ -1,4 +1,5 @@
 import ArgumentParser
+import Foundation
 import Replay
 import Report
 
@@ -13,11 +14,20 @@ struct ReplayRecording: AsyncParsableCommand {
 
     @Argument(help: "A recording in any form that audit reads.")
     var recording: String
+    @Option(help: "A file of rules that explain differences.")
+    var explanations: String?
     @Option(help: "Differences shown for each step.")
     var show = 5
+    @Flag(help: "Print the report as JSON.")
+    var json = false
+
+    func validate() throws {
+        guard show >= 0 else { throw ValidationError("--show must be 0 or more") }
+    }
 
     func run() async throws {
-        let report: ReplayReport
+        let rules = try readExplanations()
+        var report: ReplayReport
         do throws(ReplayFailure) {
             report = try await replayRecording(path: recording)
         } catch {
@@ -26,7 +36,19 @@ struct ReplayRecording: AsyncParsableCommand {
             case .model(let error): throw Failure(.unusable, "error: \(error)")
             }
         }
-        output(ReplayText.render(report, show: show))
-        if report.differences > 0 || !report.findings.isEmpty { throw Failure(.findings) }
+        report.explain(rules)
+        output(json ? ReplayText.json(report) : ReplayText.render(report, show: show))
+        if !report.isFaithful { throw Failure(.findings) }
+    }
+
+    private func readExplanations() throws -> [Explanation] {
+        guard let explanations else { return [] }
+        let text: String
+        do { text = try String(contentsOfFile: explanations, encoding: .utf8) } catch {
+            throw Failure(.unusable, "error: \(explanations): it can't be read as text; name a file of explanations")
+        }
+        do throws(ExplanationError) {
+            return try ExplanationFile(text: text, file: explanations).rules
+        } catch { throw Failure(.unusable, "error: \(error)") }
     }
 }

@@ -127,8 +127,7 @@ private func range14(_ value: UInt64) -> String {
 
     @Test(arguments: [
         (EventKind.markMMIO, "sptep:000000001234 gfn fe000 access 6 gen 2a"),
-        (.handleMMIO, "addr:fe000000 gfn fe000 access 6"), (.walkedElement, "pte 2007 level 4"),
-        (.setAccessed, "gpa 4038"), (.setDirty, "gpa 4038"), (.walkerError, "pferr 6 W|U"),
+        (.handleMMIO, "addr:fe000000 gfn fe000 access 6"),
         (.dirtyLogFull, "vcpu 0: PML full"), (.fastMMIO, "fast mmio at gpa 0xfe000000"),
         (.matchMMIO, "gva 0x10000000 gpa 0x10000000 Read GVA"),
         (.accessMMIO, "mmio unsatisfied-read len 8 gpa 0x10000000 val 0x0"),
@@ -141,6 +140,16 @@ private func range14(_ value: UInt64) -> String {
     func `an event that is only counted must have its shape`(kind: EventKind, text: String) {
         #expect(parse(kind, text) == .counted(kind))
         #expect(parse(kind, "something else") == nil)
+    }
+
+    @Test func `the steps of a walk of the guest's tables`() {
+        #expect(parse(.walkedElement, "pte 2007 level 4") == .walkedElement(entry: 0x2007, level: 4))
+        #expect(parse(.setAccessed, "gpa 4038") == .setFlag(.setAccessed, at: 0x4038))
+        #expect(parse(.setDirty, "gpa 4038") == .setFlag(.setDirty, at: 0x4038))
+        #expect(parse(.walkerError, "pferr 6 W|U") == .walkerError(6))
+        for (kind, text) in [(EventKind.walkedElement, "pte 2007 level 6"), (.setDirty, "gpa x"), (.walkerError, "x")] {
+            #expect(parse(kind, text) == nil)
+        }
     }
 
     @Test func `the first byte of an emulated instruction is read`() {

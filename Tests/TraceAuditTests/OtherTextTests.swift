@@ -192,4 +192,20 @@ struct PerfText {
         #expect(report.lostEvents == 0)
         #expect(report.notes.contains { $0.contains("without its guest frame") })
     }
+
+    /// The shadow page of a guest table ends, and then the table may be written again. Spec: x86 X48.
+    @Test(arguments: [
+        ("", ["X48"]), ("kvm_mmu_prepare_zap_page: sp gen 0 gfn 5 l1 8-byte q0 wux nxe ad root 0 sync", []),
+        ("kvm_mmu_prepare_zap_page: [FAILED TO PARSE] mmu_valid_gen=0 gfn=5 role=1793 root_count=0 unsync=0", []),
+        ("kvm_mmu_prepare_zap_page: 1 q0 wux !pae nxe wp root 0 sync", []),
+    ])
+    func `the end of a shadow page is known in each text`(end: String, broken: [String]) {
+        var writer = EventWriter()
+        writer.add("kvm_mmu_get_page: sp gen 0 gfn 5 l1 8-byte q0 wux nxe ad root 0 sync new")
+        if !end.isEmpty { writer.add(end) }
+        writer.add("kvm_mmu_set_spte: gfn 5 spte 7e67 (rwxu) level 1 at 1000")
+        let report = writer.audit()
+        #expect(report.malformedLines == 0)
+        #expect(report.brokenRules == broken)
+    }
 }

@@ -51,6 +51,7 @@ extension VirtualMachine {
         slotsLock.lock()
         defer { slotsLock.unlock() }
         guard let slot = slot(numbered: id), let bitmap = slot.dirtyBitmap else { throw .ENOENT }
+        mmu.syncLog()
         var report = [UInt64](repeating: 0, count: bitmap.wordCount)
         if manualProtect.enabled {
             for i in report.indices { report[i] = bitmap.word(i) }
@@ -88,6 +89,7 @@ extension VirtualMachine {
             pages % 64 == 0 || firstPage + pages == slot.pageCount
         else { throw .EINVAL }
         guard UInt64(mask.count) * 64 >= pages else { throw .EFAULT }
+        mmu.syncLog()
         let guardian = lockMMU()
         var flush = false
         for i in 0..<Int((pages + 63) / 64) {

@@ -143,6 +143,13 @@ public final class LargePageCounts: @unchecked Sendable {
         level3[Int(frame.number / PageLevel.page1G.frames - base.number / PageLevel.page1G.frames)] += count
     }
 
+    /// How many reasons are counted against a huge page of `level`, 2 or 3, around `frame`; that its frames are neither all
+    /// private nor all shared is not among them. For checks.
+    public func reasons(at frame: GuestFrame, _ level: PageLevel) -> Int32 {
+        let index = Int(frame.number / level.frames - base.number / level.frames)
+        return (level == .page2M ? level2[index] : level3[index]) & Int32.max
+    }
+
     /// Whether nothing speaks against a huge page of `level` around `frame`. Caller holds mmuLock.
     public func allows(_ frame: GuestFrame, _ level: PageLevel) -> Bool {
         let index = Int(frame.number / level.frames - base.number / level.frames)

@@ -289,7 +289,9 @@ extension VirtualMachine {
         invalidateLock.unlock()
         slotsArchLock.unlock()
         slotReaders.synchronize()
-        next.generation.store(generation + UInt64(slotSets.count), ordering: .releasing)
+        let after = generation + UInt64(slotSets.count)
+        mmu.slotsWillChange(to: after)
+        next.generation.store(after, ordering: .releasing)
         slots.inactive.replace(old, by: new)
     }
 

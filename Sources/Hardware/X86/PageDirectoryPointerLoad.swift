@@ -1,5 +1,6 @@
 import Frames
 import HostMemory
+import Synchrony
 
 /// What loading the four pointers of PAE paging comes to.
 public enum PageDirectoryPointerLoad: Sendable, Equatable {

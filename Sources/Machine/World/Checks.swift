@@ -78,6 +78,8 @@ public struct Checks {
         if leaf.level > .page4K, !vm.manualProtect.initiallySet {
             journal.add(Finding(.x39, "a huge writable entry in a logged slot", guest: guest))
         }
+        // Where the processor logs pages itself, D says whether it has to.
+        if vm.mmu.hardwareLogEntries != 0, !leaf.dirty { return }
         if !vm.logHasHoles, !vm.isInDirtyLog(guest, of: slot) {
             journal.add(Finding(.x44, "a page of a logged slot is writable and not in the log", guest: guest))
         }

@@ -8,7 +8,7 @@ extension GStageMMU {
     /// Serves one fault and counts it. RISC-V KVM has no such statistics; the model keeps them under x86's names, so
     /// that its tables have one form.
     func serve(_ cpu: VirtualCPU, _ fault: GuestFault) -> FaultOutcome {
-        Statistics.bump(vm.statistics.pf_taken)
+        CPUStatistics.bump(cpu.statistics.pf_taken)
         let task = UInt8(truncatingIfNeeded: cpu.number)
         note(
             Event(
@@ -16,9 +16,9 @@ extension GStageMMU {
                 task: task))
         let outcome = resolve(cpu, fault)
         switch outcome {
-        case .fixed: Statistics.bump(vm.statistics.pf_fixed)
-        case .spurious: Statistics.bump(vm.statistics.pf_spurious)
-        case .emulate: Statistics.bump(vm.statistics.pf_emulate)
+        case .fixed: CPUStatistics.bump(cpu.statistics.pf_fixed)
+        case .spurious: CPUStatistics.bump(cpu.statistics.pf_spurious)
+        case .emulate: CPUStatistics.bump(cpu.statistics.pf_emulate)
         case .retry, .writeProtected, .failed, .memoryFault: break
         }
         note(Event(.faultResolved, guest: fault.frame.number, value: outcome.code, task: task))

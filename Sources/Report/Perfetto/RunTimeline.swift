@@ -6,7 +6,8 @@ import Machine
 /// tasks; a slice for each step and each fault, an instant for every other event, counters of the pages that the guest
 /// maps by size, and the findings where they were made.
 ///
-/// Time is counted in events, a microsecond each, as in ``FtraceText``.
+/// Time is counted in events, a microsecond each, as in ``FtraceText``. A step that waits for another task's has the
+/// other's events in its range: an event belongs to the innermost step, the one whose range ends first.
 public struct RunTimeline {
     private let outcome: RunOutcome
     private let text: ActionText
@@ -14,6 +15,9 @@ public struct RunTimeline {
     private let process: PerfettoTrace.Track
     private let phases: PerfettoTrace.Track
     private let host: PerfettoTrace.Track
+    /// Steps that have begun and not ended, in the order in which they began.
+    private var open: [OpenStep] = []
+    private var phase: Int?
     private var threads: [(actor: TaskPlan.Actor, track: PerfettoTrace.Track)] = []
     private var pages: PageCounters
     /// The leaves that the guest has: an entry may be installed over another.
@@ -22,6 +26,15 @@ public struct RunTimeline {
     private var findings: [Finding]
     /// Nanoseconds.
     private var clock: UInt64 = 0
+
+    private struct OpenStep {
+        var track: PerfettoTrace.Track
+        /// The first event after it.
+        var end: Int
+        var isInFault = false
+        /// What came of its faults, the next one first.
+        var stories: ArraySlice<FaultStory?>
+    }
 
     private struct Leaf: Hashable {
         var level: UInt8
@@ -53,24 +66,28 @@ public struct RunTimeline {
     }
 
     private mutating func run() {
-        var next = 0
-        var phase: Int?
-        for result in outcome.steps {
-            idle(next..<max(next, result.events.lowerBound), next == 0 ? "set up" : "meanwhile")
-            if result.phase != phase {
-                if phase != nil { trace.end(on: phases, at: clock) }
-                phase = result.phase
-                trace.begin(String(name: outcome.plan.phases[result.phase].name), "phase", on: phases, at: clock)
+        let steps = outcome.steps
+        let order = steps.indices.sorted { (steps[$0].events.lowerBound, $0) < (steps[$1].events.lowerBound, $1) }
+        var next = order[...]
+        for index in 0...outcome.events.count {
+            close { $0.end <= index }
+            while let step = next.first, steps[step].events.lowerBound <= index {
+                next.removeFirst()
+                begin(steps[step])
+                close { $0.end <= index }
             }
-            step(result)
-            next = max(next, result.events.upperBound)
+            if index < outcome.events.count { place(index, next: next.first.map { steps[$0].events.lowerBound }) }
         }
         if phase != nil { trace.end(on: phases, at: clock) }
-        idle(next..<max(next, outcome.events.count), "take down")
         while let finding = findings.popLast() { tell(finding, on: host) }
     }
 
-    private mutating func step(_ result: StepResult) {
+    private mutating func begin(_ result: StepResult) {
+        if result.phase != phase {
+            if phase != nil { trace.end(on: phases, at: clock) }
+            phase = result.phase
+            trace.begin(String(name: outcome.plan.phases[result.phase].name), "phase", on: phases, at: clock)
+        }
         let task = outcome.plan.phases[result.phase].tasks[result.task]
         let track = thread(task.actor)
         trace.begin(
@@ -79,16 +96,69 @@ public struct RunTimeline {
                 "outcome": .text(result.outcome.text), "as expected": .text(result.expected ? "yes" : "no"),
                 "line": .count(UInt64(task.steps[result.step].line)),
             ])
-        events(result.events, on: track)
-        trace.end(on: track, at: clock)
+        open.append(
+            OpenStep(track: track, end: result.events.upperBound, stories: Self.stories(in: ownEvents(of: result))[...])
+        )
     }
 
-    /// Events that belong to no step: the host's.
-    private mutating func idle(_ range: Range<Int>, _ name: String) {
-        guard !range.isEmpty else { return }
-        trace.begin(name, "step", on: host, at: clock)
-        events(range, on: host)
-        trace.end(on: host, at: clock)
+    /// For each fault among the events of one step its story; nil for one that has no end there.
+    private static func stories(in events: [Event]) -> [FaultStory?] {
+        var told = FaultStory.all(in: events[...])[...]
+        let marks = events.map(\.kind).filter { $0 == .fault || $0 == .faultResolved }
+        return marks.indices.filter { marks[$0] == .fault }.map { index in
+            index + 1 < marks.count && marks[index + 1] == .faultResolved ? told.popFirst() : nil
+        }
+    }
+
+    /// Those that are not another step's that runs while this one waits.
+    private func ownEvents(of result: StepResult) -> [Event] {
+        let inner = outcome.steps.filter { other in
+            result.events.lowerBound <= other.events.lowerBound && other.events.upperBound < result.events.upperBound
+        }
+        return result.events.filter { index in !inner.contains { $0.events.contains(index) } }
+            .map { outcome.events[$0] }
+    }
+
+    private mutating func close(where ends: (OpenStep) -> Bool) {
+        while let index = open.lastIndex(where: ends) {
+            let step = open.remove(at: index)
+            clock += Self.tick
+            if step.isInFault { trace.end(on: step.track, at: clock) }
+            trace.end(on: step.track, at: clock)
+        }
+    }
+
+    /// An event, in its step; the host's where there is none, until the next step begins.
+    private mutating func place(_ index: Int, next: Int?) {
+        if open.isEmpty {
+            trace.begin(
+                index == 0 ? "set up" : next == nil ? "take down" : "meanwhile", "step", on: host, at: clock)
+            open.append(OpenStep(track: host, end: next ?? outcome.events.count, stories: []))
+        }
+        var owner = open.count - 1
+        for other in open.indices where open[other].end < open[owner].end { owner = other }
+        while let finding = findings.last, finding.event <= index {
+            findings.removeLast()
+            tell(finding, on: open[owner].track)
+        }
+        clock += Self.tick
+        var step = open[owner]
+        take(outcome.events[index], in: &step)
+        open[owner] = step
+    }
+
+    private mutating func take(_ event: Event, in step: inout OpenStep) {
+        switch event.kind {
+        case .fault:
+            if step.isInFault { trace.end(on: step.track, at: clock) }
+            step.isInFault = true
+            begin(event, step.stories.popFirst() ?? nil, on: step.track)
+        case .faultResolved where step.isInFault:
+            trace.end(on: step.track, at: clock)
+            step.isInFault = false
+        default: instant(event, on: step.track)
+        }
+        count(event)
     }
 
     private mutating func thread(_ actor: TaskPlan.Actor) -> PerfettoTrace.Track {
@@ -103,39 +173,6 @@ public struct RunTimeline {
         let track = trace.thread(tid, of: Self.pid, name: name)
         threads.append((actor, track))
         return track
-    }
-
-    private mutating func events(_ range: Range<Int>, on track: PerfettoTrace.Track) {
-        var stories = FaultStory.all(in: outcome.events[range])[...]
-        var isInFault = false
-        for index in range {
-            while let finding = findings.last, finding.event <= index {
-                findings.removeLast()
-                tell(finding, on: track)
-            }
-            let event = outcome.events[index]
-            clock += Self.tick
-            switch event.kind {
-            case .fault:
-                if isInFault { trace.end(on: track, at: clock) }
-                isInFault = true
-                begin(event, isResolved(index, in: range) ? stories.first : nil, on: track)
-            case .faultResolved where isInFault:
-                trace.end(on: track, at: clock)
-                isInFault = false
-                stories = stories.dropFirst()
-            default: instant(event, on: track)
-            }
-            count(event)
-        }
-        clock += Self.tick
-        if isInFault { trace.end(on: track, at: clock) }
-    }
-
-    /// Whether the fault at `index` has an end in its step: only those have a story.
-    private func isResolved(_ index: Int, in range: Range<Int>) -> Bool {
-        let next = outcome.events[index + 1..<range.upperBound].first { $0.kind == .fault || $0.kind == .faultResolved }
-        return next?.kind == .faultResolved
     }
 
     private mutating func begin(_ event: Event, _ story: FaultStory?, on track: PerfettoTrace.Track) {

@@ -30,11 +30,19 @@ struct LeafUnderTest {
             clean: 0xd << 10 | 0x1f, writable: 4, accessed: 1 << 6, dirty: 1 << 7)
     }
 
-    enum Format: CaseIterable { case ept, gStage }
+    static func npt() -> LeafUnderTest {
+        let fixture = LegacyFixture(.fourLevel)
+        return LeafUnderTest(
+            tables: fixture.tables, stage: .npt(fixture.nested()), location: fixture.location(1), clean: 0xd007,
+            writable: 2, accessed: 1 << 5, dirty: 1 << 6)
+    }
+
+    enum Format: CaseIterable { case ept, gStage, npt }
     static func make(_ format: Format) -> LeafUnderTest {
         switch format {
         case .ept: ept()
         case .gStage: gStage()
+        case .npt: npt()
         }
     }
 
@@ -114,7 +122,7 @@ struct LeafUnderTest {
     @Test(arguments: LeafUnderTest.Format.allCases)
     func `a leaf that changes its frame under the walk is walked again`(format: LeafUnderTest.Format) {
         let leaf = LeafUnderTest.make(format)
-        let other = leaf.clean + (format == .ept ? 0x1000 : 0x400)
+        let other = leaf.clean + (format == .gStage ? 0x400 : 0x1000)
         leaf.entry = leaf.clean
         let points = withHook({ _ in }, { leaf.stage.walk(GuestAddress(0), .write) }).points
         for at in 0..<points {

@@ -188,7 +188,7 @@ extension ShadowMMU {
         if fault.code.contains(.present), !fault.code.contains(.reserved) {
             invalidate(fault.address, cpu, earlierRoots: false)
         }
-        Statistics.bump(vm.statistics.pf_guest)
+        CPUStatistics.bump(cpu.statistics.pf_guest)
         state(of: cpu).pageFault = fault
     }
 

@@ -74,9 +74,9 @@ public final class ShadowMMU: SecondaryMMU, @unchecked Sendable {
             Event(
                 .fault, guest: fault.frame.number, value: UInt64(fault.access.rawValue), extra: UInt64(cpu.number),
                 task: task(cpu)))
-        Statistics.bump(vm.statistics.pf_taken)
+        CPUStatistics.bump(cpu.statistics.pf_taken)
         let outcome = serve(cpu, fault)
-        count(outcome)
+        count(outcome, of: cpu)
         note(
             Event(
                 .faultResolved, guest: fault.frame.number, value: outcome.code, extra: UInt64(cpu.number),
@@ -199,12 +199,12 @@ public final class ShadowMMU: SecondaryMMU, @unchecked Sendable {
                     | UInt64(page.generation) << 34))
     }
 
-    private func count(_ outcome: FaultOutcome) {
+    private func count(_ outcome: FaultOutcome, of cpu: VirtualCPU) {
         switch outcome {
-        case .fixed: Statistics.bump(vm.statistics.pf_fixed)
-        case .emulate: Statistics.bump(vm.statistics.pf_emulate)
-        case .spurious: Statistics.bump(vm.statistics.pf_spurious)
-        case .failed(.EINTR): Statistics.bump(vm.statistics.signal_exits)
+        case .fixed: CPUStatistics.bump(cpu.statistics.pf_fixed)
+        case .emulate: CPUStatistics.bump(cpu.statistics.pf_emulate)
+        case .spurious: CPUStatistics.bump(cpu.statistics.pf_spurious)
+        case .failed(.EINTR): CPUStatistics.bump(cpu.statistics.signal_exits)
         default: break
         }
     }

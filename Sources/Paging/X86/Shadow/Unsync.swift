@@ -2,6 +2,7 @@ import Audit
 import Frames
 import GuestMemory
 import HostMemory
+import Synchronization
 import Synchrony
 
 /// A page that is out of sync, and the entries that lead to it, topmost first.
@@ -231,7 +232,7 @@ extension ShadowMMU {
 
     /// The guest's flush of one address. Caller as above. Kernel: `kvm_mmu_invlpg`. Spec: x86 4.7.
     public func invalidatePage(_ cpu: VirtualCPU, _ address: UInt64) {
-        Statistics.bump(vm.statistics.invlpg)
+        CPUStatistics.bump(cpu.statistics.invlpg)
         invalidate(address, cpu, earlierRoots: true)
     }
 

@@ -20,7 +20,7 @@ extension TDPMMU {
         let loop = LeafLoop(self)
         var young = false
         for root in validRoots(of: space) {
-            for run in view(root).runs(in: frames) where loop.age(run, accessDirty: accessDirty, policy) {
+            for run in view(root).runs(in: frames) where loop.age(run, policy) {
                 young = true
             }
         }

@@ -15,7 +15,7 @@ extension TDPMMU {
     ) -> FaultOutcome? {
         // Present, the leaf must have lacked W; absent, it can only be access-tracked.
         guard fault.entryPresent ? fault.access == .write : !accessDirty else { return nil }
-        guard fault.frame < view(root).end else { return nil }
+        guard !fault.isReserved, fault.frame < view(root).end else { return nil }
         return withTables {
             for _ in 0..<5 {
                 switch attempt(root, fault, slot, cpu) {
@@ -39,16 +39,16 @@ extension TDPMMU {
     ) -> Attempt {
         guard let leaf = view(root).leaf(of: fault.frame) else { return .needsLock }
         let old = leaf.value
-        if EPT.allows(fault.access, old) { return .outcome(.spurious) }
+        if bits.allows(fault.access, old) { return .outcome(.spurious) }
         guard let update = restoring(old, fault.access, leaf.level, slot) else { return .needsLock }
         let new = update.applied(to: old)
-        guard new != old, EPT.allows(fault.access, new) else { return .needsLock }
+        guard new != old, bits.allows(fault.access, new) else { return .needsLock }
         guard leaf.entry.apply(update, expected: old) == nil else { return .lostRace }
         record(
             Event(
-                .entryChanged, frame: EPT.field.frame(in: new), guest: fault.frame.aligned(to: leaf.level).number,
+                .entryChanged, frame: EntryBits.field.frame(in: new), guest: fault.frame.aligned(to: leaf.level).number,
                 level: leaf.level.rawValue, value: new, extra: old))
-        if new & ~old & EPT.write != 0, !Defect.fastFaultUnlogged.isOn, let slot {
+        if new & ~old & EntryBits.write != 0, !Defect.fastFaultUnlogged.isOn, let slot {
             vm.markDirty(fault.frame, in: slot, by: cpu)
         }
         return .outcome(.fixed)
@@ -60,15 +60,14 @@ extension TDPMMU {
     {
         var set: UInt64 = 0
         var clear: UInt64 = 0
-        if !accessDirty && EPT.isAccessTracked(old) {
-            clear = EPT.savedRead | EPT.savedExecute
-            set = EPT.accessed
-            if old & EPT.savedRead != 0 { set |= EPT.read }
-            if old & EPT.savedExecute != 0 { set |= EPT.execute }
+        if !accessDirty && bits.isAccessTracked(old) {
+            let restored = bits.restoring(old)
+            clear = restored.clear
+            set = restored.set | bits.accessed
         }
-        if access == .write && old & EPT.mmuWritable != 0 {
+        if access == .write && old & bits.mmuWritable != 0 {
             if level > .page4K, slot?.isLogged ?? true { return nil }
-            set |= EPT.write
+            set |= EntryBits.write
         }
         return EntryUpdate(set: set, clear: clear)
     }

@@ -23,8 +23,11 @@ extension TDPMMU {
         guard let root = cpu.root else { return .failed(.ENOMEM) }
         let slot = cpu.slot(containing: fault.frame)
         let isPrivate = vm.wantsPrivate(fault)
+        if fault.entryPresent, fault.access == .write, !fault.isReserved, isTracked(fault.frame, in: slot) {
+            return .writeProtected
+        }
         if !fault.isPrefetch, agrees(fault, isPrivate), let outcome = fixWithoutLock(root, fault, slot, by: cpu) {
-            Statistics.bump(vm.statistics.pf_fast)
+            CPUStatistics.bump(cpu.statistics.pf_fast)
             return outcome
         }
         guard var reserve = TableReserve(vm.host, count: missingTables(root, fault.frame)) else {
@@ -34,7 +37,8 @@ extension TDPMMU {
         // A fault that wants the other kind of memory is userspace's to settle, slot or none.
         guard agrees(fault, isPrivate) else { return memoryFault(cpu, fault, isPrivate, .EFAULT) }
         guard let slot else {
-            return isPrivate ? memoryFault(cpu, fault, true, .EFAULT) : answer(.noSlot, fault)
+            return isPrivate
+                ? memoryFault(cpu, fault, true, .EFAULT) : serveNoSlot(cpu, root, fault, &reserve)
         }
         // A slot on its way out: no MMIO yet, for its entries may still be there. Spec: x86 2.7 step 4.
         // A prefetch would wait for its own caller (6.18; see `VirtualMachine.preFault`).

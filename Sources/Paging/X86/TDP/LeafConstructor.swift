@@ -6,20 +6,34 @@ import HostMemory
 extension TDPMMU {
     /// All bits of the leaf but the frame. Kernel: `make_spte`. Spec: x86 2.11.
     ///
-    /// A guest frame is never write-tracked here (no shadow paging), so W follows the primary mapping alone. It is
-    /// granted on a read fault too: the page was marked dirty for that when its reference was released (Spec: X5).
+    /// W follows the primary mapping, unless the frame `isTracked`. It is granted on a read fault too: the page was marked
+    /// dirty for that when its reference was released (Spec: X5).
+    ///
+    /// Where huge pages are not executable, this one is not. Spec: X40.
     ///
     /// A prefetched leaf is old: its A is clear or, where the hardware keeps no A, its rights are set aside (Spec: generic
     /// 6.3, x86 2.11).
-    func leafAttributes(_ permit: borrowing InstallPermit, at level: PageLevel, prefetch: Bool = false) -> UInt64 {
-        var bits = EPT.suppressVE | EPT.mmuPresent | EPT.read | EPT.execute | EPT.accessed
-        if !accessDirty { bits |= EPT.adDisabled }
-        if level > .page4K { bits |= EPT.large }
-        bits |= memoryType(of: permit.frame)
-        if permit.counted && vm.policy.kind == .tracked { bits |= EPT.counted }
-        if permit.writable { bits |= EPT.hostWritable | EPT.mmuWritable | EPT.write | EPT.dirty }
-        guard prefetch else { return bits }
-        return accessDirty ? bits & ~EPT.accessed : LeafLoop.tracking(bits).applied(to: bits)
+    func leafAttributes(
+        _ permit: borrowing InstallPermit, at level: PageLevel, _ role: PageRole, isTracked: Bool, prefetch: Bool
+    ) -> UInt64 {
+        var entry = EntryBits.mmuPresent | bits.present | bits.user | adType(role)
+        entry |= level > .page4K && nxHugePages ? bits.noExecute : bits.execute
+        entry |= prefetch ? 0 : bits.accessed
+        if level > .page4K { entry |= EntryBits.large }
+        if bits.isEPT { entry |= memoryType(of: permit.frame) }
+        if permit.counted && vm.policy.kind == .tracked { entry |= EntryBits.counted }
+        if permit.writable {
+            entry |= bits.hostWritable
+            if !isTracked { entry |= bits.mmuWritable | EntryBits.write | bits.dirty }
+        }
+        return prefetch ? bits.ageing(entry).applied(to: entry) : entry
+    }
+
+    /// The A/D type of a leaf in a tree of `role`. What a nested guest writes never reaches the page-modification log,
+    /// so on a host that has one the D of its leaves is not to be believed. Spec: x86 2.11 step 1, X25, X46.
+    func adType(_ role: PageRole) -> UInt64 {
+        if role.accessDirtyDisabled { return EntryBits.adDisabled }
+        return configuration.modificationLogEntries != 0 && role.isGuestMode ? EntryBits.writeProtectOnly : 0
     }
 
     /// Device memory is uncached and the guest may refine that by its PAT; RAM is write-back whatever the guest says (no

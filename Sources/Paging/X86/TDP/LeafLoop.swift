@@ -15,6 +15,7 @@ struct LeafLoop {
     private let memory: PhysicalMemory
     private let statistics: Statistics
     private let journal: Journal?
+    private let bits: EntryBits
     /// D, or W where hardware keeps no D.
     private let loggingBit: UInt64
 
@@ -22,6 +23,7 @@ struct LeafLoop {
         memory = mmu.vm.memory
         statistics = mmu.vm.statistics
         journal = mmu.vm.memory.journal
+        bits = mmu.bits
         loggingBit = mmu.loggingBit
     }
 
@@ -34,21 +36,21 @@ struct LeafLoop {
     /// compare-exchange and the bookkeeping comes after its success (X31). Kernel: `tdp_mmu_zap_leafs`.
     @inline(__always)
     func zap<P: ReferencePolicy>(_ run: LeafRun, _ policy: P, shared: Bool) -> Int {
-        let format = EPTFormat()
         let level = run.level.rawValue
         var count = 0
         for i in 0..<run.count {
-            let entry = StageTwoEntry(memory.entry(run.firstIndex &+ i, of: run.table), EPT.field)
+            let entry = StageTwoEntry(memory.entry(run.firstIndex &+ i, of: run.table), EntryBits.field)
             let seen = entry.peek()
-            guard format.isLeaf(seen, level) else { continue }
+            guard EntryBits.isLeaf(seen, level) else { continue }
             schedulingNote(.atomicLoad, run.table.physicalAddress)
-            let old = shared ? clearShared(entry, seen, level) : entry.exchange(forEmpty: EPT.empty)
-            guard old & EPT.mmuPresent != 0 else { continue }
+            let old = shared ? clearShared(entry, seen, level) : entry.exchange(forEmpty: EntryBits.empty)
+            guard old & EntryBits.mmuPresent != 0 else { continue }
             count &+= 1
             policy.leafRemoved(
-                EPT.field.frame(in: old), counted: old & EPT.counted != 0, accessed: old & EPT.accessed != 0,
+                EntryBits.field.frame(in: old), counted: old & EntryBits.counted != 0,
+                accessed: old & bits.accessed != 0,
                 dirty: old & loggingBit != 0)
-            if let journal { note(journal, .entryZapped, guest(run, i), level, new: EPT.empty, old: old) }
+            if let journal { note(journal, .entryZapped, guest(run, i), level, new: EntryBits.empty, old: old) }
         }
         if count > 0 { statistics.addPages(level: level, -count) }
         return count
@@ -57,36 +59,35 @@ struct LeafLoop {
     /// 0 if the leaf is gone, or is no leaf any more.
     private func clearShared(_ entry: StageTwoEntry, _ seen: UInt64, _ level: UInt8) -> UInt64 {
         var seen = seen
-        while let now = entry.clear(to: EPT.empty, expected: seen) {
-            guard EPTFormat().isLeaf(now, level) else { return 0 }
+        while let now = entry.clear(to: EntryBits.empty, expected: seen) {
+            guard EntryBits.isLeaf(now, level) else { return 0 }
             seen = now
         }
         return seen
     }
 
-    /// Clears `bits`, W or D, in those leaves of `run` whose bit is set in `mask` (bit 0 is the run's first entry, one
+    /// Clears `lost`, W or D, in those leaves of `run` whose bit is set in `mask` (bit 0 is the run's first entry, one
     /// bit for each frame; runs longer than 64 take all). Whether any had one. The old policies mark the page, since
     /// the entry's word is lost. Kernel: `clear_dirty_pt_masked`, `wrprot_gfn_range`, `clear_dirty_gfn_range`.
     @inline(__always)
-    func clear<P: ReferencePolicy>(_ bits: UInt64, in run: LeafRun, mask: UInt64 = ~0, _ policy: P) -> Bool {
-        let format = EPTFormat()
+    func clear<P: ReferencePolicy>(_ lost: UInt64, in run: LeafRun, mask: UInt64 = ~0, _ policy: P) -> Bool {
         let level = run.level.rawValue
         var any = false
         for i in 0..<run.count where i >= 64 || mask >> UInt64(truncatingIfNeeded: i) & 1 != 0 {
-            let entry = StageTwoEntry(memory.entry(run.firstIndex &+ i, of: run.table), EPT.field)
+            let entry = StageTwoEntry(memory.entry(run.firstIndex &+ i, of: run.table), EntryBits.field)
             let seen = entry.peek()
-            guard format.isLeaf(seen, level), seen & bits != 0 else { continue }
+            guard EntryBits.isLeaf(seen, level), seen & lost != 0 else { continue }
             any = true
             schedulingNote(.atomicLoad, run.table.physicalAddress)
             // Only the processor's A and D and the lockless path's W can come in between, all of them no matter here; an
             // old value that nobody reads makes this one `lock and`.
             if let journal {
-                let old = entry.clear(bits: bits)
-                note(journal, .entryChanged, guest(run, i), level, new: old & ~bits, old: old)
+                let old = entry.clear(bits: lost)
+                note(journal, .entryChanged, guest(run, i), level, new: old & ~lost, old: old)
             } else {
-                _ = entry.clear(bits: bits)
+                _ = entry.clear(bits: lost)
             }
-            policy.dirtyCleared(EPT.field.frame(in: seen), counted: seen & EPT.counted != 0)
+            policy.dirtyCleared(EntryBits.field.frame(in: seen), counted: seen & EntryBits.counted != 0)
         }
         return any
     }
@@ -96,44 +97,34 @@ struct LeafLoop {
     /// Without A in hardware the leaf loses its rights instead, and with them, under the old policies, the word that it
     /// was writable.
     @inline(__always)
-    func age<P: ReferencePolicy>(_ run: LeafRun, accessDirty: Bool, _ policy: P) -> Bool {
-        let format = EPTFormat()
+    func age<P: ReferencePolicy>(_ run: LeafRun, _ policy: P) -> Bool {
         let level = run.level.rawValue
         var young = false
         for i in 0..<run.count {
-            let entry = StageTwoEntry(memory.entry(run.firstIndex &+ i, of: run.table), EPT.field)
+            let entry = StageTwoEntry(memory.entry(run.firstIndex &+ i, of: run.table), EntryBits.field)
             var old = entry.peek()
-            guard format.isLeaf(old, level), old & EPT.accessed != 0 else { continue }
+            guard EntryBits.isLeaf(old, level), old & bits.accessed != 0 else { continue }
             young = true
-            if accessDirty {
-                old = entry.clear(bits: EPT.accessed)
+            if EntryBits.hasAD(old) {
+                old = entry.clear(bits: bits.accessed)
             } else {
-                while let now = entry.apply(Self.tracking(old), expected: old) { old = now }
-                if old & EPT.write != 0 {
-                    policy.dirtyCleared(EPT.field.frame(in: old), counted: old & EPT.counted != 0)
+                while let now = entry.apply(bits.ageing(old), expected: old) { old = now }
+                if old & EntryBits.write != 0 {
+                    policy.dirtyCleared(EntryBits.field.frame(in: old), counted: old & EntryBits.counted != 0)
                 }
             }
             if let journal {
-                let new = accessDirty ? old & ~EPT.accessed : Self.tracking(old).applied(to: old)
-                note(journal, .entryChanged, guest(run, i), level, new: new, old: old)
+                note(journal, .entryChanged, guest(run, i), level, new: bits.ageing(old).applied(to: old), old: old)
             }
         }
         return young
-    }
-
-    /// Takes the rights away and keeps R and X aside. Kernel: `mark_spte_for_access_track`. Spec: x86 1.4.
-    static func tracking(_ entry: UInt64) -> EntryUpdate {
-        if EPT.isAccessTracked(entry) { return EntryUpdate(clear: EPT.accessed) }
-        let saved =
-            (entry & EPT.read != 0 ? EPT.savedRead : 0) | (entry & EPT.execute != 0 ? EPT.savedExecute : 0)
-        return EntryUpdate(set: saved, clear: EPT.rights | EPT.accessed)
     }
 
     /// Whether any leaf of `run` is young.
     func anyAccessed(_ run: LeafRun) -> Bool {
         for i in 0..<run.count {
             let entry = memory.entry(run.firstIndex + i, of: run.table).peek()
-            if EPTFormat().isLeaf(entry, run.level.rawValue), entry & EPT.accessed != 0 { return true }
+            if EntryBits.isLeaf(entry, run.level.rawValue), entry & bits.accessed != 0 { return true }
         }
         return false
     }
@@ -143,6 +134,7 @@ struct LeafLoop {
         _ journal: Journal, _ kind: Event.Kind, _ guest: GuestFrame, _ level: UInt8, new: UInt64, old: UInt64
     ) {
         journal.record(
-            Event(kind, frame: EPT.field.frame(in: old), guest: guest.number, level: level, value: new, extra: old))
+            Event(
+                kind, frame: EntryBits.field.frame(in: old), guest: guest.number, level: level, value: new, extra: old))
     }
 }

@@ -17,77 +17,94 @@ extension TDPMMU {
     ) -> FaultOutcome {
         let view = view(root)
         let frame = permit.guestFrame
-        fault.level = permit.largest
+        let role = role(ofRoot: root)
+        let isDisallowed = disallowsHugePage(fault)
+        fault.level = isDisallowed ? .page4K : permit.largest
         while true {
-            let position = view.descend(to: frame, until: permit.largest)
-            if position.value == EPT.frozen { return .retry }
-            if position.level == permit.largest { return install(permit, fault, slot, position, by: cpu) }
-            if fault.isPrefetch, EPTFormat().isLeaf(position.value, position.level.rawValue) {
+            let position = view.descend(to: frame, until: fault.level)
+            if position.value == EntryBits.frozen { return .retry }
+            if position.level == fault.level, fault.level > .page4K, self.isDisallowed(position) {
+                fault.level = fault.level.below
+                continue
+            }
+            if position.level == fault.level { return install(permit, fault, slot, position, role, by: cpu) }
+            if fault.isPrefetch, EntryBits.isLeaf(position.value, position.level.rawValue) {
                 fault.level = position.level
                 return .spurious
             }
             guard let child = reserve.take() else { return .retry }
-            if !link(child, at: position, frame, seen: position.entry.observe(holding: permit)) {
+            let seen = position.entry.observe(holding: permit)
+            if !link(child, at: position, frame, role, isDisallowed: isDisallowed, seen: seen) {
                 vm.host.freeTable(child)
                 return .retry
             }
+            // Nothing but the fetch was against a huge leaf here.
+            if isDisallowed && permit.largest >= position.level { trackPossibleHugePage(child) }
         }
     }
 
     /// Kernel: `tdp_mmu_map_handle_target_level`. Spec: x86 3.4 step 3.
     private func install(
         _ permit: borrowing InstallPermit, _ fault: GuestFault, _ slot: MemorySlot, _ position: RadixPosition,
-        by cpu: VirtualCPU
+        _ role: PageRole, by cpu: VirtualCPU
     ) -> FaultOutcome {
         let old = position.value
         let level = position.level
-        let wasLeaf = EPTFormat().isLeaf(old, level.rawValue)
+        let wasLeaf = EntryBits.isLeaf(old, level.rawValue)
         // What is there may be better than what a prefetch would make (I-26): a leaf or a table. Spec: x86 0.1.
-        if fault.isPrefetch && old & EPT.mmuPresent != 0, !SeriesPatch.prefetchKeepsEntries.isUndone {
+        if fault.isPrefetch && old & EntryBits.mmuPresent != 0, !SeriesPatch.prefetchKeepsEntries.isUndone {
             return .spurious
         }
-        if wasLeaf && EPT.allows(fault.access, old) { return .spurious }
-        let attributes = leafAttributes(permit, at: level, prefetch: fault.isPrefetch)
+        if wasLeaf && bits.allows(fault.access, old) { return .spurious }
+        let isTracked = isTracked(permit.guestFrame, in: slot)
+        let isProtected = isTracked && permit.writable && fault.access == .write
+        let attributes = leafAttributes(permit, at: level, role, isTracked: isTracked, prefetch: fault.isPrefetch)
         let new = position.entry.value(permit, level, attributes)
-        if new == old { return .spurious }
+        if new == old { return isProtected ? .writeProtected : .spurious }
         // In the log before the guest can write: a harvest in between reports too much at worst. Spec: X44, X47.
-        if new & EPT.write != 0 { vm.markDirty(permit.guestFrame, in: slot, by: cpu) }
+        if new & EntryBits.write != 0 { vm.markDirty(permit.guestFrame, in: slot, by: cpu) }
         schedulingNote(.atomicLoad, position.table.physicalAddress)
         guard position.entry.install(permit, level: level, attributes: attributes, expected: old) == nil else {
             return .retry
         }
         record(
             Event(
-                .entryInstalled, frame: EPT.field.frame(in: new), guest: permit.guestFrame.aligned(to: level).number,
+                .entryInstalled, frame: EntryBits.field.frame(in: new),
+                guest: permit.guestFrame.aligned(to: level).number,
                 level: level.rawValue, value: new, extra: old))
         if wasLeaf {
             leafReplaced(old, by: new, permit.guestFrame)
         } else {
             vm.statistics.addPages(level: level.rawValue, 1)
         }
-        if EPTFormat().isTable(old, level.rawValue) { tableReplaced(old) }
-        return .fixed
+        if EntryBits.isTable(old, level.rawValue) { tableReplaced(old) }
+        return isProtected ? .writeProtected : .fixed
     }
 
     /// A leaf took a huge table's place. Stale paging-structure entries go before the section ends, and the table, frozen
     /// by then, after it. Spec: F8.
     private func tableReplaced(_ link: UInt64) {
         vm.flushRemoteTLBs()
-        remove(EPT.field.frame(in: link))
+        remove(EntryBits.field.frame(in: link))
     }
 
     /// The rights or A/D of a leaf changed in place. The frame may not: whoever changed the host's mapping has zapped the
     /// leaf first. Linux stops the machine there; here it is a finding where a journal listens, and stops else. Losing
-    /// MW cannot happen either, but would leave writable TLB entries. Spec: X20, X21, F3.
+    /// HW or MW cannot happen either: Linux warns; it would leave writable TLB entries. Spec: X20, X21, F3.
     private func leafReplaced(_ old: UInt64, by new: UInt64, _ frame: GuestFrame) {
-        if (old ^ new) & EPT.field.mask != 0 {
+        if (old ^ new) & EntryBits.field.mask != 0 {
             guard let journal = vm.memory.journal else { preconditionFailure("a present leaf changes its frame (X21)") }
             journal.add(
                 Finding(
-                    .x21, "a fault put another frame into a present leaf", frame: EPT.field.frame(in: new),
+                    .x21, "a fault put another frame into a present leaf", frame: EntryBits.field.frame(in: new),
                     guest: frame))
             vm.flushRemoteTLBs()
-        } else if old & EPT.mmuWritable != 0 && new & EPT.mmuWritable == 0 {
+        } else if old & ~new & (bits.hostWritable | bits.mmuWritable) != 0 {
+            vm.memory.journal?.add(
+                Finding(
+                    .x20, "a fault took from a present leaf what the host allows",
+                    frame: EntryBits.field.frame(in: new),
+                    guest: frame))
             vm.flushRemoteTLBs()
         }
     }

@@ -34,6 +34,6 @@ extension TDPMMU {
     func mapFetched(_ cpu: VirtualCPU, _ fault: GuestFault) {
         dropObsoleteRoot(cpu)
         var fault = fault
-        if serve(cpu, &fault) == .fixed { Statistics.bump(vm.statistics.pf_fixed) }
+        if serve(cpu, &fault) == .fixed { CPUStatistics.bump(cpu.statistics.pf_fixed) }
     }
 }

@@ -74,17 +74,20 @@ extension TDPMMU {
     ) -> Bool {
         let level = position.level
         guard block >= slot.baseFrame, canBeHuge(block, slot, level) else { return false }
-        let table = EPT.field.frame(in: position.value)
+        let table = EntryBits.field.frame(in: position.value)
         guard let leaf = congruentLeaf(of: table, block, level, holding: guardian) else { return false }
-        let update = EntryUpdate(set: EPT.large)
+        // X40.
+        let update = EntryUpdate(
+            set: EntryBits.large | (nxHugePages ? bits.noExecute : 0), clear: nxHugePages ? bits.execute : 0)
         guard position.entry.replaceTable(byJoining: leaf, level: level, update, expected: position.value) == nil
         else { return false }
         vm.statistics.addPages(level: level.rawValue, 1)
-        let frame = EPT.field.frame(in: leaf.value).aligned(to: level)
+        let frame = EntryBits.field.frame(in: leaf.value).aligned(to: level)
         record(
             Event(
                 .entryInstalled, frame: frame, guest: block.number, level: level.rawValue,
-                value: EPT.field.bits(for: frame) | leaf.value & ~EPT.field.mask | EPT.large, extra: position.value))
+                value: EntryBits.field.bits(for: frame) | update.applied(to: leaf.value) & ~EntryBits.field.mask,
+                extra: position.value))
         remove(table)
         return true
     }
@@ -105,18 +108,19 @@ extension TDPMMU {
     ) -> ObservedEntry? {
         let below = level.below
         for i in 0..<512 {
-            let seen = StageTwoEntry(vm.memory.entry(i, of: table), EPT.field).observe(holding: guardian)
+            let seen = StageTwoEntry(vm.memory.entry(i, of: table), EntryBits.field).observe(holding: guardian)
             let entry = seen.value
             let guest = GuestFrame(block.number + UInt64(i) * below.frames)
-            if EPTFormat().isTable(entry, below.rawValue) {
-                guard let leaf = congruentLeaf(of: EPT.field.frame(in: entry), guest, below, holding: guardian) else {
+            if EntryBits.isTable(entry, below.rawValue) {
+                guard let leaf = congruentLeaf(of: EntryBits.field.frame(in: entry), guest, below, holding: guardian)
+                else {
                     continue
                 }
                 return leaf
             }
-            guard EPTFormat().isLeaf(entry, below.rawValue) else { continue }
+            guard EntryBits.isLeaf(entry, below.rawValue) else { continue }
             let inside = guest.number & (level.frames - 1)
-            return EPT.field.frame(in: entry).number & (level.frames - 1) == inside ? seen : nil
+            return EntryBits.field.frame(in: entry).number & (level.frames - 1) == inside ? seen : nil
         }
         return nil
     }

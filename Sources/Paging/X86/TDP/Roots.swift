@@ -13,28 +13,26 @@ import Synchrony
 /// 3. invalid, zapped: empty. Held by vCPUs that have not yet served the request.
 /// 4. no reference: off the list, freed after a grace period.
 struct RootInfo {
-    var isInvalid: Bool
+    /// What the tree is for; `isInvalid` is the first step of its end. Kernel: `role`.
+    var role: PageRole
     var isScheduled: Bool
     var references: UInt64
-    /// The address space that it shows: 1 for system management mode. Kernel: `role.smm`. Never changes.
-    let space: UInt8
 
-    var words: (UInt64, UInt64) {
-        (4 | (isInvalid ? 1 << 16 : 0) | (isScheduled ? 1 << 17 : 0) | UInt64(space) << 24, references)
-    }
+    var isInvalid: Bool { role.isInvalid }
+    var space: UInt8 { role.space }
 
-    init(references: UInt64, space: UInt8) {
-        self.space = space
-        isInvalid = false
+    var words: (UInt64, UInt64) { (UInt64(role.rawValue) | (isScheduled ? 1 << 32 : 0), references) }
+
+    init(_ role: PageRole, references: UInt64) {
+        self.role = role
         isScheduled = false
         self.references = references
     }
 
     init(_ words: (UInt64, UInt64)) {
-        isInvalid = words.0 & 1 << 16 != 0
-        isScheduled = words.0 & 1 << 17 != 0
+        role = PageRole(rawValue: UInt32(truncatingIfNeeded: words.0))
+        isScheduled = words.0 & 1 << 32 != 0
         references = words.1
-        space = UInt8(truncatingIfNeeded: words.0 >> 24)
     }
 }
 
@@ -74,34 +72,46 @@ extension TDPMMU {
 
     // MARK: A vCPU's root
 
-    /// Gives the vCPU the VM's root, a new one if there is none that is valid. Without memory it stays without; its
+    /// What the vCPU's tree must be. Kernel: `kvm_calc_tdp_mmu_root_page_role`. The vCPU's own task.
+    func role(for cpu: VirtualCPU) -> PageRole {
+        PageRole.tdpRoot(
+            levels: configuration.levels, accessDirty: accessDirty, space: cpu.addressSpaceNumber,
+            guestMode: state(of: cpu).isGuestMode)
+    }
+
+    /// The role of a root; constant but for `isInvalid`, which changes under mmu_lock for writing. Caller holds mmu_lock.
+    func role(ofRoot root: HostFrame) -> PageRole { info(ofRoot: root).role }
+
+    /// Gives the vCPU the VM's root of its role, a new one if there is none that is valid. Without memory it stays without; its
     /// first fault then fails with ENOMEM. The new context starts with empty TLBs. Kernel:
     /// `kvm_tdp_mmu_alloc_root`. No lock held; may sleep.
     func takeRoot(_ cpu: VirtualCPU) {
         precondition(cpu.root == nil, "a vCPU's root is dropped before it gets another")
-        cpu.root = shareRoot(of: cpu.addressSpaceNumber, orAdd: nil)
-        if cpu.root == nil, let fresh = vm.host.allocateTable(order: 0, fill: EPT.empty) {
-            cpu.root = shareRoot(of: cpu.addressSpaceNumber, orAdd: fresh)
+        let role = role(for: cpu)
+        cpu.root = shareRoot(role, orAdd: nil)
+        if cpu.root == nil, let fresh = vm.host.allocateTable(order: 0, fill: EntryBits.empty) {
+            cpu.root = shareRoot(role, orAdd: fresh)
             if cpu.root != fresh { vm.host.freeTable(fresh) }
         }
         if cpu.root != nil { cpu.dropTranslations() }
     }
 
-    /// Takes a reference on the valid root of the address space; where there is none, `fresh` becomes it.
-    private func shareRoot(of space: UInt8, orAdd fresh: HostFrame?) -> HostFrame? {
+    /// Takes a reference on the valid root of `role`; where there is none, `fresh` becomes it.
+    private func shareRoot(_ role: PageRole, orAdd fresh: HostFrame?) -> HostFrame? {
         let guardian = vm.lockMMUForRead()
         pages.lock()
         var found: HostFrame?
         for root in roots where found == nil {
             var info = info(ofRoot: root)
-            guard !info.isInvalid, info.space == space else { continue }
+            // An invalid root's role is nobody's.
+            guard info.role == role else { continue }
             info.references += 1
             setInfo(info, ofRoot: root)
             found = root
         }
         if found == nil, let fresh {
             // One reference is the vCPU's, one the MMU's own. Spec: X32.
-            setInfo(RootInfo(references: 2, space: space), ofRoot: fresh)
+            setInfo(RootInfo(role, references: 2), ofRoot: fresh)
             roots.append(fresh)
             found = fresh
         }
@@ -110,12 +120,12 @@ extension TDPMMU {
         return found
     }
 
-    /// Takes the vCPU's root away if it is invalid or shows another address space than the vCPU is in. Kernel:
+    /// Takes the vCPU's root away if it is invalid or not of the role that the vCPU needs now. Kernel:
     /// `kvm_mmu_free_obsolete_roots`, `kvm_mmu_unload`. No lock held; may sleep.
     func dropObsoleteRoot(_ cpu: VirtualCPU) {
         guard let root = cpu.root else { return }
         let guardian = vm.lockMMUForRead()
-        if !isValid(root) || info(ofRoot: root).space != cpu.addressSpaceNumber {
+        if role(ofRoot: root) != role(for: cpu) {
             cpu.root = nil
             put(root)
         }
@@ -149,7 +159,7 @@ extension TDPMMU {
         for root in roots {
             var info = info(ofRoot: root)
             guard !info.isInvalid else { continue }
-            info.isInvalid = true
+            info.role.isInvalid = true
             info.isScheduled = true
             setInfo(info, ofRoot: root)
         }

@@ -1,11 +1,10 @@
-// X86/TDP: KVM's two-dimensional paging MMU for EPT, 4 levels, leaves of 4 KiB and 2 MiB. Kernel: `tdp_mmu.c`.
+// X86/TDP: KVM's two-dimensional paging MMU, for EPT and NPT, 4 and 5 levels. Kernel: `tdp_mmu.c`.
 //
 // It guarantees: a fault changes an entry only by compare-exchange, with the bookkeeping after it succeeded; a table is
 // freed only when it is unlinked, every entry is frozen, the TLBs were flushed (or its root is invalid and no vCPU is on
 // it) and a grace period has passed. It never looks at a page frame, and never writes over a frozen entry.
 //
-// Read `EPTFormat.swift` next, then `Fault.swift`. Not here: MMIO markers (an access without a slot is emulated each
-// time), PML, the NX-huge-page workaround, write tracking, nested roots (`guest_mode`).
+// Read `Configuration.swift` and `../Entry/EntryBits.swift` next, then `Fault.swift`.
 
 import Audit
 import Frames
@@ -13,7 +12,7 @@ import GuestMemory
 import HostMemory
 import Synchrony
 
-/// The stage-2 tables of one VM, as x86 KVM keeps them with EPT.
+/// The stage-2 tables of one VM, as x86 KVM keeps them with EPT or NPT.
 ///
 /// Locks: faults, root changes and the recovery of huge pages hold `mmu_lock` for reading, everything else for writing.
 /// Whoever reads tables without the lock, or with it held for reading, is inside a read-side section (`withTables`).
@@ -21,17 +20,17 @@ import Synchrony
 public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     // Unchecked: restates the base class's; each mutable property names its lock.
 
-    /// EPTP bit 6: hardware keeps A and D. Without it KVM takes rights away to see accesses (access tracking).
-    public let accessDirty: Bool
-    /// The largest leaf that a fault installs.
-    public let largestPage: PageLevel
-    /// Whether deleting a slot removes only that slot's leaves. Kernel: the quirk `SLOT_ZAP_ALL`, off.
-    public let zapsOnlySlot: Bool
+    public let configuration: TDPConfiguration
+    /// The bits of an entry, as the processor and KVM have them.
+    let bits: EntryBits
+
+    public var accessDirty: Bool { configuration.accessDirty }
+    public var largestPage: PageLevel { configuration.largestPage }
+    public var zapsOnlySlot: Bool { configuration.zapsOnlySlot }
 
     /// Whether pages may be mapped ahead of use. Kernel: `pre_fault_allowed`: not before an SNP guest's launch is
     /// finished. Set before the VM runs.
     public var allowsPreFault = true
-    private let spaces: Int
 
     /// Kernel: RCU, as far as tables are concerned.
     let tables = ReadSideSections(atomic: true)
@@ -39,36 +38,50 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     let pages = SpinLock(.tdpPages)
     /// Root tables, in order of their making. Written under `pages` and mmu_lock; read under either.
     var roots: [HostFrame] = []
+    /// Whether huge leaves are never executable. Written under mmu_lock for writing, read under mmu_lock.
+    var nxHugePages: Bool
+    /// Tables that only a fetch keeps from being a huge leaf, oldest first. Under `pages`. Kernel:
+    /// `possible_nx_huge_pages`.
+    var possibleHugePages: [HostFrame] = []
     /// Tables that nothing reachable points to. Under `pages`.
     var removed: [HostFrame] = []
 
+    public init(_ configuration: TDPConfiguration) {
+        configuration.check()
+        self.configuration = configuration
+        bits = configuration.entryBits
+        bits.checkLayout()
+        nxHugePages = configuration.nxHugePages
+        super.init()
+    }
+
+    /// EPT with four levels, and no caching of MMIO.
     /// - Parameters:
     ///   - accessDirty: whether the processor has A and D in EPT entries.
     ///   - largestPage: up to 1 GiB.
-    ///   - zapsOnlySlot: see the property.
+    ///   - zapsOnlySlot: see `TDPConfiguration`.
     ///   - addressSpaces: 2 with system management mode.
-    public init(
+    public convenience init(
         accessDirty: Bool = true, largestPage: PageLevel = .page2M, zapsOnlySlot: Bool = false, addressSpaces: Int = 1
     ) {
-        precondition(largestPage <= .page1G, "EPT has no larger leaf")
-        precondition(addressSpaces == 1 || addressSpaces == 2, "a vCPU is in system management mode or not")
-        EPT.checkLayout()
-        self.accessDirty = accessDirty
-        self.largestPage = largestPage
-        self.zapsOnlySlot = zapsOnlySlot
-        spaces = addressSpaces
-        super.init()
+        var configuration = TDPConfiguration()
+        configuration.accessDirty = accessDirty
+        configuration.largestPage = largestPage
+        configuration.zapsOnlySlot = zapsOnlySlot
+        configuration.addressSpaces = addressSpaces
+        configuration.cachesMMIO = false
+        self.init(configuration)
     }
 
     // MARK: What generic code asks
 
-    override public func isWritable(_ entry: UInt64) -> Bool { entry & EPT.write != 0 }
+    override public func isWritable(_ entry: UInt64) -> Bool { entry & EntryBits.write != 0 }
     override public func isLeaf(_ entry: UInt64, _ level: PageLevel) -> Bool {
-        EPTFormat().isLeaf(entry, level.rawValue)
+        EntryBits.isLeaf(entry, level.rawValue)
     }
-    override public var addressSpaceCount: Int { spaces }
+    override public var addressSpaceCount: Int { configuration.addressSpaces }
     override public var protectsNewSlots: Bool { false }
-    override public var guestAddressBits: Int { 48 }
+    override public var guestAddressBits: Int { configuration.levels == 5 ? 57 : 48 }
     override public var faultsInParallel: Bool { true }
     override public var retryLooksAtRange: Bool { true }
     override public var hasReferenceBit: Bool { true }
@@ -76,11 +89,25 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     override public var elidesFlushIfYoung: Bool { true }
     override public var hasPrivateFaults: Bool { true }
     override public var isTotalStoreOrder: Bool { true }
+    override public var hardwareLogEntries: UInt32 { configuration.modificationLogEntries }
+    override public func guestLeft(_ cpu: VirtualCPU) { drainLog(of: cpu) }
 
-    /// The EPTP for a vCPU's hardware. Without a root it points to the host's page of zeros, where every access
-    /// misses. Kernel: `construct_eptp`, the dummy root.
+    /// What points a vCPU's hardware to the tables: the EPTP or, of NPT, nCR3, a bare address. Without a root it names the
+    /// host's page of zeros, where every access misses. Kernel: `construct_eptp`, the dummy root.
+    public func rootPointer(for cpu: VirtualCPU) -> UInt64 {
+        let root = cpu.root ?? vm.host.zeroPage
+        guard bits.isEPT else { return root.physicalAddress }
+        return EPT.pointer(root: root, levels: configuration.levels, accessDirty: accessDirty)
+    }
+
+    /// The same, of EPT.
     public func eptPointer(for cpu: VirtualCPU) -> UInt64 {
-        EPT.pointer(root: cpu.root ?? vm.host.zeroPage, accessDirty: accessDirty)
+        precondition(bits.isEPT, "nested paging has no EPT pointer")
+        return rootPointer(for: cpu)
+    }
+
+    override public func makeExtra(for cpu: VirtualCPU) -> CPUExtra? {
+        TDPCPUState(vm.host, logs: configuration.modificationLogEntries != 0)
     }
 
     /// Runs `body` in a read-side section: no table that it reaches is freed before it ends. It may not sleep.
@@ -94,18 +121,25 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     // MARK: Faults and roots
 
     override public func handleFault(_ cpu: VirtualCPU, _ fault: GuestFault) -> FaultOutcome {
-        record(
-            Event(
-                .fault, guest: fault.frame.number, value: UInt64(fault.access.rawValue), extra: UInt64(cpu.number),
-                task: UInt8(truncatingIfNeeded: cpu.number)))
-        Statistics.bump(vm.statistics.pf_taken)
+        if fault.isReserved, cpu.root != nil, let outcome = handleMMIO(cpu, fault) { return outcome }
+        // Of a misconfiguration KVM tells nothing.
+        let isTold = !fault.isReserved || !bits.isEPT
+        if isTold {
+            record(
+                Event(
+                    .fault, guest: fault.frame.number, value: UInt64(fault.access.rawValue), extra: UInt64(cpu.number),
+                    task: UInt8(truncatingIfNeeded: cpu.number)))
+        }
+        CPUStatistics.bump(cpu.statistics.pf_taken)
         var served = fault
         let outcome = serve(cpu, &served)
-        count(outcome)
-        record(
-            Event(
-                .faultResolved, guest: fault.frame.number, value: outcome.code, extra: UInt64(cpu.number),
-                task: UInt8(truncatingIfNeeded: cpu.number)))
+        count(outcome, of: cpu)
+        if isTold {
+            record(
+                Event(
+                    .faultResolved, guest: fault.frame.number, value: outcome.code, extra: UInt64(cpu.number),
+                    task: UInt8(truncatingIfNeeded: cpu.number)))
+        }
         freeRemovedTables()
         return outcome
     }
@@ -137,6 +171,10 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
         _ slot: MemorySlot, first: GuestFrame, mask: UInt64, holding guardian: borrowing MMUGuard
     ) { protectPages(slot, first, mask, holding: guardian) }
 
+    override public func syncLog() {
+        if hardwareLogEntries != 0 { vm.kickAllCPUs() }
+    }
+
     override public func loggingEnabled(_ slot: MemorySlot) { startLogging(slot) }
     override public func loggingDisabled(_ slot: MemorySlot) { recoverHugePages(slot) }
 
@@ -147,9 +185,15 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
         // A change of flags hands the counts on.
         guard slot.largePages == nil else { return }
         guard vm.memory.allowsObject() else { throw .ENOMEM }
+        if configuration.tracksWrites {
+            guard vm.memory.allowsObject() else { throw .ENOMEM }
+            slot.extra = TrackedFrames(slot)
+        }
         slot.largePages = LargePageCounts(slot)
         vm.initializeMixed(slot)
     }
+
+    override public func slotsWillChange(to generation: UInt64) { slotsChange(to: generation) }
 
     override public func flushSlot(_ slot: MemorySlot) { removeSlot(slot) }
 
@@ -172,8 +216,8 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
 
     /// The tables under one root.
     @inline(__always)
-    func view(_ root: HostFrame) -> RadixTables<EPTFormat> {
-        RadixTables(memory: vm.memory, format: EPTFormat(), root: root)
+    func view(_ root: HostFrame) -> RadixTables<TDPFormat> {
+        RadixTables(memory: vm.memory, format: TDPFormat(levels: configuration.levels), root: root)
     }
 
     @inline(__always)
@@ -182,12 +226,13 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     }
 
     /// Kernel: the end of `kvm_mmu_do_page_fault`. Spec: x86 section 9.
-    private func count(_ outcome: FaultOutcome) {
+    private func count(_ outcome: FaultOutcome, of cpu: VirtualCPU) {
         switch outcome {
-        case .fixed: Statistics.bump(vm.statistics.pf_fixed)
-        case .emulate: Statistics.bump(vm.statistics.pf_emulate)
-        case .spurious: Statistics.bump(vm.statistics.pf_spurious)
-        case .failed(.EINTR): Statistics.bump(vm.statistics.signal_exits)
+        case .fixed: CPUStatistics.bump(cpu.statistics.pf_fixed)
+        // No table of the guest's is shadowed here, so a protected write is always emulated. Spec: x86 2.9.
+        case .emulate, .writeProtected: CPUStatistics.bump(cpu.statistics.pf_emulate)
+        case .spurious: CPUStatistics.bump(cpu.statistics.pf_spurious)
+        case .failed(.EINTR): CPUStatistics.bump(cpu.statistics.signal_exits)
         default: break
         }
     }

@@ -5,26 +5,43 @@ import HostMemory
 import Synchrony
 
 /// What the MMU keeps about a table below a root, in the two words of the table's page frame. Written before the table
-/// is linked, constant afterwards. Kernel: `struct kvm_mmu_page`. Spec: x86 1.7.
+/// is linked, constant afterwards but for one bit. Kernel: `struct kvm_mmu_page`. Spec: x86 1.7.
 struct TableInfo {
-    /// 1 to 3; 4 is a root.
-    let level: PageLevel
+    /// Of its role: the level (1 to 3, or 4 under a root of level 5) and what the whole tree has in common.
+    let role: PageRole
     /// The guest frame of entry 0.
     let base: GuestFrame
+    /// A fetch has made it, and no huge leaf may take its place. Only this changes, under `pages`. Kernel:
+    /// `nx_huge_page_disallowed`.
+    let isDisallowed: Bool
+    static let disallowed: UInt64 = 1 << 4
     /// The physical address of the one entry that points here. Kernel: `sp->ptep`. Spec: X29.
     let parent: UInt64
 
-    var words: (UInt64, UInt64) { (UInt64(level.rawValue) | base.number << 8, parent) }
+    var level: PageLevel { PageLevel(role.level) }
 
-    init(level: PageLevel, base: GuestFrame, parent: UInt64) {
-        self.level = level
+    /// 3:0 level   4 disallowed   5 nothing is to be heard of its A and D   6 guest mode   7 address space   63:8 base
+    var words: (UInt64, UInt64) {
+        let tree = (role.accessDirtyDisabled ? 1 << 5 : 0) | (role.isGuestMode ? 1 << 6 : 0) | UInt64(role.space) << 7
+        return (UInt64(role.level) | (isDisallowed ? Self.disallowed : 0) | tree | base.number << 8, parent)
+    }
+
+    /// The child of a table of `role`: one level down, else the same. Spec: x86 1.6.
+    init(below role: PageRole, base: GuestFrame, isDisallowed: Bool, parent: UInt64) {
+        var role = role
+        role.level -= 1
+        self.role = role
         self.base = base
+        self.isDisallowed = isDisallowed
         self.parent = parent
     }
 
     init(_ words: (UInt64, UInt64)) {
-        level = PageLevel(UInt8(truncatingIfNeeded: words.0))
+        role = PageRole.tdpRoot(
+            levels: UInt8(truncatingIfNeeded: words.0 & 15), accessDirty: words.0 & 1 << 5 == 0,
+            space: UInt8(words.0 >> 7 & 1), guestMode: words.0 & 1 << 6 != 0)
         base = GuestFrame(words.0 >> 8)
+        isDisallowed = words.0 & Self.disallowed != 0
         parent = words.1
     }
 }
@@ -36,14 +53,16 @@ struct TableReserve: ~Copyable {
     private var first: HostFrame?
     private var second: HostFrame?
     private var third: HostFrame?
+    private var fourth: HostFrame?
 
-    /// Takes `count` (at most 3) empty tables. Nil: memory is used up.
+    /// Takes `count` (at most 4) empty tables. Nil: memory is used up.
     init?(_ host: Host, count: Int) {
         self.host = host
-        first = count > 0 ? host.allocateTable(order: 0, fill: EPT.empty) : nil
-        second = count > 1 ? host.allocateTable(order: 0, fill: EPT.empty) : nil
-        third = count > 2 ? host.allocateTable(order: 0, fill: EPT.empty) : nil
-        let got = (first == nil ? 0 : 1) + (second == nil ? 0 : 1) + (third == nil ? 0 : 1)
+        first = count > 0 ? host.allocateTable(order: 0, fill: EntryBits.empty) : nil
+        second = count > 1 ? host.allocateTable(order: 0, fill: EntryBits.empty) : nil
+        third = count > 2 ? host.allocateTable(order: 0, fill: EntryBits.empty) : nil
+        fourth = count > 3 ? host.allocateTable(order: 0, fill: EntryBits.empty) : nil
+        let got = (first == nil ? 0 : 1) + (second == nil ? 0 : 1) + (third == nil ? 0 : 1) + (fourth == nil ? 0 : 1)
         if got < count { return nil }
     }
 
@@ -51,13 +70,15 @@ struct TableReserve: ~Copyable {
         if let first { host.freeTable(first) }
         if let second { host.freeTable(second) }
         if let third { host.freeTable(third) }
+        if let fourth { host.freeTable(fourth) }
     }
 
     mutating func take() -> HostFrame? {
         defer {
             first = second
             second = third
-            third = nil
+            third = fourth
+            fourth = nil
         }
         return first
     }
@@ -69,21 +90,25 @@ extension TDPMMU {
     /// bits, so that no TLB need be flushed. False: the entry has changed, and the child is the caller's.
     /// Kernel: `tdp_mmu_link_sp`, `tdp_mmu_split_huge_page`. Spec: x86 3.4, 3.6, F7.
     ///
-    /// Caller: mmu_lock (reading, and a section, is enough), under which `seen` was observed at `position`.
+    /// Caller: mmu_lock (reading, and a section, is enough), under which `seen` was observed at `position`; `tree` is the
+    /// root's role.
     func link(
-        _ child: HostFrame, at position: RadixPosition, _ frame: GuestFrame, seen: borrowing ObservedEntry
+        _ child: HostFrame, at position: RadixPosition, _ frame: GuestFrame, _ tree: PageRole,
+        isDisallowed: Bool = false, seen: borrowing ObservedEntry
     ) -> Bool {
         guard seen.value == position.value else { return false }
         let base = frame.aligned(to: position.level)
-        let isHuge = EPTFormat().isLeaf(position.value, position.level.rawValue)
+        let isHuge = EntryBits.isLeaf(position.value, position.level.rawValue)
         let childLevel = position.level.below
+        var role = tree
+        role.level = position.level.rawValue
         let words = TableInfo(
-            level: childLevel, base: base,
+            below: role, base: base, isDisallowed: isDisallowed,
             parent: position.table.physicalAddress + UInt64(position.index) * 8
         ).words
         vm.host.setTableWords(child, words.0, words.1)
         if isHuge { fill(child, with: seen, childLevel) }
-        let attributes = EPT.link(accessDirty: accessDirty)
+        let attributes = bits.link(adDisabled: tree.accessDirtyDisabled)
         guard position.entry.link(vm.host.table(child), attributes: attributes, expected: seen.value) == nil else {
             return false
         }
@@ -94,15 +119,19 @@ extension TDPMMU {
         record(
             Event(
                 .tableLinked, frame: child, guest: base.number, level: position.level.rawValue,
-                value: attributes | EPT.field.bits(for: child), extra: position.value))
+                value: attributes | EntryBits.field.bits(for: child), extra: position.value))
         return true
     }
 
-    /// Writes the 512 parts of a huge leaf into a table that nobody sees yet. A, D, W, HW and MW are inherited.
+    /// Writes the 512 parts of a huge leaf into a table that nobody sees yet. A, D, W, HW and MW are inherited; what was
+    /// not executable for its size alone is executable now.
     private func fill(_ child: HostFrame, with huge: borrowing ObservedEntry, _ childLevel: PageLevel) {
-        let update = EntryUpdate(clear: childLevel == .page4K ? EPT.large : 0)
+        let isSmall = childLevel == .page4K
+        let freed = isSmall && nxHugePages
+        let update = EntryUpdate(
+            set: freed ? bits.execute : 0, clear: (isSmall ? EntryBits.large : 0) | (freed ? bits.noExecute : 0))
         for i in 0..<512 {
-            StageTwoEntry(vm.memory.entry(i, of: child), EPT.field)
+            StageTwoEntry(vm.memory.entry(i, of: child), EntryBits.field)
                 .storePart(of: huge, index: i, childLevel: childLevel, update)
         }
     }
@@ -132,22 +161,24 @@ extension TDPMMU {
         var leaves = 0
         // The entries one by one would be 512 points: one stands for the table, and whoever changes an entry names it too.
         schedulingPoint(.atomicUpdate, table.physicalAddress)
-        let first = StageTwoEntry(memory.entry(0, of: table), EPT.field)
+        let first = StageTwoEntry(memory.entry(0, of: table), EntryBits.field)
         // All of them (no entry is all ones): a fault that has already found this table must find it frozen.
-        first.forEachIndex(below: 512, notHolding: exclusive ? EPT.empty : .max) { i in
-            let old = first.following(i).exchangeUnannounced(forEmpty: EPT.frozen)
-            precondition(old != EPT.frozen, "a table is removed twice (X28)")
-            guard old & EPT.mmuPresent != 0 else { return }
-            if EPTFormat().isTable(old, level) {
-                remove(EPT.field.frame(in: old), policy, exclusive)
+        first.forEachIndex(below: 512, notHolding: exclusive ? EntryBits.empty : .max) { i in
+            if exclusive, !EntryBits.isPresent(first.following(i).peek()) { return }
+            let old = first.following(i).exchangeUnannounced(forEmpty: EntryBits.frozen)
+            precondition(old != EntryBits.frozen, "a table is removed twice (X28)")
+            guard old & EntryBits.mmuPresent != 0 else { return }
+            if EntryBits.isTable(old, level) {
+                remove(EntryBits.field.frame(in: old), policy, exclusive)
             } else {
                 leaves += 1
                 let guest = GuestFrame(info.base.number + UInt64(i) * info.level.frames)
-                leafGone(old, guest, info.level, replacedBy: EPT.frozen, policy, loggingBit, journal)
+                leafGone(old, guest, info.level, replacedBy: EntryBits.frozen, policy, loggingBit, journal)
             }
         }
         vm.statistics.addPages(level: level, -leaves)
         pages.lock()
+        allowHugePage(table)
         removed.append(table)
         pages.unlock()
     }
@@ -159,19 +190,19 @@ extension TDPMMU {
         _ loggingBit: UInt64, _ journal: Journal?
     ) {
         policy.leafRemoved(
-            EPT.field.frame(in: old), counted: old & EPT.counted != 0, accessed: old & EPT.accessed != 0,
+            EntryBits.field.frame(in: old), counted: old & EntryBits.counted != 0, accessed: old & bits.accessed != 0,
             dirty: old & loggingBit != 0)
         if let journal {
             journal.record(
                 Event(
-                    .entryZapped, frame: EPT.field.frame(in: old), guest: guest.number, level: level.rawValue,
+                    .entryZapped, frame: EntryBits.field.frame(in: old), guest: guest.number, level: level.rawValue,
                     value: new, extra: old))
         }
     }
 
     /// The bit that says "written since": D, or W where the hardware keeps no D. Spec: x86 3.8.
     @inline(__always)
-    var loggingBit: UInt64 { accessDirty ? EPT.dirty : EPT.write }
+    var loggingBit: UInt64 { accessDirty ? bits.dirty : EntryBits.write }
 
     /// Frees the tables that were put aside, after a grace period. The one place that does. May sleep: no lock held, not
     /// inside a section. Kernel: the RCU callback `tdp_mmu_free_sp_rcu_callback`.
@@ -182,6 +213,17 @@ extension TDPMMU {
         pages.unlock()
         guard !tables.isEmpty else { return }
         self.tables.synchronize()
-        for table in tables { vm.host.freeTable(table) }
+        for table in tables {
+            if let journal = vm.memory.journal { checkRemoved(table, journal) }
+            vm.host.freeTable(table)
+        }
+    }
+
+    /// X30: what was in the table has been ended. Every entry of a removed table is frozen, or was never present.
+    private func checkRemoved(_ table: HostFrame, _ journal: Journal) {
+        let first = StageTwoEntry(vm.memory.entry(0, of: table), EntryBits.field)
+        for i in 0..<512 where EntryBits.isPresent(first.following(i).peek()) {
+            return journal.add(Finding(.x30, "a table is freed that still maps something", frame: table))
+        }
     }
 }

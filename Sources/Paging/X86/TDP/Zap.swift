@@ -72,11 +72,11 @@ extension TDPMMU {
         let guardian = vm.lockMMU()
         let section = tables.enter()
         for root in allRoots {
-            let first = StageTwoEntry(vm.memory.entry(0, of: root), EPT.field)
-            first.forEachIndex(below: 512, notHolding: EPT.empty) { i in
-                let old = first.following(i).exchange(forEmpty: EPT.empty)
-                precondition(EPTFormat().isTable(old, 4), "a root holds nothing but tables")
-                remove(EPT.field.frame(in: old), exclusive: true)
+            let first = StageTwoEntry(vm.memory.entry(0, of: root), EntryBits.field)
+            first.forEachIndex(below: 512, notHolding: EntryBits.empty) { i in
+                let old = first.following(i).exchange(forEmpty: EntryBits.empty)
+                precondition(EntryBits.isTable(old, configuration.levels), "a root holds nothing but tables")
+                remove(EntryBits.field.frame(in: old), exclusive: true)
             }
         }
         vm.flushRemoteTLBs()
@@ -95,7 +95,7 @@ extension TDPMMU {
             tables.exit(section)
             guardian.unlock()
         }
-        for level in UInt8(2)...4 {
+        for level in UInt8(2)...configuration.levels {
             cursor = GuestFrame(0)
             while let start = cursor {
                 let guardian = vm.lockMMUForRead()
@@ -155,11 +155,11 @@ extension TDPMMU {
     private func unlink(_ position: RadixPosition) {
         var seen = position.value
         // The processor may set A in the link meanwhile.
-        while let now = position.entry.clear(to: EPT.empty, expected: seen) {
-            guard EPTFormat().isTable(now, position.level.rawValue) else { return }
+        while let now = position.entry.clear(to: EntryBits.empty, expected: seen) {
+            guard EntryBits.isTable(now, position.level.rawValue) else { return }
             seen = now
         }
-        remove(EPT.field.frame(in: seen))
+        remove(EntryBits.field.frame(in: seen))
     }
 
     // MARK: Looking
@@ -168,15 +168,16 @@ extension TDPMMU {
     func visitLeaves(of root: HostFrame, _ body: (StageTwoLeaf) -> Void) {
         let space = info(ofRoot: root).space
         for run in view(root).runs(in: GuestFrame(0)..<view(root).end) {
-            let first = StageTwoEntry(vm.memory.entry(run.firstIndex, of: run.table), EPT.field)
+            let first = StageTwoEntry(vm.memory.entry(run.firstIndex, of: run.table), EntryBits.field)
             for i in 0..<run.count {
                 let entry = first.following(i).peek()
-                guard EPTFormat().isLeaf(entry, run.level.rawValue) else { continue }
+                guard EntryBits.isLeaf(entry, run.level.rawValue) else { continue }
                 body(
                     StageTwoLeaf(
                         guestFrame: GuestFrame(run.base.number + UInt64(i) * run.level.frames), space: space,
-                        frame: EPT.field.frame(in: entry), level: run.level, writable: entry & EPT.write != 0,
-                        accessed: entry & EPT.accessed != 0, dirty: entry & EPT.dirty != 0, entry: entry))
+                        frame: EntryBits.field.frame(in: entry), level: run.level,
+                        writable: entry & EntryBits.write != 0,
+                        accessed: entry & bits.accessed != 0, dirty: entry & bits.dirty != 0, entry: entry))
             }
         }
     }

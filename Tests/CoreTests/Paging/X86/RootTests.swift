@@ -83,7 +83,7 @@ import Testing
         // Invalid, but not emptied yet: what the zapper sees between two batches.
         let root = machine.cpu.root!
         let words = machine.test.host.tableWords(root)
-        machine.test.host.setTableWords(root, words.0 | 1 << 16, words.1)
+        machine.test.host.setTableWords(root, words.0 | 1 << 11, words.1)
         let flushes = machine.statistics.remote_tlb_flush_requests.load(ordering: .relaxed)
         machine.start(3..<4)
         machine.end(3..<4)

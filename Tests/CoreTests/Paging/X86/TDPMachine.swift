@@ -31,6 +31,15 @@ final class TDPMachine {
         }
     }
 
+    convenience init(
+        ramFrames: Int = 4096, thp: Bool = false, cpus: Int = 1, _ change: (inout TDPConfiguration) -> Void
+    ) {
+        var configuration = TDPConfiguration()
+        configuration.cachesMMIO = false
+        change(&configuration)
+        self.init(mmu: TDPMMU(configuration), ramFrames: ramFrames, thp: thp, cpus: cpus)
+    }
+
     deinit {
         #expect(mmu.checkTables() == [])
         vm.destroy()
@@ -63,12 +72,16 @@ final class TDPMachine {
 
     /// One fault, as the exit handler would report it.
     @discardableResult
-    func fault(_ access: AccessKind, _ frame: UInt64, present: Bool = false, cpu: TDPCPU? = nil) -> FaultOutcome {
+    func fault(
+        _ access: AccessKind, _ frame: UInt64, present: Bool = false, reserved: Bool = false, cpu: TDPCPU? = nil
+    ) -> FaultOutcome {
         let cpu = cpu ?? self.cpu
         if cpu.root == nil { mmu.loadRoot(cpu) }
         return vm.withSlots {
             mmu.handleFault(
-                cpu, GuestFault(address: GuestFrame(frame).address, access: access, entryPresent: present))
+                cpu,
+                GuestFault(
+                    address: GuestFrame(frame).address, access: access, entryPresent: present, isReserved: reserved))
         }
     }
 
@@ -83,8 +96,8 @@ final class TDPMachine {
 
     /// Sets bits of the entry that maps `frame`, as hardware or a bug would.
     func word(_ frame: UInt64, level: UInt8 = 1) -> AtomicWord {
-        var table = mmu.eptPointer(for: cpu) & 0x000f_ffff_ffff_f000
-        var at = UInt8(4)
+        var table = mmu.rootPointer(for: cpu) & 0x000f_ffff_ffff_f000
+        var at = mmu.configuration.levels
         while true {
             let index = frame >> (9 * UInt64(at - 1)) & 511
             let word = test.memory.word(at: table + index * 8)
@@ -120,10 +133,22 @@ final class TDPCPU: VirtualCPU, @unchecked Sendable {
         buffer.invalidateAll()
     }
 
+    private lazy var log: ModificationLog? = mmu.modificationLogPage(of: self).map {
+        ModificationLog(memory: vm.memory, frame: $0)
+    }
+    override var modificationLogIndex: UInt16 { log?.index ?? 511 }
+    override func resetModificationLog() { log?.reset() }
+
     var port: GuestPort {
-        GuestPort(
-            stage: .ept(EPTWalker(memory: vm.memory, pointer: mmu.eptPointer(for: self), executeOnly: false)),
-            buffer: buffer)
+        let pointer = mmu.rootPointer(for: self)
+        guard mmu.configuration.format == .ept else {
+            return GuestPort(
+                stage: .npt(NPTWalker(memory: vm.memory, root: pointer, fiveLevels: mmu.configuration.levels == 5)),
+                buffer: buffer)
+        }
+        let walker = EPTWalker(
+            memory: vm.memory, pointer: pointer, executeOnly: false, log: mmu.logsModifications(of: self) ? log : nil)
+        return GuestPort(stage: .ept(walker), buffer: buffer)
     }
 
     /// One access in guest mode, without the fault handler.
@@ -138,11 +163,18 @@ final class TDPCPU: VirtualCPU, @unchecked Sendable {
         for _ in 0..<100 {
             let result = once(body)
             guard case .fault(let walk) = result else { return .done(result) }
-            guard case .violation(let fault) = walk else { return .misconfigured }
-            let outcome = vm.withSlots {
-                mmu.handleFault(
-                    self, GuestFault(address: address, access: access, entryPresent: fault.present))
+            let fault: GuestFault
+            switch walk {
+            case .violation(let walk):
+                fault = GuestFault(
+                    address: address, access: access, entryPresent: walk.present,
+                    isReserved: walk.reason == .reservedBits)
+            case .misconfiguration where mmu.configuration.cachesMMIO:
+                fault = GuestFault(address: address, access: access, entryPresent: false, isReserved: true)
+            case .modificationLogFull: continue
+            default: return .misconfigured
             }
+            let outcome = vm.withSlots { mmu.handleFault(self, fault) }
             switch outcome {
             case .retry, .fixed, .spurious: continue
             default: return .ended(outcome)

@@ -1,0 +1,53 @@
+import Frames
+import GuestMemory
+import HostMemory
+
+/// What the MMU keeps for a vCPU. Kernel: parts of `vcpu->arch`. The vCPU's own task's.
+public final class TDPCPUState: CPUExtra, @unchecked Sendable {
+    // Unchecked: restates the base class's; the vCPU's own task's alone.
+    /// A nested guest runs, without tables of its guest hypervisor's own. Kernel: `is_guest_mode`.
+    var isGuestMode = false
+    private let host: Host
+    /// Kernel: `pml_pg`.
+    let modificationLogPage: HostFrame?
+    /// Where the last access was that no slot contained, and of which slots that was true. Kernel: `mmio_gfn`,
+    /// `mmio_gen`.
+    private(set) var mmioFrame: GuestFrame?
+    private(set) var mmioGeneration: UInt64 = 0
+
+    init(_ host: Host, logs: Bool) {
+        self.host = host
+        modificationLogPage = logs ? host.allocateTable(order: 0, fill: 0) : nil
+        precondition(!logs || modificationLogPage != nil, "no memory for a vCPU")
+    }
+
+    deinit {
+        if let page = modificationLogPage { host.freeTable(page) }
+    }
+
+    /// Kernel: `vcpu_cache_mmio_info`. Caller: no update of the slots is in progress.
+    func rememberMMIO(_ frame: GuestFrame, _ generation: UInt64) {
+        mmioFrame = frame
+        mmioGeneration = generation
+    }
+}
+
+extension TDPMMU {
+    func state(of cpu: VirtualCPU) -> TDPCPUState {
+        guard let extra = cpu.extra else { preconditionFailure("a vCPU of this VM has its state") }
+        // Made by `makeExtra` and nowhere else.
+        return unsafeDowncast(extra, to: TDPCPUState.self)
+    }
+
+    /// The vCPU begins or ends running a nested guest. Its tables are others from now on, so that the leaves of the two
+    /// never mix (Spec: x86 1.6, 4.10). Caller: the vCPU's task, outside of guest mode, no lock held.
+    ///
+    /// KVM keeps up to three former roots at hand; here the reference is dropped, and the tree, which the MMU itself
+    /// still holds, is found again by its role.
+    public func setGuestMode(_ isGuestMode: Bool, of cpu: VirtualCPU) {
+        let state = state(of: cpu)
+        guard state.isGuestMode != isGuestMode else { return }
+        state.isGuestMode = isGuestMode
+        dropObsoleteRoot(cpu)
+    }
+}

@@ -1,0 +1,112 @@
+import Audit
+import Frames
+import GuestMemory
+import HostMemory
+import Synchronization
+import Synchrony
+
+/// Huge leaves that are never executable, against a processor that stops with a machine check when it fetches through a
+/// huge page whose size changes. What the guest executes is mapped by 4 KiB. Kernel: `nx_huge_pages`. Spec: x86 3.11.
+///
+/// A table that such a fetch has made is *disallowed*: no huge leaf takes its place, or fetches and writes would undo each
+/// other's mapping for ever. If nothing else stands against a huge leaf it is on a list, oldest first, from which the
+/// recovery takes it now and then: perhaps the guest executes there no more.
+extension TDPMMU {
+    /// Whether a fetch must not find a huge leaf. Caller holds mmu_lock.
+    func disallowsHugePage(_ fault: GuestFault) -> Bool { fault.access == .execute && nxHugePages }
+
+    /// Whether the table at `position` may not be replaced by a huge leaf. Kernel: `disallowed_hugepage_adjust`. Caller:
+    /// mmu_lock, in a section.
+    func isDisallowed(_ position: RadixPosition) -> Bool {
+        guard nxHugePages, EntryBits.isTable(position.value, position.level.rawValue) else { return false }
+        return TableInfo(vm.host.tableWords(EntryBits.field.frame(in: position.value))).isDisallowed
+    }
+
+    /// A fetch has linked `table`, and but for that it could be a huge leaf. Whoever has removed it meanwhile has also
+    /// taken its mark, under `pages`. Kernel: `track_possible_nx_huge_page`.
+    func trackPossibleHugePage(_ table: HostFrame) {
+        pages.lock()
+        defer { pages.unlock() }
+        guard TableInfo(vm.host.tableWords(table)).isDisallowed else { return }
+        possibleHugePages.append(table)
+        vm.statistics.nx_lpage_splits.add(1, ordering: .relaxed)
+    }
+
+    /// The table is no longer disallowed. Caller holds `pages`. Kernel: `unaccount_nx_huge_page`.
+    func allowHugePage(_ table: HostFrame) {
+        let words = vm.host.tableWords(table)
+        guard TableInfo(words).isDisallowed else { return }
+        vm.host.setTableWords(table, words.0 & ~TableInfo.disallowed, words.1)
+        guard let index = possibleHugePages.firstIndex(of: table) else { return }
+        possibleHugePages.remove(at: index)
+        vm.statistics.nx_lpage_splits.subtract(1, ordering: .relaxed)
+    }
+
+    // MARK: What the administrator does
+
+    /// Changes the module's parameter: whatever is mapped is mapped anew. No lock held; may sleep. Takes slots_lock.
+    /// Kernel: `set_nx_huge_pages`.
+    public func setNXHugePages(_ on: Bool) {
+        vm.slotsLock.lock()
+        defer { vm.slotsLock.unlock() }
+        let guardian = vm.lockMMU()
+        let changes = nxHugePages != on
+        nxHugePages = on
+        guardian.unlock()
+        guard changes else { return }
+        replaceRoots()
+        freeRemovedTables()
+    }
+
+    /// One round of the recovery: unlinks the oldest tables, one in `ratio` (rounded up), so that the next fault may map
+    /// a huge page. Those of logged slots only leave the list: they would come back small. 0: none. Returns how many were
+    /// unlinked. No lock held; may sleep. Kernel: `kvm_recover_nx_huge_pages`, which a worker calls once in a while.
+    @discardableResult
+    public func recoverNXHugePages(ratio: Int = 60) -> Int {
+        guard ratio > 0 else { return 0 }
+        let side = vm.slotReaders.enter()
+        let guardian = vm.lockMMU()
+        let section = tables.enter()
+        var count = 0
+        var left = (possibleHugePagesCount + ratio - 1) / ratio
+        while left > 0, let table = oldestPossibleHugePage {
+            if unlinkOrAllow(table) { count += 1 }
+            left -= 1
+        }
+        // Before the section ends: the tables are freed after both (F10, X30).
+        if count > 0 { vm.flushRemoteTLBs() }
+        tables.exit(section)
+        guardian.unlock()
+        vm.slotReaders.exit(side)
+        freeRemovedTables()
+        return count
+    }
+
+    private var possibleHugePagesCount: Int {
+        pages.lock()
+        defer { pages.unlock() }
+        return possibleHugePages.count
+    }
+
+    private var oldestPossibleHugePage: HostFrame? {
+        pages.lock()
+        defer { pages.unlock() }
+        return possibleHugePages.first
+    }
+
+    /// Whether the table was unlinked. Kernel: `kvm_tdp_mmu_zap_sp`. Caller: mmu_lock for writing, in a section.
+    private func unlinkOrAllow(_ table: HostFrame) -> Bool {
+        let info = TableInfo(vm.host.tableWords(table))
+        if let slot = vm.slot(containing: info.base, in: info.role.space), slot.isLogged {
+            pages.lock()
+            allowHugePage(table)
+            pages.unlock()
+            return false
+        }
+        let parent = StageTwoEntry(vm.memory.word(at: info.parent), EntryBits.field)
+        let old = parent.exchange(forEmpty: EntryBits.empty)
+        precondition(EntryBits.field.frame(in: old) == table, "a table does not hang where it says (X29)")
+        remove(table, exclusive: true)
+        return true
+    }
+}
