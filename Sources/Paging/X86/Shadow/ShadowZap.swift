@@ -2,6 +2,7 @@ import Audit
 import Frames
 import GuestMemory
 import HostMemory
+import Synchronization
 import Synchrony
 
 /// Pages that nothing points to any more and that no vCPU has as its root. Kernel: `invalid_list`.
