@@ -9,31 +9,40 @@ import GuestMemory
 import HostMemory
 
 /// A page of the guest hypervisor's that stays mapped, or none.
+///
+/// Nothing of it is inlined: Swift 6.3's optimiser stops over the optional map otherwise.
 struct MappedPage: ~Copyable {
     private var map: HostMap?
 
     init() { map = nil }
 
     var frame: HostFrame? {
-        switch map {
-        case .some(let map): map.frame
-        case .none: nil
+        @inline(never) get {
+            switch map {
+            case .some(let map): map.frame
+            case .none: nil
+            }
         }
     }
     var guestFrame: GuestFrame? {
-        switch map {
-        case .some(let map): map.guestFrame
-        case .none: nil
+        @inline(never) get {
+            switch map {
+            case .some(let map): map.guestFrame
+            case .none: nil
+            }
         }
     }
     var bytes: UnsafeMutableRawPointer? {
-        switch map {
-        case .some(let map): map.bytes
-        case .none: nil
+        @inline(never) get {
+            switch map {
+            case .some(let map): map.bytes
+            case .none: nil
+            }
         }
     }
 
     /// Gives back what is mapped and maps the page of `address`; whether that was possible. Caller inside `withSlots`.
+    @inline(never)
     mutating func map(_ address: GuestAddress, writable: Bool = true, by cpu: VirtualCPU) -> Bool {
         unmap(by: cpu)
         do throws(Errno) {
@@ -43,6 +52,7 @@ struct MappedPage: ~Copyable {
     }
 
     /// Nothing, if nothing is mapped. Caller inside `withSlots`. Kernel: `kvm_vcpu_unmap`. Spec: X8, X9.
+    @inline(never)
     mutating func unmap(by cpu: VirtualCPU) {
         if let map = map.take() { map.unmap(by: cpu) }
     }
