@@ -111,6 +111,36 @@ public struct FaultReference: ~Copyable {
     }
 }
 
+/// What a fault's frame came to on x86, where it may be left to others: see `VirtualCPU.faultIn`.
+public enum ServedTranslation: ~Copyable {
+    case frame(FaultedFrame)
+    case failed(TranslationError)
+    /// Somebody else fetches the page.
+    case postponed
+}
+
+extension VirtualCPU {
+    /// Looks the fault's frame up without waiting first, then, where that is not enough, leaves it to others, or waits, but
+    /// open to signals. No page is owned in between. Caller as for `VirtualMachine.faultIn`.
+    /// Kernel: `__kvm_mmu_faultin_pfn`. Spec: generic 6.1.
+    @export(interface)
+    public final func faultIn(
+        _ fault: GuestFault, slot: MemorySlot, snapshot: consuming InvalidationSnapshot
+    ) -> ServedTranslation {
+        let write = fault.access == .write
+        switch vm.faultIn(fault.frame, slot: slot, write: write, noWait: true, snapshot: snapshot) {
+        case .frame(let faulted): return .frame(faulted)
+        case .failed(let error, let snapshot):
+            guard error == .needsIO else { return .failed(error) }
+            if postpone(fault, in: slot) { return .postponed }
+            switch vm.faultIn(fault.frame, slot: slot, write: write, interruptible: true, snapshot: snapshot) {
+            case .frame(let faulted): return .frame(faulted)
+            case .failed(let error, _): return .failed(error)
+            }
+        }
+    }
+}
+
 /// The answer of a fault-in: a frame, or an error together with the snapshot, which stays good for another attempt.
 public enum FaultInResult: ~Copyable {
     case frame(FaultedFrame)

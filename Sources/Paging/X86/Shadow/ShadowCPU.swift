@@ -36,8 +36,6 @@ public final class ShadowCPU: CPUExtra, @unchecked Sendable {
     public var pageFault: GuestPageFault?
     /// The guest physical address of the last fault, if its walk found one.
     public internal(set) var faultedAddress = GuestAddress(0)
-    /// Kernel: `last_retry_eip`, `last_retry_addr`: what was unprotected last.
-    var lastUnprotected: UInt64?
 
     /// Kernel: `kvm_pdptr_read`.
     func pageDirectoryPointers(_ index: Int) -> UInt64 {

@@ -92,18 +92,19 @@ private struct ShadowCheck {
     /// X53: who a page knows of points to it. That these are all, the sums tell.
     private mutating func checkParents(_ page: ShadowPage) {
         for place in page.parents {
-            guard let parent = self.page(of: HostFrame(place >> 12)) else {
+            let (table, index) = (EntryPlace(place).table, EntryPlace(place).index)
+            guard let parent = self.page(of: table) else {
                 report(.x53, "a parent's table is no page's", page)
                 continue
             }
-            let value = mmu.entry(parent, Int(place & 4095) / 8).peek()
+            let value = mmu.entry(parent, index).peek()
             guard EntryBits.isTable(value, parent.role.level), EntryBits.field.frame(in: value) == page.table,
                 parent.role.level == page.role.level + 1
             else {
                 report(.x53, "a page knows a parent that does not point to it", page)
                 continue
             }
-            if page.isUnsync || page.unsyncChildren > 0, !parent.hasUnsyncChild(Int(place & 4095) / 8) {
+            if page.isUnsync || page.unsyncChildren > 0, !parent.hasUnsyncChild(index) {
                 report(.x50, "an entry on the way to an unsync page is not marked", page)
             }
         }
@@ -268,7 +269,7 @@ private struct ShadowCheck {
             if !mmu.reverseMap(slot).isTracked(page.frame) { report(.x41, "a guest table is not tracked", page) }
         }
         for number in slot.baseFrame.number..<slot.frames.upperBound.number {
-            tracked += Int(mmu.reverseMap(slot).trackCount(GuestFrame(number)))
+            tracked += Int(mmu.reverseMap(slot).count(GuestFrame(number)))
         }
         if tracked != expected {
             findings.append(Finding(.x41, "frames are tracked that are no tables", guest: slot.baseFrame))

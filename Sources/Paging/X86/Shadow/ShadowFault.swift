@@ -15,8 +15,6 @@ extension ShadowMMU {
         let address: UInt64
         var fault: GuestFault
         var walk: GuestWalk
-        /// The write goes to a table that its own translation uses.
-        var writesOwnTable = false
     }
 
     func serve(_ cpu: VirtualCPU, _ fault: GuestFault) -> FaultOutcome {
@@ -44,30 +42,14 @@ extension ShadowMMU {
         let snapshot = vm.snapshot()
         if slot.isInvalid { return fault.isPrefetch ? .failed(.EAGAIN) : .retry }
         if vm.mayBeStale(snapshot, walk.frame) { return .retry }
-        return translate(cpu, &request, slot, snapshot)
+        switch cpu.faultIn(inner, slot: slot, snapshot: snapshot) {
+        case .frame(let faulted): return resolve(cpu, &request, faulted)
+        case .failed(let error): return FaultFamily.x86.answer(.translation(error), inner.access).outcome
+        case .postponed: return .retry
+        }
     }
     /// Kernel: `PT64_ROOT_MAX_LEVEL` tables, of which a root may be one.
     static let tablesPerFault = 6
-
-    private func translate(
-        _ cpu: VirtualCPU, _ request: inout Request, _ slot: MemorySlot, _ snapshot: consuming InvalidationSnapshot
-    ) -> FaultOutcome {
-        let frame = request.walk.frame
-        let write = request.fault.access == .write
-        switch vm.faultIn(frame, slot: slot, write: write, noWait: true, snapshot: snapshot) {
-        case .frame(let faulted): return resolve(cpu, &request, faulted)
-        case .failed(let error, let snapshot):
-            guard error == .needsIO else {
-                return FaultFamily.x86.answer(.translation(error), request.fault.access).outcome
-            }
-            if cpu.postpone(request.fault, in: slot) { return .retry }
-            switch vm.faultIn(frame, slot: slot, write: write, interruptible: true, snapshot: snapshot) {
-            case .frame(let faulted): return resolve(cpu, &request, faulted)
-            case .failed(let error, _):
-                return FaultFamily.x86.answer(.translation(error), request.fault.access).outcome
-            }
-        }
-    }
 
     private func resolve(
         _ cpu: VirtualCPU, _ request: inout Request, _ faulted: consuming FaultedFrame
@@ -143,7 +125,6 @@ extension ShadowMMU {
             if let made, made.unsyncChildren > 0 { syncChildren(of: made, cpu) }
             if hasChanged(&request.walk, level, cpu, format) { return .retry }
             if let made { link(made, page, index) }
-            if request.fault.access == .write, table == request.walk.frame { request.writesOwnTable = true }
             page = made ?? child(entry(page, index).load())
         }
         if paged { page.floods = 0 }

@@ -69,7 +69,7 @@ extension ShadowMMU {
                 flush = true
             } else if EntryBits.field.frame(in: old) != permit.frame(at: level) || page.guestFrame(of: index) != frame {
                 // One host page may stand behind two guest frames: the entry would be in the reverse map of the wrong one.
-                dropLeaf(page, index, old)
+                dropLeaf(page, index)
                 flush = true
             } else {
                 isMapped = true

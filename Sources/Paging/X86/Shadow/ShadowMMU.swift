@@ -76,7 +76,7 @@ public final class ShadowMMU: SecondaryMMU, @unchecked Sendable {
                 task: task(cpu)))
         CPUStatistics.bump(cpu.statistics.pf_taken)
         let outcome = serve(cpu, fault)
-        count(outcome, of: cpu)
+        cpu.statistics.count(outcome)
         note(
             Event(
                 .faultResolved, guest: fault.frame.number, value: outcome.code, extra: UInt64(cpu.number),
@@ -160,10 +160,18 @@ public final class ShadowMMU: SecondaryMMU, @unchecked Sendable {
 
     /// The entry at a physical address.
     func entry(at place: UInt64) -> StageTwoEntry {
-        StageTwoEntry(vm.memory.entry(Int(place & 4095) / 8, of: HostFrame(place >> 12)), EntryBits.field)
+        let place = EntryPlace(place)
+        return StageTwoEntry(vm.memory.entry(place.index, of: place.table), EntryBits.field)
     }
 
-    /// The page of a table that an entry points to, or in which an entry lies. Kernel: `sptep_to_sp`.
+    /// The page that has the entry at a physical address, and which of its entries that is. Kernel: `sptep_to_sp`,
+    /// `spte_index`.
+    func holder(of place: UInt64) -> (page: ShadowPage, index: Int) {
+        let place = EntryPlace(place)
+        return (page(of: place.table), place.index)
+    }
+
+    /// The page of a table. Kernel: `spte_to_child_sp`.
     func page(of table: HostFrame) -> ShadowPage {
         let word = vm.host.tableWords(table).0
         guard let pointer = UnsafeRawPointer(bitPattern: UInt(word)) else {
@@ -197,15 +205,5 @@ public final class ShadowMMU: SecondaryMMU, @unchecked Sendable {
                 value: UInt64(page.role.rawValue),
                 extra: UInt64(page.rootCount) | (page.isUnsync ? 1 << 32 : 0) | (isNew ? 1 << 33 : 0)
                     | UInt64(page.generation) << 34))
-    }
-
-    private func count(_ outcome: FaultOutcome, of cpu: VirtualCPU) {
-        switch outcome {
-        case .fixed: CPUStatistics.bump(cpu.statistics.pf_fixed)
-        case .emulate: CPUStatistics.bump(cpu.statistics.pf_emulate)
-        case .spurious: CPUStatistics.bump(cpu.statistics.pf_spurious)
-        case .failed(.EINTR): CPUStatistics.bump(cpu.statistics.signal_exits)
-        default: break
-        }
     }
 }

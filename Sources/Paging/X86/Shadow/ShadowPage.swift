@@ -2,6 +2,18 @@ import Frames
 import GuestMemory
 import HostMemory
 
+/// Where an entry lies.
+struct EntryPlace {
+    let table: HostFrame
+    let index: Int
+
+    /// - Parameter address: physical.
+    init(_ address: UInt64) {
+        table = HostFrame(address >> pageShift)
+        index = Int(address & (pageSize - 1)) / 8
+    }
+}
+
 /// A table of KVM's with what KVM knows of it: which guest table it shadows, or which guest frames it maps one to one,
 /// and who points to it. Kernel: `struct kvm_mmu_page`. Spec: x86 1.7.
 ///
@@ -64,7 +76,7 @@ final class ShadowPage {
         translations[index] = frame.number << 12 | UInt64(rights.rawValue)
     }
 
-    /// The entry's place in memory, by which the reverse maps know it.
+    /// The entry's physical address, by which the reverse maps know it.
     func place(of index: Int) -> UInt64 { table.physicalAddress + UInt64(index) * 8 }
 
     // MARK: Parents

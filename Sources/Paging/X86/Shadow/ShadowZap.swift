@@ -71,7 +71,7 @@ extension ShadowMMU {
             return false
         }
         if EntryBits.isLeaf(old, page.role.level) {
-            dropLeaf(page, index, old)
+            dropLeaf(page, index)
         } else {
             unlink(page, index)
         }
@@ -80,7 +80,8 @@ extension ShadowMMU {
 
     private func unlinkParents(of page: ShadowPage) {
         while let place = page.parents.last {
-            unlink(self.page(of: HostFrame(place >> 12)), Int(place & 4095) / 8)
+            let (parent, index) = holder(of: place)
+            unlink(parent, index)
         }
     }
 
@@ -164,8 +165,8 @@ extension ShadowMMU {
     func zapLeaves(_ frame: GuestFrame, _ level: PageLevel, _ slot: MemorySlot) -> Bool {
         let places = reverseMap(slot).entries(frame, level)
         for place in places {
-            let entry = entry(at: place)
-            dropLeaf(page(of: HostFrame(place >> 12)), Int(place & 4095) / 8, entry.load())
+            let (page, index) = holder(of: place)
+            dropLeaf(page, index)
         }
         return !places.isEmpty
     }
@@ -191,18 +192,25 @@ extension ShadowMMU {
     func forEachBlock(
         _ frames: Range<GuestFrame>, in space: UInt8, _ body: (MemorySlot, GuestFrame, PageLevel) -> Void
     ) {
-        for slot in vm.activeSlots where slot.addressSpace == space {
-            let low = max(slot.baseFrame, frames.lowerBound)
-            let high = min(slot.frames.upperBound, frames.upperBound)
-            guard low < high, slot.extra != nil else { continue }
+        vm.forEachSlot(intersecting: frames, in: space) { slot in
             for level in [PageLevel.page4K, .page2M, .page1G] {
-                var number = low.aligned(to: level).number
-                while number < high.number {
-                    let frame = max(GuestFrame(number), slot.baseFrame)
-                    if !reverseMap(slot).isEmpty(frame, level) { body(slot, frame, level) }
-                    number += level.frames
-                }
+                forEachBlock(of: slot, level, in: frames) { frame in body(slot, frame, level) }
             }
+        }
+    }
+
+    /// The same of one slot and one level. `body` gets the first frame of the block that lies in the slot.
+    func forEachBlock(
+        of slot: MemorySlot, _ level: PageLevel, in frames: Range<GuestFrame>, _ body: (GuestFrame) -> Void
+    ) {
+        guard slot.extra != nil else { return }
+        let map = reverseMap(slot)
+        let end = min(slot.frames.upperBound, frames.upperBound).number
+        var number = max(slot.baseFrame, frames.lowerBound).aligned(to: level).number
+        while number < end {
+            let frame = max(GuestFrame(number), slot.baseFrame)
+            if !map.isEmpty(frame, level) { body(frame) }
+            number += level.frames
         }
     }
 }

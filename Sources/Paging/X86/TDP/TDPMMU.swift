@@ -133,7 +133,7 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
         CPUStatistics.bump(cpu.statistics.pf_taken)
         var served = fault
         let outcome = serve(cpu, &served)
-        count(outcome, of: cpu)
+        cpu.statistics.count(outcome)
         if isTold {
             record(
                 Event(
@@ -223,17 +223,5 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     @inline(__always)
     func record(_ event: @autoclosure () -> Event) {
         if let journal = vm.memory.journal { journal.record(event()) }
-    }
-
-    /// Kernel: the end of `kvm_mmu_do_page_fault`. Spec: x86 section 9.
-    private func count(_ outcome: FaultOutcome, of cpu: VirtualCPU) {
-        switch outcome {
-        case .fixed: CPUStatistics.bump(cpu.statistics.pf_fixed)
-        // No table of the guest's is shadowed here, so a protected write is always emulated. Spec: x86 2.9.
-        case .emulate, .writeProtected: CPUStatistics.bump(cpu.statistics.pf_emulate)
-        case .spurious: CPUStatistics.bump(cpu.statistics.pf_spurious)
-        case .failed(.EINTR): CPUStatistics.bump(cpu.statistics.signal_exits)
-        default: break
-        }
     }
 }
