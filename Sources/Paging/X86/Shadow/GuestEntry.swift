@@ -115,6 +115,9 @@ struct GuestEntryFormat: Equatable {
         isPresent(entry) && entry & accessed == accessed && !hasReservedBit(entry, 1)
     }
 
+    /// Of EPT, an entry that permits nothing is none.
+    func isNothing(_ rights: Rights) -> Bool { ept != nil && rights.isDisjoint(with: [.user, .execute]) }
+
     /// A clean page must fault when it is written, so that the guest's D gets set. Kernel: `FNAME(protect_clean_gpte)`.
     func withoutWriteIfClean(_ rights: Rights, _ entry: UInt64) -> Rights {
         dirty != 0 && entry & dirty == 0 ? rights.subtracting(.write) : rights

@@ -47,6 +47,8 @@ extension ShadowMMU {
             }
             let rights = format.withoutWriteIfClean(
                 page.role.access.intersection(format.rights(guestEntry)), guestEntry)
+            // KVM makes an entry of EPT's that permits nothing; it helps nobody, and looks like one whose rights are set aside.
+            if format.isNothing(rights) { continue }
             page.setTranslation(i, format.frame(guestEntry, 1), rights)
             guard prefetchRun(page, i..<i + 1, rights, cpu, permit) else { return }
         }

@@ -164,9 +164,7 @@ extension ShadowMMU {
         }
         let frame = format.frame(guestEntry, 1)
         let rights = format.withoutWriteIfClean(page.role.access.intersection(format.rights(guestEntry)), guestEntry)
-        // Of EPT, an entry that permits nothing at all is none.
-        let isNone = format.ept != nil && rights.isDisjoint(with: [.user, .execute])
-        guard frame == page.guestFrame(of: index), !isNone else {
+        guard frame == page.guestFrame(of: index), !format.isNothing(rights) else {
             emptyEntry(page, index)
             return .flush
         }
