@@ -120,7 +120,7 @@ let package = Package(
                 "CSchedule", "Frames", "Synchrony", "Audit", "HostMemory", "GuestMemory", "Paging", "Hardware",
                 "Machine", "SeededRandom", "WalkFuzz",
             ],
-            swiftSettings: core),
+            exclude: ["Emulator/walk.S"], swiftSettings: core),
         .testTarget(
             name: "ExplorerTests",
             dependencies: [
