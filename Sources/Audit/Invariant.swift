@@ -8,6 +8,7 @@ public enum Invariant: UInt16, Sendable, CaseIterable {
     case i23, i24, i25, i26, i27, i28, i29
     case x11 = 211
     case x12 = 212
+    case x17 = 217
     case x18 = 218
     case x19 = 219
     case x20 = 220
@@ -22,6 +23,7 @@ public enum Invariant: UInt16, Sendable, CaseIterable {
     case x29 = 229
     case x30 = 230
     case x32 = 232
+    case x33 = 233
     case x34 = 234
     case x35 = 235
     case x36 = 236
@@ -39,6 +41,11 @@ public enum Invariant: UInt16, Sendable, CaseIterable {
     case x52 = 252
     case x53 = 253
     case x55 = 255
+    case x56 = 256
+    case x57 = 257
+    case x58 = 258
+    case x59 = 259
+    case x60 = 260
     case x61 = 261
     case x62 = 262
     case x63 = 263
@@ -95,6 +102,7 @@ public enum Invariant: UInt16, Sendable, CaseIterable {
         case .i29: "the page of a read-only translation is the one in the primary table"
         case .x11: "after a notifier's start no root and no TLB maps the range"
         case .x12: "nothing is installed for a frame whose invalidation is in progress"
+        case .x17: "the processor's APIC access page is the one that is mapped, or a reload is pending"
         case .x18: "an entry is shadow-present exactly if bit 11 is set"
         case .x19: "a leaf's writability is one of the four legal states"
         case .x20: "whether the host may write changes only with the frame unchanged, and in the TDP MMU only to yes"
@@ -109,6 +117,7 @@ public enum Invariant: UInt16, Sendable, CaseIterable {
         case .x29: "a table has exactly one parent"
         case .x30: "a table is freed only when it maps nothing any more"
         case .x32: "a root has a reference of each that holds it, a valid one also of the MMU"
+        case .x33: "a root becomes invalid under mmu_lock, together with the request to leave it"
         case .x34: "a root that is to be emptied is held until it is"
         case .x35: "no vCPU enters the guest on an obsolete root"
         case .x36: "the page counts equal the leaves"
@@ -126,6 +135,11 @@ public enum Invariant: UInt16, Sendable, CaseIterable {
         case .x52: "one guest table has one current page for each role"
         case .x53: "the reverse maps hold exactly the leaves, and a page knows exactly the entries that point to it"
         case .x55: "indirect_shadow_pages is the number of pages that shadow guest entries"
+        case .x56: "a shadow page is freed only after a flush that waited for who walks it"
+        case .x57: "synchronising changes no frame, and gives only rights that the guest's entry has"
+        case .x58: "a leaf in the place of a table lets the guest write what any leaf would"
+        case .x59: "a prefetch never replaces a present entry"
+        case .x60: "an entry that is synchronised is accessed"
         case .x61: "n_used is the number of shadow pages, within the limit"
         case .x62: "no page of an earlier generation can be found"
         case .x63: "the lock order holds and nobody sleeps under a spinning lock"

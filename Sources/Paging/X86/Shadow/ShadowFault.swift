@@ -58,10 +58,10 @@ extension ShadowMMU {
             faulted.releaseUnused()
             return .retry
         }
-        let dirty = faulted.isWritable
+        let isWritable = faulted.isWritable
         let guardian = vm.lockMMUForFault()
         let outcome = install(cpu, &request, faulted, guardian)
-        faulted.finish(outcome == .retry ? .unused : .used(dirty: dirty), holding: guardian)
+        faulted.finish(outcome.use(ofWritable: isWritable), holding: guardian)
         guardian.unlock()
         return outcome
     }
@@ -73,7 +73,10 @@ extension ShadowMMU {
     ) -> FaultOutcome {
         let state = state(of: cpu)
         // The request to load another root is posted already: the retry ends there (X65).
-        guard !hasObsoleteRoot(state) else { return .retry }
+        guard !hasObsoleteRoot(state) else {
+            checkRequest(of: cpu)
+            return .retry
+        }
         var rights = request.walk.rights
         if request.fault.access == .write, !rights.contains(.write), !state.registers.writeProtect, !state.isUser {
             // Supervisor writes are allowed though the guest's entry forbids: the entry becomes one for the supervisor alone.

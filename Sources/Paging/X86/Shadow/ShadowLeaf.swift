@@ -31,7 +31,8 @@ extension ShadowMMU {
         let level = request.page.role.level
         var value = EntryBits.mmuPresent | bits.present
         if request.page.role.accessDirtyDisabled { value |= EntryBits.adDisabled }
-        if !request.prefetch || request.synchronizing { value |= bits.accessed }
+        let isUsed = !request.prefetch || (request.synchronizing && !SeriesPatch.syncedIsAccessed.isUndone)
+        if isUsed { value |= bits.accessed }
         value |= request.rights.contains(.execute) ? bits.execute : bits.noExecute
         if request.rights.contains(.user) { value |= bits.user }
         if level > 1 { value |= EntryBits.large }
@@ -39,9 +40,8 @@ extension ShadowMMU {
         value |= bits.hostWritable
         guard request.rights.contains(.write) else { return (value, false) }
         // An old *leaf* that the guest could write proves that it may; a table's W says nothing. Spec: X58.
-        let mayAlready = EntryBits.isLeaf(request.old, level) && request.old & EntryBits.write != 0
         guard
-            mayAlready
+            EntryBits.provesWritable(request.old, level)
                 || letGuestWrite(
                     request.frame, request.slot, synchronizing: request.synchronizing, prefetch: request.prefetch)
         else { return (value, true) }
@@ -58,12 +58,13 @@ extension ShadowMMU {
         let entry = entry(page, index)
         let level = page.level
         let frame = permit.guestFrame.aligned(to: level)
-        var old = entry.load()
+        let found = entry.load()
+        var old = found
         var flush = false
         var isMapped = false
         let isPrefetch = fault?.isPrefetch ?? true
         if EntryBits.isPresent(old) {
-            if isPrefetch { return .spurious }
+            if isPrefetch, EntryBits.outlastsPrefetch(old) { return .spurious }
             if EntryBits.isTable(old, level.rawValue) {
                 unlink(page, index)
                 flush = true
@@ -99,6 +100,9 @@ extension ShadowMMU {
                     extra: page.place(of: index)))
         }
         if isTable, fault?.access == .write { outcome = .writeProtected }
+        if let journal = vm.memory.journal {
+            checkSet(found, new, frame, slot, isPrefetch: isPrefetch, isMapped: isMapped, journal)
+        }
         if flush { vm.flushRemoteTLBs() }
         if isMapped {
             page.setTranslation(index, frame, rights)

@@ -180,6 +180,7 @@ extension ShadowMMU {
         guard update.applied(to: old) != old else { return .kept }
         let last = exchange(entry, update, old)
         noteChange(page.place(of: index), last, update.applied(to: last))
+        if let journal = vm.memory.journal { checkSynced(last, update.applied(to: last), frame, slot, rights, journal) }
         return last & bits.mmuWritable != 0 && attributes & bits.mmuWritable == 0 ? .flush : .kept
     }
 

@@ -7,6 +7,8 @@ public final class TDPCPUState: CPUExtra, @unchecked Sendable {
     // Unchecked: restates the base class's; the vCPU's own task's alone.
     /// A nested guest runs, without tables of its guest hypervisor's own. Kernel: `is_guest_mode`.
     var isGuestMode = false
+    /// What the processor knows of the page of the VM's APIC.
+    var apicAccess = APICAccessField()
     private let host: Host
     /// Kernel: `pml_pg`.
     let modificationLogPage: HostFrame?
@@ -49,5 +51,6 @@ extension TDPMMU {
         guard state.isGuestMode != isGuestMode else { return }
         state.isGuestMode = isGuestMode
         dropObsoleteRoot(cpu)
+        if !isGuestMode { reloadPostponedAPICPage(for: cpu) }
     }
 }

@@ -45,6 +45,8 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     var possibleHugePages: [HostFrame] = []
     /// Tables that nothing reachable points to. Under `pages`.
     var removed: [HostFrame] = []
+    /// The page of the VM's APIC.
+    let apic = APICAccessPage()
 
     public init(_ configuration: TDPConfiguration) {
         configuration.check()
@@ -156,7 +158,10 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
 
     override public func unmap(
         _ frames: Range<GuestFrame>, in space: UInt8, holding guardian: borrowing MMUGuard, mayBlock: Bool
-    ) -> Bool { zapLeaves(of: frames, in: space) }
+    ) -> Bool {
+        if frames.lowerBound == APICAccessPage.frame { apicPageIsUnmapped(in: space) }
+        return zapLeaves(of: frames, in: space)
+    }
 
     override public func age(
         _ frames: Range<GuestFrame>, in space: UInt8, holding guardian: borrowing MMUGuard
@@ -164,6 +169,8 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     override public func testAge(
         _ frames: Range<GuestFrame>, in space: UInt8, holding guardian: borrowing MMUGuard
     ) -> Bool { anyAccessed(of: frames, in: space) }
+
+    override public func reloadAPICPage(for cpu: VirtualCPU) { loadAPICPage(for: cpu) }
 
     // MARK: Dirty logging
 
@@ -206,6 +213,7 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
         zapAllRoots()
         freeAllRoots()
         freeRemovedTables()
+        unmapAPICPage()
     }
 
     override public func forEachLeaf(_ body: (StageTwoLeaf) -> Void) {

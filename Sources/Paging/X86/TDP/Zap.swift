@@ -47,7 +47,7 @@ extension TDPMMU {
     }
 
     private func zapLeaves(of frames: Range<GuestFrame>, _ root: HostFrame) -> Int {
-        switch vm.policy {
+        switch vm.policy(for: .zapped) {
         case .precise(let policy): zapLeaves(of: frames, root, policy)
         case .tracked(let policy): zapLeaves(of: frames, root, policy)
         case .guess(let policy): zapLeaves(of: frames, root, policy)
@@ -112,7 +112,7 @@ extension TDPMMU {
 
     /// Zaps the leaves of up to `batch` runs; where to go on, or nil at the end. Caller: mmu_lock, in a section.
     private func zapSomeLeaves(of root: HostFrame, from start: GuestFrame, shared: Bool) -> GuestFrame? {
-        switch vm.policy {
+        switch vm.policy(for: .tornDown) {
         case .precise(let policy): zapSomeLeaves(of: root, from: start, shared: shared, policy)
         case .tracked(let policy): zapSomeLeaves(of: root, from: start, shared: shared, policy)
         case .guess(let policy): zapSomeLeaves(of: root, from: start, shared: shared, policy)
