@@ -6,6 +6,7 @@ public enum Invariant: UInt16, Sendable, CaseIterable {
     case i1 = 101
     case i2, i3, i4, i5, i6, i7, i8, i9, i10, i11, i12, i13, i14, i15, i16, i17, i18, i19, i20, i21, i22
     case i23, i24, i25, i26, i27, i28, i29
+    case x7 = 207
     case x11 = 211
     case x12 = 212
     case x17 = 217
@@ -22,6 +23,7 @@ public enum Invariant: UInt16, Sendable, CaseIterable {
     case x28 = 228
     case x29 = 229
     case x30 = 230
+    case x31 = 231
     case x32 = 232
     case x33 = 233
     case x34 = 234
@@ -38,8 +40,10 @@ public enum Invariant: UInt16, Sendable, CaseIterable {
     case x48 = 248
     case x49 = 249
     case x50 = 250
+    case x51 = 251
     case x52 = 252
     case x53 = 253
+    case x54 = 254
     case x55 = 255
     case x56 = 256
     case x57 = 257
@@ -100,6 +104,7 @@ public enum Invariant: UInt16, Sendable, CaseIterable {
         case .i27: "each reset ring entry is consumed once"
         case .i28: "after the VM is gone nothing is left"
         case .i29: "the page of a read-only translation is the one in the primary table"
+        case .x7: "a fault that is to be tried again leaves its page unmarked"
         case .x11: "after a notifier's start no root and no TLB maps the range"
         case .x12: "nothing is installed for a frame whose invalidation is in progress"
         case .x17: "the processor's APIC access page is the one that is mapped, or a reload is pending"
@@ -116,6 +121,7 @@ public enum Invariant: UInt16, Sendable, CaseIterable {
         case .x28: "a frozen entry is never overwritten"
         case .x29: "a table has exactly one parent"
         case .x30: "a table is freed only when it maps nothing any more"
+        case .x31: "who shares mmu_lock changes an entry by compare-exchange"
         case .x32: "a root has a reference of each that holds it, a valid one also of the MMU"
         case .x33: "a root becomes invalid under mmu_lock, together with the request to leave it"
         case .x34: "a root that is to be emptied is held until it is"
@@ -132,8 +138,10 @@ public enum Invariant: UInt16, Sendable, CaseIterable {
         case .x48: "the guest can't write a frame that is tracked, nor a table that is shadowed, unheard"
         case .x49: "only a page that shadows a lowest guest table is unsync"
         case .x50: "every entry on the way to an unsync page is marked"
+        case .x51: "after the guest's flush no entry gives more than the guest's own"
         case .x52: "one guest table has one current page for each role"
         case .x53: "the reverse maps hold exactly the leaves, and a page knows exactly the entries that point to it"
+        case .x54: "a page is linked only after the guest's entry was read again"
         case .x55: "indirect_shadow_pages is the number of pages that shadow guest entries"
         case .x56: "a shadow page is freed only after a flush that waited for who walks it"
         case .x57: "synchronising changes no frame, and gives only rights that the guest's entry has"

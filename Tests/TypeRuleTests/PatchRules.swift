@@ -65,21 +65,28 @@ extension SnippetPair {
     ]
 
     @Test func `every patch has a suite that is named after it`() throws {
-        let tests = try SwiftSource.all(under: "Tests")
+        let suites = try SwiftSource.all(under: "Tests").flatMap { $0.hits(#/@Suite\b.*\bstruct Patch\d\d_/#) }
         for number in Self.generic + Self.x86 {
             let name = number < 10 ? "Patch0\(number)_" : "Patch\(number)_"
-            let suites = tests.flatMap { $0.hits(#/@Suite\b.*\bstruct Patch\d\d_/#) }.filter { $0.contains(name) }
-            #expect(suites.count == 1, "\(name)")
+            #expect(suites.filter { $0.contains(name) }.count == 1, "\(name)")
         }
+    }
+
+    /// Where patches are asked for, and where tests take them back.
+    private static let asking = Result {
+        try SwiftSource.all(under: "Sources").flatMap { $0.hits(#/\bSeriesPatch\.\w+\.isUndone\b/#) }
+    }
+    private static let tests = Result {
+        try SwiftSource.all(under: "Tests/CoreTests").flatMap { $0.hits(#/\bcheckPatch\(\d+/#) }
     }
 
     @Test(arguments: SeriesPatch.allCases)
     func `a patch that can be taken back is asked for in one place, and its test takes it back`(
         _ patch: SeriesPatch
     ) throws {
-        let asking = try SwiftSource.all(under: "Sources").flatMap { $0.hits(#/\bSeriesPatch\.\w+\.isUndone\b/#) }
+        let asking = try Self.asking.get()
         #expect(asking.filter { $0.contains("SeriesPatch.\(patch).isUndone") }.count == 1)
-        let tests = try SwiftSource.all(under: "Tests/CoreTests").flatMap { $0.hits(#/\bcheckPatch\(\d+/#) }
+        let tests = try Self.tests.get()
         #expect(
             tests.contains {
                 $0.contains("checkPatch(\(patch.rawValue))") || $0.contains("checkPatch(\(patch.rawValue),")

@@ -94,46 +94,40 @@ enum LeafEnd: CaseIterable, Sendable {
     }
 
     /// 512 pages that the guest has written, and nothing in the journal of how they end.
-    func check(_ patch: UInt32, _ kind: Event.Kind) throws {
-        try checkPatch(patch) {
-            // Without A in hardware, ageing takes W, which was a sign of its own.
-            let machine = TDPMachine { $0.accessDirty = self != .ageing }
-            try machine.slot(count: 512)
-            for frame in UInt64(0)..<512 { machine.fault(.write, frame) }
-            let marks = machine.events(kind)
-            #expect(marks.count == 512 && marks.allSatisfy { $0.holder == .guestFault }, "once, when mapped")
-            machine.test.memory.forgetAccessedAndDirty()
-            try perform(machine, 512)
-            #expect(machine.events(kind).count == 512)
-            #expect(machine.journal.findings.isEmpty)
-        }
+    func check(_ kind: Event.Kind) throws {
+        // Without A in hardware, ageing takes W, which was a sign of its own.
+        let machine = TDPMachine { $0.accessDirty = self != .ageing }
+        try machine.slot(count: 512)
+        for frame in UInt64(0)..<512 { machine.fault(.write, frame) }
+        let marks = machine.events(kind)
+        #expect(marks.count == 512 && marks.allSatisfy { $0.holder == .guestFault }, "once, when mapped")
+        machine.test.memory.forgetAccessedAndDirty()
+        try perform(machine, 512)
+        #expect(machine.events(kind).count == 512)
+        #expect(machine.journal.findings.isEmpty)
     }
 }
 
 @Suite struct Patch08_DirtyWhenMapped {
     @Test(arguments: LeafEnd.allCases)
     func `a page is marked dirty when it is mapped, and not when its entry ends`(end: LeafEnd) throws {
-        try end.check(8, .markedDirty)
+        try checkPatch(8) { try end.check(.markedDirty) }
     }
 }
 
 /// In between, what a notifier took away was marked accessed; the suite of patch 82 is about that.
 @Suite struct Patch09_AccessedByRange {
-    @Test func `a slot's deletion marks nothing accessed`() throws { try LeafEnd.deletion.check(9, .markedAccessed) }
+    @Test func `a slot's deletion marks nothing accessed`() throws {
+        try checkPatch(9) { try LeafEnd.deletion.check(.markedAccessed) }
+    }
 }
 
 @Suite struct Patch82_ZapMarksNothing {
     @Test func `a page is marked accessed when it is mapped, and not when a notifier takes it away`() throws {
-        try LeafEnd.notifier.check(82, .markedAccessed)
+        try checkPatch(82) { try LeafEnd.notifier.check(.markedAccessed) }
     }
 
     @Test(arguments: LeafEnd.allCases) func `nor at any other end`(end: LeafEnd) throws {
-        let machine = TDPMachine { $0.accessDirty = end != .ageing }
-        try machine.slot(count: 8)
-        for frame in UInt64(0)..<8 { machine.fault(.write, frame) }
-        machine.test.memory.forgetAccessedAndDirty()
-        let marks = machine.events(.markedAccessed).count
-        try end.perform(machine, 8)
-        #expect(machine.events(.markedAccessed).count == marks)
+        try end.check(.markedAccessed)
     }
 }

@@ -1,13 +1,19 @@
+import Audit
 import GuestMemory
+import HostMemory
 import Synchrony
 
-extension FaultOutcome {
-    /// How the page of a fault with this outcome is released: unused if the guest is to try again; else, whatever came
-    /// out, as used, and as dirty if the host may write it: a leaf that is there, or will be, can become writable without
-    /// another look. Of all x86 faults. Kernel: `kvm_mmu_finish_page_fault`. Spec: x86 2.7 "finish", X5, X7.
+extension SecondaryMMU {
+    /// How the page of an x86 fault is released: unused if the guest is to try again; else, whatever came out, as used, and
+    /// as dirty if the host may write it: a leaf that is there, or will be, can become writable without another look.
+    /// Kernel: `kvm_mmu_finish_page_fault`. Spec: x86 2.7 "finish", X5, X7.
     @inline(__always)
-    func use(ofWritable isWritable: Bool) -> FaultUse {
-        guard self == .retry else { return .used(dirty: isWritable) }
-        return SeriesPatch.retriedIsUnused.isUndone ? .used(dirty: false) : .unused
+    final func use(after outcome: FaultOutcome, ofWritable isWritable: Bool) -> FaultUse {
+        let isUnused = outcome == .retry && !SeriesPatch.retriedIsUnused.isUndone
+        let use = isUnused ? FaultUse.unused : .used(dirty: isWritable && outcome != .retry)
+        if let journal = vm.memory.journal, outcome == .retry, use != .unused {
+            journal.add(Finding(.x7, "the page of a fault that is to be tried again is marked"))
+        }
+        return use
     }
 }

@@ -49,6 +49,29 @@ extension ShadowMMU {
         }
     }
 
+    /// X54: the guest's entry was read again after the page for its table was there, and with it what keeps the guest
+    /// from changing the table unheard.
+    func checkConfirmed(_ child: ShadowPage, _ walk: borrowing GuestWalk) {
+        guard let journal = vm.memory.journal, child.serial > walk.confirmedAt else { return }
+        journal.add(
+            Finding(.x54, "a page is linked for a guest table that was not looked at since", guest: child.frame))
+    }
+
+    /// X51: after the guest's flush an entry gives what the guest's own entry does, and no more.
+    func checkRights(_ page: ShadowPage, _ index: Int, _ journal: Journal) {
+        let value = entry(page, index).peek()
+        let rights = page.rights(of: index)
+        let gives: Rights = [
+            value & EntryBits.write != 0 ? .write : [], value & bits.user != 0 ? .user : [],
+            bits.isExecutable(value) ? .execute : [],
+        ]
+        guard EntryBits.isLeaf(value, 1), !rights.isSuperset(of: gives) else { return }
+        journal.add(
+            Finding(
+                .x51, "after the guest's flush an entry gives more than the guest's own",
+                frame: EntryBits.field.frame(in: value), guest: page.guestFrame(of: index)))
+    }
+
     /// Neither tracked nor shadowed.
     private func isNoTable(_ frame: GuestFrame, _ slot: MemorySlot) -> Bool {
         reverseMap(slot).count(frame) == 0 && allPages(of: frame) { _ in false }

@@ -61,7 +61,7 @@ extension ShadowMMU {
         let isWritable = faulted.isWritable
         let guardian = vm.lockMMUForFault()
         let outcome = install(cpu, &request, faulted, guardian)
-        faulted.finish(outcome.use(ofWritable: isWritable), holding: guardian)
+        faulted.finish(use(after: outcome, ofWritable: isWritable), holding: guardian)
         guardian.unlock()
         return outcome
     }
@@ -127,7 +127,10 @@ extension ShadowMMU {
             let made = child(page, index, table, direct: false, request.walk.rights(ofTable: level), cpu)
             if let made, made.unsyncChildren > 0 { syncChildren(of: made, cpu) }
             if hasChanged(&request.walk, level, cpu, format) { return .retry }
-            if let made { link(made, page, index) }
+            if let made {
+                checkConfirmed(made, request.walk)
+                link(made, page, index)
+            }
             page = made ?? child(entry(page, index).load())
         }
         if paged { page.floods = 0 }

@@ -72,7 +72,7 @@ extension TDPMMU {
         let section = tables.enter()
         let outcome = install(cpu, root, &fault, faulted, &reserve, guardian)
         tables.exit(section)
-        faulted.finish(outcome.use(ofWritable: isWritable), holding: guardian)
+        faulted.finish(use(after: outcome, ofWritable: isWritable), holding: guardian)
         guardian.unlock()
         return outcome
     }

@@ -55,10 +55,17 @@ extension TDPMMU {
     }
 
     private func zapLeaves<P: ReferencePolicy>(of frames: Range<GuestFrame>, _ root: HostFrame, _ policy: P) -> Int {
+        checkExclusive()
         let loop = LeafLoop(self)
         var count = 0
         for run in view(root).runs(in: frames) { count += loop.zap(run, policy, shared: false) }
         return count
+    }
+
+    /// X31: what follows changes entries without a look at what they were, which only who has mmu_lock alone may do.
+    func checkExclusive() {
+        guard let journal = vm.memory.journal, !vm.mmuLock.isWriteLocked else { return }
+        journal.add(Finding(.x31, "an entry is exchanged by who does not hold mmu_lock for writing"))
     }
 
     // MARK: Whole roots
@@ -71,6 +78,7 @@ extension TDPMMU {
     func zapAllRoots() {
         let guardian = vm.lockMMU()
         let section = tables.enter()
+        checkExclusive()
         for root in allRoots {
             let first = StageTwoEntry(vm.memory.entry(0, of: root), EntryBits.field)
             first.forEachIndex(below: 512, notHolding: EntryBits.empty) { i in
