@@ -53,9 +53,11 @@ extension TDPMMU {
         let wasLeaf = EntryBits.isLeaf(old, level.rawValue)
         if fault.isPrefetch, EntryBits.outlastsPrefetch(old) { return .spurious }
         if wasLeaf && bits.allows(fault.access, old) { return .spurious }
-        let isTracked = !EntryBits.provesWritable(old, level.rawValue) && isTracked(permit.guestFrame, in: slot)
-        let isProtected = isTracked && permit.writable && fault.access == .write
-        let attributes = leafAttributes(permit, at: level, role, isTracked: isTracked, prefetch: fault.isPrefetch)
+        let mayWrite =
+            EntryBits.provesWritable(old, level.rawValue)
+            || letGuestWrite(permit.guestFrame, slot, prefetch: fault.isPrefetch)
+        let isProtected = !mayWrite && permit.writable && fault.access == .write
+        let attributes = leafAttributes(permit, at: level, role, isTracked: !mayWrite, prefetch: fault.isPrefetch)
         let new = position.entry.value(permit, level, attributes)
         if new == old { return isProtected ? .writeProtected : .spurious }
         // In the log before the guest can write: a harvest in between reports too much at worst. Spec: X44, X47.
@@ -85,7 +87,10 @@ extension TDPMMU {
         _ journal: Journal
     ) {
         let mapped = EntryBits.field.frame(in: new)
-        if EntryBits.isTable(old, level.rawValue), new & EntryBits.write != 0, isTracked(frame, in: slot) {
+        if EntryBits.isTable(old, level.rawValue), new & EntryBits.write != 0,
+            isTracked(frame, in: slot)
+                || nested?.forbidsWrites(frame..<frame.advanced(by: 1), in: slot.addressSpace) ?? false
+        {
             journal.add(
                 Finding(
                     .x58, "a leaf that replaced a table lets the guest write a tracked frame", frame: mapped,
