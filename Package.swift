@@ -51,8 +51,11 @@ let package = Package(
         // The processor's walks over hostile tables.
         .target(
             name: "WalkFuzz",
-            dependencies: ["CSchedule", "Frames", "Synchrony", "HostMemory", "Hardware", "Machine", "SeededRandom"],
-            swiftSettings: strict),
+            dependencies: [
+                "CSchedule", "Frames", "Synchrony", "Audit", "HostMemory", "GuestMemory", "Paging", "Hardware",
+                "Machine",
+                "SeededRandom",
+            ], swiftSettings: strict),
         .target(
             name: "Explorer", dependencies: ["CFiber", "CSchedule", "Synchrony", "SeededRandom"], swiftSettings: strict),
         // A plan as the explorer's subject, and the museum of defects.

@@ -89,6 +89,8 @@ extension ShadowMMU {
             return .retry
         }
         guard makeRoom() else { return .failed(.ENOSPC) }
+        // Room may have cost the root, if a guest hypervisor's tables have it as a lower table too. KVM does not look again.
+        guard !hasObsoleteRoot(state) else { return .retry }
         return fetch(permit, &request, rights, faulted.slot, cpu, holding: guardian)
     }
 

@@ -87,6 +87,8 @@ import Testing
     @Test func `A and D go into the hypervisor's entries, and a clean page faults when it is written`() throws {
         let guest = try NestedGuest(log: true)
         try guest.makeTables(leaf: 7 | 6 << 3)
+        // A page that the host lets be written.
+        try guest.space.store(at(18), 0)
         try guest.enter()
         _ = try guest.vm.getDirtyLog(slot: 0)
         #expect(guest.cpu.access(.load, at: 0x2000) == .value(0))
