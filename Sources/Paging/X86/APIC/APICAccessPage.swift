@@ -13,10 +13,11 @@ import Synchrony
 
 /// The one page of a VM. Kernel: `apic_access_memslot_enabled`, `apicv_inhibit_reasons`.
 final class APICAccessPage: Sendable {
+    /// `VirtualMachine.userSlots` + 1. Every fault asks, so it is no stored property, which would have to be made first.
     /// Kernel: `APIC_ACCESS_PAGE_PRIVATE_MEMSLOT`.
-    static let slot = UInt16(VirtualMachine.userSlots + 1)
+    @inline(__always) static var slot: UInt16 { 32765 }
     /// Kernel: `APIC_DEFAULT_PHYS_BASE`.
-    static let frame = GuestFrame(0xfee00)
+    @inline(__always) static var frame: GuestFrame { GuestFrame(0xfee00) }
 
     /// Where the process has the page; 0: nowhere. Written under slots_lock, or when no vCPU runs any more.
     fileprivate let address = Atomic<UInt64>(0)
@@ -32,6 +33,7 @@ extension TDPMMU {
     /// memory that can't be had shows with the first access. A second call does nothing. `address`: a free page of the
     /// process; Linux looks for one itself. Takes slots_lock; may sleep. Kernel: `kvm_alloc_apic_access_page`.
     public func makeAPICAccessPage(at address: UserAddress) throws(Errno) {
+        precondition(UInt32(APICAccessPage.slot) == VirtualMachine.userSlots + 1)
         guard apic.address.load(ordering: .relaxed) == 0 else { return }
         try vm.addressSpace.map(
             at: address, length: pageSize, protection: .readWrite, backing: .anonymousShared)
