@@ -6,8 +6,10 @@ public enum Invariant: UInt16, Sendable, CaseIterable {
     case i1 = 101
     case i2, i3, i4, i5, i6, i7, i8, i9, i10, i11, i12, i13, i14, i15, i16, i17, i18, i19, i20, i21, i22
     case i23, i24, i25, i26, i27, i28, i29
+    case x7 = 207
     case x11 = 211
     case x12 = 212
+    case x17 = 217
     case x18 = 218
     case x19 = 219
     case x20 = 220
@@ -21,7 +23,9 @@ public enum Invariant: UInt16, Sendable, CaseIterable {
     case x28 = 228
     case x29 = 229
     case x30 = 230
+    case x31 = 231
     case x32 = 232
+    case x33 = 233
     case x34 = 234
     case x35 = 235
     case x36 = 236
@@ -36,9 +40,16 @@ public enum Invariant: UInt16, Sendable, CaseIterable {
     case x48 = 248
     case x49 = 249
     case x50 = 250
+    case x51 = 251
     case x52 = 252
     case x53 = 253
+    case x54 = 254
     case x55 = 255
+    case x56 = 256
+    case x57 = 257
+    case x58 = 258
+    case x59 = 259
+    case x60 = 260
     case x61 = 261
     case x62 = 262
     case x63 = 263
@@ -93,8 +104,10 @@ public enum Invariant: UInt16, Sendable, CaseIterable {
         case .i27: "each reset ring entry is consumed once"
         case .i28: "after the VM is gone nothing is left"
         case .i29: "the page of a read-only translation is the one in the primary table"
+        case .x7: "a fault that is to be tried again leaves its page unmarked"
         case .x11: "after a notifier's start no root and no TLB maps the range"
         case .x12: "nothing is installed for a frame whose invalidation is in progress"
+        case .x17: "the processor's APIC access page is the one that is mapped, or a reload is pending"
         case .x18: "an entry is shadow-present exactly if bit 11 is set"
         case .x19: "a leaf's writability is one of the four legal states"
         case .x20: "whether the host may write changes only with the frame unchanged, and in the TDP MMU only to yes"
@@ -108,7 +121,9 @@ public enum Invariant: UInt16, Sendable, CaseIterable {
         case .x28: "a frozen entry is never overwritten"
         case .x29: "a table has exactly one parent"
         case .x30: "a table is freed only when it maps nothing any more"
+        case .x31: "who shares mmu_lock changes an entry by compare-exchange"
         case .x32: "a root has a reference of each that holds it, a valid one also of the MMU"
+        case .x33: "a root becomes invalid under mmu_lock, together with the request to leave it"
         case .x34: "a root that is to be emptied is held until it is"
         case .x35: "no vCPU enters the guest on an obsolete root"
         case .x36: "the page counts equal the leaves"
@@ -123,9 +138,16 @@ public enum Invariant: UInt16, Sendable, CaseIterable {
         case .x48: "the guest can't write a frame that is tracked, nor a table that is shadowed, unheard"
         case .x49: "only a page that shadows a lowest guest table is unsync"
         case .x50: "every entry on the way to an unsync page is marked"
+        case .x51: "after the guest's flush no entry gives more than the guest's own"
         case .x52: "one guest table has one current page for each role"
         case .x53: "the reverse maps hold exactly the leaves, and a page knows exactly the entries that point to it"
+        case .x54: "a page is linked only after the guest's entry was read again"
         case .x55: "indirect_shadow_pages is the number of pages that shadow guest entries"
+        case .x56: "a shadow page is freed only after a flush that waited for who walks it"
+        case .x57: "synchronising changes no frame, and gives only rights that the guest's entry has"
+        case .x58: "a leaf in the place of a table lets the guest write what any leaf would"
+        case .x59: "a prefetch never replaces a present entry"
+        case .x60: "an entry that is synchronised is accessed"
         case .x61: "n_used is the number of shadow pages, within the limit"
         case .x62: "no page of an earlier generation can be found"
         case .x63: "the lock order holds and nobody sleeps under a spinning lock"

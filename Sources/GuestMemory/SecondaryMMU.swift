@@ -145,6 +145,10 @@ open class SecondaryMMU: @unchecked Sendable {
     /// Takes the vCPU's root away if it is obsolete. Caller as for `loadRoot`.
     open func freeObsoleteRoot(_ cpu: VirtualCPU) {}
 
+    /// The page of the VM's APIC may have moved: tells the vCPU's hardware where it is. Caller: the vCPU's task, outside of
+    /// guest mode, no lock held. Kernel: `kvm_vcpu_reload_apic_access_page`.
+    open func reloadAPICPage(for cpu: VirtualCPU) {}
+
     /// Removes every leaf of address space `space` that intersects `frames`. Returns whether TLBs must be flushed. Kernel: `kvm_unmap_gfn_range`.
     open func unmap(
         _ frames: Range<GuestFrame>, in space: UInt8, holding guardian: borrowing MMUGuard, mayBlock: Bool

@@ -29,6 +29,8 @@ open class VirtualCPU: @unchecked Sendable {
         public static let asyncFaultHalt: UInt32 = 16
         /// Nothing but to leave guest mode. Kernel: `kvm_vcpu_kick`.
         public static let leave: UInt32 = 32
+        /// The page of the VM's APIC may have moved. Kernel: `KVM_REQ_APIC_PAGE_RELOAD`.
+        public static let reloadAPICPage: UInt32 = 64
     }
 
     /// Why guest mode was not entered.
@@ -178,6 +180,7 @@ open class VirtualCPU: @unchecked Sendable {
             dropTranslations()
             isFlushing = false
         }
+        if pending & Request.reloadAPICPage != 0 { vm.mmu.reloadAPICPage(for: self) }
         return nil
     }
 
@@ -202,6 +205,10 @@ open class VirtualCPU: @unchecked Sendable {
     public final var isInGuest: Bool { mode.load(ordering: .sequentiallyConsistent) == Mode.inGuest.rawValue }
 
     public final var hasRequest: Bool { requests.load(ordering: .sequentiallyConsistent) != 0 }
+    /// Whether one of `requests` waits. For checks.
+    public final func hasRequest(_ requests: UInt32) -> Bool {
+        self.requests.load(ordering: .sequentiallyConsistent) & requests != 0
+    }
 
     /// Posts a request and waits until the vCPU is outside of guest mode. Returns whether it had to wait.
     final func kick(_ request: UInt32) -> Bool {
@@ -222,6 +229,12 @@ extension VirtualMachine {
     /// Makes every vCPU leave guest mode once. Kernel: `kvm_vcpu_kick` of each.
     public func kickAllCPUs() {
         for cpu in virtualCPUs { _ = cpu.kick(VirtualCPU.Request.leave) }
+    }
+
+    /// Posts a request that is no flush to all vCPUs and waits until each has left guest mode. Any lock may be held.
+    /// Kernel: `kvm_make_all_cpus_request`.
+    public func postToAllCPUs(_ request: UInt32) {
+        for cpu in virtualCPUs { _ = cpu.kick(request) }
     }
 
     /// Posts `request` to all vCPUs and waits until each has left guest mode. Kernel: `kvm_make_all_cpus_request`.

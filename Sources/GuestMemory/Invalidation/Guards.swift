@@ -42,6 +42,9 @@ public struct MMUGuard: ~Copyable {
             vm.record(Event(.retry, frame: faulted.frame, guest: faulted.guestFrame.number))
             return nil
         }
+        if SeriesPatch.makingMarksNothing.isUndone, faulted.isWritable, vm.mmu.marksPagesFromEntries {
+            Guess(memory: vm.memory).dirtyCleared(faulted.frame, counted: true)
+        }
         var level = PageLevel.page4K
         // Of private memory the host has no mapping that could be larger.
         if largest > .page4K, !faulted.isPrivate {

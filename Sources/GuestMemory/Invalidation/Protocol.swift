@@ -115,6 +115,17 @@ extension VirtualMachine {
         precondition(old > 0, "an invalidation ends that did not start (I-9)")
     }
 
+    /// An invalidation of KVM's own, begun and ended in one section of mmu_lock: `zap` takes away what `frames` have, and
+    /// says whether TLBs must be flushed. No lock held. Kernel: `kvm_zap_gfn_range`. Spec: x86 3.7, F2.
+    public func invalidate(_ frames: Range<GuestFrame>, _ zap: (Range<GuestFrame>) -> Bool) {
+        let guardian = lockMMU()
+        beginInvalidation()
+        addRange(frames)
+        if zap(frames) { flushRemoteTLBs() }
+        endInvalidation()
+        guardian.unlock()
+    }
+
     /// The defect `inProgressDroppedEarly`.
     private func endInTwoSections(_ guardian: consuming MMUGuard) {
         schedulingPoint(.atomicUpdate, invalidateIdentity.value)

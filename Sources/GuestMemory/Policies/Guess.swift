@@ -5,17 +5,26 @@ import HostMemory
 /// Up to 6.12: whether a frame is counted is guessed from its number, at every step. Spec: generic 10.1.
 public struct Guess: ReferencePolicy {
     @usableFromInline let pages: LegacyPageLookup
+    /// What of an entry's end is told to the page. All, but where a single patch is taken back (`policy(for:)`).
+    @usableFromInline let marksAccessed: Bool
+    @usableFromInline let marksDirty: Bool
 
-    init(memory: PhysicalMemory) { pages = LegacyPageLookup(memory: memory) }
-
-    @inlinable @inline(__always)
-    public func leafRemoved(_ frame: HostFrame, counted: Bool, accessed: Bool, dirty: Bool) {
-        if accessed { pages.setPFNAccessed(frame) }
-        if dirty { pages.setPFNDirty(frame) }
+    init(memory: PhysicalMemory, marksAccessed: Bool = true, marksDirty: Bool = true) {
+        pages = LegacyPageLookup(memory: memory)
+        self.marksAccessed = marksAccessed
+        self.marksDirty = marksDirty
     }
 
     @inlinable @inline(__always)
-    public func dirtyCleared(_ frame: HostFrame, counted: Bool) { pages.setPFNDirty(frame) }
+    public func leafRemoved(_ frame: HostFrame, counted: Bool, accessed: Bool, dirty: Bool) {
+        if accessed, marksAccessed { pages.setPFNAccessed(frame) }
+        if dirty, marksDirty { pages.setPFNDirty(frame) }
+    }
+
+    @inlinable @inline(__always)
+    public func dirtyCleared(_ frame: HostFrame, counted: Bool) {
+        if marksDirty { pages.setPFNDirty(frame) }
+    }
 
     /// A PFN-mapped frame was found: takes a reference if the heuristic says "counted".
     /// False: the count is 0, the lookup fails. Caller holds the page-table lock. Kernel: `kvm_try_get_pfn`.

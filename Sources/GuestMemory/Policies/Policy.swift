@@ -1,5 +1,6 @@
 import Frames
 import HostMemory
+import Synchrony
 
 /// The three models of page references. Spec: generic 0.5, section 10.
 public enum PolicyKind: UInt8, Sendable, CaseIterable {
@@ -40,5 +41,32 @@ public enum Policy: Sendable {
         case .tracked: .tracked
         case .guess: .guess
         }
+    }
+}
+
+/// How leaves end, or lose what tells that their page was written.
+public enum LeafLoss: Sendable {
+    /// A notifier, or a slot's end, takes away what a range of frames has.
+    case zapped
+    /// The table goes that they are in.
+    case tornDown
+    /// W or D for the log, rights or A for ageing.
+    case cleared
+}
+
+extension VirtualMachine {
+    /// Whose rules a loop over entries follows: the VM's. Spec: x86 3.12, X4. One patch of the series taken back makes it
+    /// tell pages what it told them before.
+    public func policy(for loss: LeafLoss) -> Policy {
+        guard case .precise = policy else { return policy }
+        let marksDirty = SeriesPatch.dirtyWhenMapped.isUndone
+        let marksAccessed =
+            switch loss {
+            case .zapped: SeriesPatch.zapMarksNothing.isUndone
+            case .tornDown: SeriesPatch.accessedByRange.isUndone
+            case .cleared: false
+            }
+        guard marksDirty || marksAccessed else { return policy }
+        return .guess(Guess(memory: memory, marksAccessed: marksAccessed, marksDirty: marksDirty))
     }
 }

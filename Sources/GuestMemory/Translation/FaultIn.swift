@@ -28,7 +28,27 @@ public struct FaultedFrame: ~Copyable {
         precondition(snapshot.vm.toOpaque() == Unmanaged.passUnretained(guardian.vm).toOpaque(), "another VM's lock")
         let isLate = Defect.releaseAfterUnlock.isOn || SeriesPatch.releasedUnderLock.isUndone
         if isLate { guardian.dropLock() }
+        if SeriesPatch.faultEndsItsPage.isUndone, guardian.vm.mmu.marksPagesFromEntries {
+            markByNumber(use, in: guardian.vm.memory)
+        }
         reference.release(use, holding: guardian)
+        if isLate { guardian.takeLock() }
+    }
+
+    /// As it was before patch 47 of the series.
+    private borrowing func markByNumber(_ use: FaultUse, in memory: PhysicalMemory) {
+        guard case .used(let dirty) = use else { return }
+        Guess(memory: memory).leafRemoved(frame, counted: true, accessed: true, dirty: dirty)
+    }
+
+    /// Ends the lookup of a page whose address was written into the processor's own state, not into a table: the page is
+    /// used and not dirtied. Under mmu_lock, for which alone the address is known to be right.
+    /// Kernel: the end of `vmx_set_apic_access_page_addr`. Spec: x86 6.4.
+    public consuming func finishLoad(holding guardian: borrowing MMUGuard) {
+        precondition(snapshot.vm.toOpaque() == Unmanaged.passUnretained(guardian.vm).toOpaque(), "another VM's lock")
+        let isLate = SeriesPatch.apicPageUnderLock.isUndone
+        if isLate { guardian.dropLock() }
+        reference.releaseLoaded(holding: guardian)
         if isLate { guardian.takeLock() }
     }
 
@@ -97,6 +117,18 @@ public struct FaultReference: ~Copyable {
         case .tracked(let tracked, let frame):
             let dirty = use == .used(dirty: true) && !guardian.vm.mmu.marksPagesFromEntries
             tracked.finish(frame, use == .unused ? .unused : dirty ? .dirty : .clean)
+        }
+    }
+
+    /// `release(.used(dirty: false))`.
+    fileprivate consuming func releaseLoaded(holding guardian: borrowing MMUGuard) {
+        switch consume owned {
+        case .nothing: break
+        case .page(let page):
+            guard SeriesPatch.apicPageIsFaultedIn.isUndone else { return page.releaseClean(stabilisedBy: .mmuLock) }
+            guardian.vm.forget(page, Guess(memory: guardian.vm.memory)).release(.clean, underLock: true)
+        case .guessed(let reference): reference.release(.clean, underLock: true)
+        case .tracked(let tracked, let frame): tracked.finish(frame, .clean)
         }
     }
 

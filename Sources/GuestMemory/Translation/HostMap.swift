@@ -101,6 +101,9 @@ extension VirtualMachine {
         switch throughPFNMap(address, request) {
         case .mapped(let found, _, _, _):
             guard canMap(found) else { throw .EFAULT }
+            if let journal = memory.journal, !allowUnsafeMappings {
+                journal.add(Finding(.i16, "memory is mapped that nothing keeps", frame: found, guest: frame))
+            }
             return HostMap(frame, found, writable: writable, .nothing, self)
         case .page: throw .EINVAL
         case .failed: throw .EINVAL

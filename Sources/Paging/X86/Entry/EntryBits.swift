@@ -1,5 +1,6 @@
 import Frames
 import GuestMemory
+import Synchrony
 
 /// The bits of the entries that KVM writes into x86 tables, for one kind of hardware table: EPT's, or those of ordinary
 /// paging, which nested paging (NPT) and shadow tables use. Kernel: `shadow_present_mask` and its like. Spec: x86 1.4.
@@ -75,6 +76,21 @@ public struct EntryBits: Sendable, Equatable {
     @inline(__always)
     public static func isTable(_ entry: UInt64, _ level: UInt8) -> Bool {
         level > 1 && entry & (mmuPresent | large) == mmuPresent
+    }
+
+    /// Whether an old entry of a table of `level` proves that the guest may write the frame that a new one maps there: a
+    /// leaf that it can write. A link has W for other reasons. Kernel: a condition in `make_spte`. Spec: x86 2.11, X58.
+    @inline(__always)
+    public static func provesWritable(_ old: UInt64, _ level: UInt8) -> Bool {
+        guard isPresent(old), old & write != 0 else { return false }
+        return isLeaf(old, level) || SeriesPatch.leafProvesWritable.isUndone
+    }
+
+    /// Whether a prefetch leaves the entry as it is: a leaf, which may be better than what it would make, or a table.
+    /// Spec: I-26, X59, x86 0.1.
+    @inline(__always)
+    public static func outlastsPrefetch(_ old: UInt64) -> Bool {
+        isPresent(old) && !SeriesPatch.prefetchKeepsEntries.isUndone
     }
 
     /// Kernel: `is_executable_pte`.

@@ -1,6 +1,7 @@
 import Frames
 import GuestMemory
 import HostMemory
+import Synchrony
 
 /// How an enlightened VMPTRLD ended. Kernel: `enum nested_evmptrld_status`.
 public enum EnlightenedLoad: Sendable, Equatable {
@@ -86,7 +87,8 @@ public final class EnlightenedVMCS {
 
     /// Nothing, if it never was mapped. Kernel: `nested_release_evmcs`.
     public func release() {
-        page.unmap(by: cpu)
+        // The map itself knows whether there is one; the pointer does not, as long as a page is only looked at.
+        if pointer != .invalid || !SeriesPatch.mapTellsWhetherMapped.isUndone { page.unmap(by: cpu) }
         pointer = .invalid
         identifiesHypervisor = false
     }

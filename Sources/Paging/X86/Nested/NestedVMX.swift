@@ -1,6 +1,7 @@
 import Frames
 import GuestMemory
 import HostMemory
+import Synchrony
 
 /// What of a VMCS that the guest hypervisor made (vmcs12) names pages of its memory, and the controls that decide about
 /// them. Kernel: `struct vmcs12`.
@@ -70,7 +71,8 @@ public final class NestedVMX {
     ///
     /// - Parameter ownBitmap: which MSRs exit by KVM's own will: 512 words.
     public func enter(_ vmcs: NestedVMCS, ownBitmap: [UInt64]) -> NestedEntry {
-        if let address = vmcs.apicAccessPage, !apicAccess.map(address, by: cpu) {
+        let dirties = !SeriesPatch.apicAccessPageIsDirtied.isUndone
+        if let address = vmcs.apicAccessPage, !apicAccess.map(address, writable: dirties, by: cpu) {
             // The processor would read memory that nobody chose.
             putPages()
             return .internalError

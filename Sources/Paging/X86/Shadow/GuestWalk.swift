@@ -42,6 +42,8 @@ struct GuestWalk {
     var frame = GuestFrame(0)
     /// The eight entries around that of level 1, when they were last read. Kernel: `prefetch_ptes`.
     var neighbours: [UInt64] = []
+    /// Pages that had been made when an entry was last found unchanged. Spec: X54.
+    var confirmedAt: UInt64 = 0
 
     func entry(_ level: UInt8) -> UInt64 { Self.read(entries, level) }
     func place(_ level: UInt8) -> GuestAddress { GuestAddress(Self.read(places, level)) }
@@ -246,6 +248,7 @@ extension ShadowMMU {
     /// Whether an entry is no longer as the walk found it; of level 1 its neighbours are read too, for the prefetch.
     /// Under mmu_lock. Kernel: `FNAME(gpte_changed)`. Spec: x86 4.5.
     func hasChanged(_ walk: inout GuestWalk, _ level: UInt8, _ cpu: VirtualCPU, _ format: GuestEntryFormat) -> Bool {
+        walk.confirmedAt = pagesMade
         guard level == 1 else {
             return readEntry(cpu, walk.place(level), format, atomically: true) != walk.entry(level)
         }

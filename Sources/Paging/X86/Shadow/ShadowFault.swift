@@ -33,7 +33,8 @@ extension ShadowMMU {
         inner.address = GuestAddress(walk.frame.address.value | address & (pageSize - 1))
         state.faultedAddress = inner.address
         var request = Request(address: address, fault: inner, walk: walk)
-        guard let slot = cpu.slot(containing: walk.frame) else { return .emulate }
+        // A nested guest has no APIC access page. Spec: x86 2.7 step 5.
+        guard let slot = cpu.slot(containing: walk.frame), slot.id != APICAccessPage.slot else { return .emulate }
         if fault.entryPresent, fault.access == .write, reverseMap(slot).isTracked(walk.frame) {
             forgetFloods(state, address)
             return .writeProtected
@@ -58,10 +59,10 @@ extension ShadowMMU {
             faulted.releaseUnused()
             return .retry
         }
-        let dirty = faulted.isWritable
+        let isWritable = faulted.isWritable
         let guardian = vm.lockMMU()
         let outcome = install(cpu, &request, faulted, guardian)
-        faulted.finish(outcome == .retry ? .unused : .used(dirty: dirty), holding: guardian)
+        faulted.finish(use(after: outcome, ofWritable: isWritable), holding: guardian)
         guardian.unlock()
         return outcome
     }
@@ -73,7 +74,10 @@ extension ShadowMMU {
     ) -> FaultOutcome {
         let state = state(of: cpu)
         // The request to load another root is posted already: the retry ends there (X65).
-        guard !hasObsoleteRoot(state) else { return .retry }
+        guard !hasObsoleteRoot(state) else {
+            checkRequest(of: cpu)
+            return .retry
+        }
         var rights = request.walk.rights
         if request.fault.access == .write, !rights.contains(.write), !state.registers.writeProtect, !state.isUser {
             // Supervisor writes are allowed though the guest's entry forbids: the entry becomes one for the supervisor alone.
@@ -127,7 +131,10 @@ extension ShadowMMU {
             let made = child(page, index, table, direct: false, request.walk.rights(ofTable: level), cpu)
             if let made, made.unsyncChildren > 0 { syncChildren(of: made, cpu) }
             if hasChanged(&request.walk, level, cpu, format) { return .retry }
-            if let made { link(made, page, index) }
+            if let made {
+                checkConfirmed(made, request.walk)
+                link(made, page, index)
+            }
             page = made ?? child(entry(page, index).load())
         }
         if paged { page.floods = 0 }

@@ -45,7 +45,8 @@ extension ShadowMMU {
             }
         }
         let isLogged = value & EntryBits.write != 0 && request.slot.isLogged
-        if request.prefetch, !request.synchronizing { value = bits.ageing(value).applied(to: value) }
+        let isUsed = !request.prefetch || (request.synchronizing && !SeriesPatch.syncedIsAccessed.isUndone)
+        if !isUsed { value = bits.ageing(value).applied(to: value) }
         if isLogged { vm.markDirty(request.frame, in: request.slot, by: cpu) }
         return (value, isTable)
     }
@@ -57,8 +58,7 @@ extension ShadowMMU {
 
     private func mayWrite(_ request: LeafRequest) -> Bool {
         // An old *leaf* that the guest could write proves that it may; a table's W says nothing. Spec: X58.
-        let mayAlready = EntryBits.isLeaf(request.old, request.page.role.level) && request.old & EntryBits.write != 0
-        return mayAlready
+        EntryBits.provesWritable(request.old, request.page.role.level)
             || letGuestWrite(
                 request.frame, request.slot, synchronizing: request.synchronizing, prefetch: request.prefetch)
     }
@@ -71,12 +71,13 @@ extension ShadowMMU {
         let entry = entry(page, index)
         let level = page.level
         let frame = permit.guestFrame.aligned(to: level)
-        var old = entry.load()
+        let found = entry.load()
+        var old = found
         var flush = false
         var isMapped = false
         let isPrefetch = fault?.isPrefetch ?? true
         if EntryBits.isPresent(old) {
-            if isPrefetch { return .spurious }
+            if isPrefetch, EntryBits.outlastsPrefetch(old) { return .spurious }
             if EntryBits.isTable(old, level.rawValue) {
                 unlink(page, index)
                 flush = true
@@ -113,6 +114,9 @@ extension ShadowMMU {
                     extra: page.place(of: index)))
         }
         if isTable, fault?.access == .write { outcome = .writeProtected }
+        if let journal = vm.memory.journal {
+            checkSet(found, new, frame, slot, isPrefetch: isPrefetch, isMapped: isMapped, journal)
+        }
         if flush { vm.flushRemoteTLBs() }
         if isMapped {
             page.setTranslation(index, frame, rights)

@@ -33,6 +33,8 @@ public final class ShadowMMU: SecondaryMMU, @unchecked Sendable {
     let index = PageIndex()
     /// Pages in use, and roots that are zapped but still some vCPU's. Kernel: `n_used_mmu_pages`. Under mmu_lock.
     var usedPages = 0
+    /// Pages ever made. Under mmu_lock.
+    var pagesMade: UInt64 = 0
     /// Kernel: `n_max_mmu_pages`; 0: a fiftieth of the guest's pages, at least 64. Under mmu_lock.
     public var pageLimit = 0
     /// Kernel: `mmu_valid_gen`, one bit. Under mmu_lock and slots_lock. Spec: X62.

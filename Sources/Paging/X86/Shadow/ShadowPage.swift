@@ -41,6 +41,10 @@ final class ShadowPage {
     var rootCount = 0
     /// Emulated writes to the guest's table since it was last used. Kernel: `write_flooding_count`.
     var floods = 0
+    /// How many had been made, this one counted.
+    var serial: UInt64 = 0
+    /// Remote flushes that there had been when nothing pointed to the page any more. Spec: X56.
+    var flushesWhenZapped: UInt64 = 0
     /// What each entry maps: frame << 12 | rights. Nil: it follows from the page. Kernel: `shadowed_translation`.
     private var translations: [UInt64]
     /// Physical addresses of the entries that point here. Kernel: `parent_ptes`. Spec: X53.

@@ -60,6 +60,8 @@ extension ShadowMMU {
         vm.host.setTableWords(table, UInt64(UInt(bitPattern: Unmanaged.passUnretained(page).toOpaque())), 0)
         index.add(page)
         usedPages += 1
+        pagesMade += 1
+        page.serial = pagesMade
         if role.shadowsEntries { account(page) }
         return page
     }

@@ -1,6 +1,7 @@
 import Frames
 import GuestMemory
 import HostMemory
+import Synchrony
 
 /// Neighbours of a leaf that was just made. Nothing sleeps: what is not there is left out. Caller: mmu_lock for writing.
 /// Kernel: `FNAME(pte_prefetch)`, `__direct_pte_prefetch`. Spec: x86 4.5.
@@ -67,7 +68,8 @@ extension ShadowMMU {
         let count = vm.prefetchPages(frame, slot: slot, count: run.count) { i, found in
             let install = permit.permit(for: found, at: GuestFrame(frame.number + UInt64(i)))
             _ = setLeaf(install, page, run.lowerBound + i, slot, rights, nil, by: cpu)
-            found.releaseDirty(stabilisedBy: .mmuLock)
+            let isUnmarked = page.role.isDirect && SeriesPatch.prefetchedIsAccessed.isUndone
+            if isUnmarked { found.releaseUnused() } else { found.releaseDirty(stabilisedBy: .mmuLock) }
         }
         return count > 0
     }

@@ -31,6 +31,7 @@ extension ShadowMMU {
             index.deactivate(page)
             usedPages -= 1
             page.role.isInvalid = true
+            page.flushesWhenZapped = flushCount
             return count
         }
         index.deactivate(page)
@@ -100,7 +101,13 @@ extension ShadowMMU {
     func commit(_ zapped: inout ZappedPages) {
         guard !zapped.isEmpty else { return }
         vm.flushRemoteTLBs()
+        free(&zapped)
+    }
+
+    /// The second half of `commit`: the flush is over.
+    func free(_ zapped: inout ZappedPages) {
         for page in zapped.pages {
+            if let journal = vm.memory.journal { checkFreed(page, journal) }
             index.remove(page)
             vm.host.freeTable(page.table)
         }

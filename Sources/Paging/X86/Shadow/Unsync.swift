@@ -168,7 +168,10 @@ extension ShadowMMU {
             emptyEntry(page, index)
             return .flush
         }
-        if rights == page.rights(of: index) { return .kept }
+        if rights == page.rights(of: index) {
+            if let journal = vm.memory.journal { checkRights(page, index, journal) }
+            return .kept
+        }
         guard let slot = slot(frame, page.role) else {
             emptyEntry(page, index)
             return .flush
@@ -183,6 +186,10 @@ extension ShadowMMU {
         guard update.applied(to: old) != old else { return .kept }
         let last = exchange(entry, update, old)
         noteChange(page.place(of: index), last, update.applied(to: last))
+        if let journal = vm.memory.journal {
+            checkSynced(last, update.applied(to: last), frame, slot, rights, journal)
+            checkRights(page, index, journal)
+        }
         return last & bits.mmuWritable != 0 && attributes & bits.mmuWritable == 0 ? .flush : .kept
     }
 

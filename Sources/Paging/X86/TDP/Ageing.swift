@@ -9,7 +9,7 @@ import HostMemory
 extension TDPMMU {
     /// Makes the leaves of `frames` old; whether any was young. Kernel: `kvm_tdp_mmu_age_gfn_range`.
     func ageLeaves(of frames: Range<GuestFrame>, in space: UInt8) -> Bool {
-        switch vm.policy {
+        switch vm.policy(for: .cleared) {
         case .precise(let policy): ageLeaves(of: frames, space, policy)
         case .tracked(let policy): ageLeaves(of: frames, space, policy)
         case .guess(let policy): ageLeaves(of: frames, space, policy)

@@ -7,6 +7,8 @@ public final class TDPCPUState: CPUExtra, @unchecked Sendable {
     // Unchecked: restates the base class's; the vCPU's own task's alone.
     /// A nested guest runs. Kernel: `is_guest_mode`.
     var isGuestMode = false
+    /// What the processor knows of the page of the VM's APIC.
+    var apicAccess = APICAccessField()
     /// It runs on second-stage tables that its guest hypervisor made. Kernel: `mmu` is `guest_mmu`.
     var usesNestedTables = false
     /// What shadows those; it stays while the guest hypervisor runs. Kernel: `guest_mmu`.
@@ -54,5 +56,6 @@ extension TDPMMU {
         guard state.isGuestMode != isGuestMode else { return }
         state.isGuestMode = isGuestMode
         dropObsoleteRoot(cpu)
+        if !isGuestMode { reloadPostponedAPICPage(for: cpu) }
     }
 }

@@ -43,6 +43,7 @@ extension TDPMMU {
         // A slot on its way out: no MMIO yet, for its entries may still be there. Spec: x86 2.7 step 4.
         // A prefetch would wait for its own caller (6.18; see `VirtualMachine.preFault`).
         if slot.isInvalid { return fault.isPrefetch ? .failed(.EAGAIN) : answer(.invalidSlot, fault) }
+        if slot.id == APICAccessPage.slot, let outcome = serveAPIC(cpu, root, fault, &reserve) { return outcome }
         if vm.mayBeStale(snapshot, fault.frame) { return .retry }
         if isPrivate { return servePrivate(cpu, root, &fault, slot, snapshot, &reserve) }
         switch cpu.faultIn(fault, slot: slot, snapshot: snapshot) {
@@ -66,12 +67,12 @@ extension TDPMMU {
             faulted.releaseUnused()
             return .retry
         }
-        let dirty = faulted.isWritable
+        let isWritable = faulted.isWritable
         let guardian = vm.lockMMUForFault()
         let section = tables.enter()
         let outcome = install(cpu, root, &fault, faulted, &reserve, guardian)
         tables.exit(section)
-        faulted.finish(outcome == .retry ? .unused : .used(dirty: dirty), holding: guardian)
+        faulted.finish(use(after: outcome, ofWritable: isWritable), holding: guardian)
         guardian.unlock()
         return outcome
     }
@@ -82,7 +83,10 @@ extension TDPMMU {
         _ reserve: inout TableReserve, _ guardian: borrowing MMUGuard
     ) -> FaultOutcome {
         // The request to load another root is posted already: the retry ends there (X65).
-        guard isValid(root) else { return .retry }
+        guard isValid(root) else {
+            checkRequest(of: cpu, on: root)
+            return .retry
+        }
         let largest = largestLeaf(at: faulted.guestFrame, in: faulted.slot)
         guard let permit = guardian.check(faulted, largest: largest) else { return .retry }
         return map(permit, &fault, faulted.slot, root, &reserve, by: cpu)

@@ -21,7 +21,7 @@ extension TDPMMU {
         let guardian = vm.lockMMU()
         for root in validRoots(of: slot.addressSpace) {
             if configuration.eagerSplit { _ = splitHugeLeaves(in: slot.frames, root, holding: guardian) }
-            switch vm.policy {
+            switch vm.policy(for: .cleared) {
             case .precise(let policy): startLogging(slot, root, policy)
             case .tracked(let policy): startLogging(slot, root, policy)
             case .guess(let policy): startLogging(slot, root, policy)
@@ -57,7 +57,7 @@ extension TDPMMU {
                 _ = protectLeaf(of: start, root, from: .page2M)
                 _ = protectLeaf(of: end.advanced(by: -1), root, from: .page2M)
             }
-            switch vm.policy {
+            switch vm.policy(for: .cleared) {
             case .precise(let policy): protectPages(start..<end, first, mask, root, policy)
             case .tracked(let policy): protectPages(start..<end, first, mask, root, policy)
             case .guess(let policy): protectPages(start..<end, first, mask, root, policy)
@@ -86,7 +86,7 @@ extension TDPMMU {
             table: leaf.table, level: leaf.level, firstIndex: leaf.index, count: 1, base: frame.aligned(to: leaf.level))
         let loop = LeafLoop(self)
         let lost = EntryBits.write | bits.mmuWritable
-        switch vm.policy {
+        switch vm.policy(for: .cleared) {
         case .precise(let policy): return loop.clear(lost, in: run, policy)
         case .tracked(let policy): return loop.clear(lost, in: run, policy)
         case .guess(let policy): return loop.clear(lost, in: run, policy)
@@ -114,7 +114,7 @@ extension TDPMMU {
     }
 
     private func clearLeaves(_ lost: UInt64, in slot: MemorySlot) -> Bool {
-        switch vm.policy {
+        switch vm.policy(for: .cleared) {
         case .precise(let policy): clearLeaves(lost, in: slot, policy)
         case .tracked(let policy): clearLeaves(lost, in: slot, policy)
         case .guess(let policy): clearLeaves(lost, in: slot, policy)

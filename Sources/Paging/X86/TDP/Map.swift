@@ -51,13 +51,10 @@ extension TDPMMU {
         let old = position.value
         let level = position.level
         let wasLeaf = EntryBits.isLeaf(old, level.rawValue)
-        // What is there may be better than what a prefetch would make (I-26): a leaf or a table. Spec: x86 0.1.
-        if fault.isPrefetch && old & EntryBits.mmuPresent != 0, !SeriesPatch.prefetchKeepsEntries.isUndone {
-            return .spurious
-        }
+        if fault.isPrefetch, EntryBits.outlastsPrefetch(old) { return .spurious }
         if wasLeaf && bits.allows(fault.access, old) { return .spurious }
         let mayWrite =
-            (wasLeaf && old & EntryBits.write != 0)
+            EntryBits.provesWritable(old, level.rawValue)
             || letGuestWrite(permit.guestFrame, slot, prefetch: fault.isPrefetch)
         let isProtected = !mayWrite && permit.writable && fault.access == .write
         let attributes = leafAttributes(permit, at: level, role, isTracked: !mayWrite, prefetch: fault.isPrefetch)
@@ -79,8 +76,29 @@ extension TDPMMU {
         } else {
             vm.statistics.addPages(level: level.rawValue, 1)
         }
+        if let journal = vm.memory.journal { checkInstalled(old, new, permit.guestFrame, slot, fault, level, journal) }
         if EntryBits.isTable(old, level.rawValue) { tableReplaced(old) }
         return isProtected ? .writeProtected : .fixed
+    }
+
+    /// X58 and X59, where they can be broken. Caller holds mmu_lock.
+    private func checkInstalled(
+        _ old: UInt64, _ new: UInt64, _ frame: GuestFrame, _ slot: MemorySlot, _ fault: GuestFault, _ level: PageLevel,
+        _ journal: Journal
+    ) {
+        let mapped = EntryBits.field.frame(in: new)
+        if EntryBits.isTable(old, level.rawValue), new & EntryBits.write != 0,
+            isTracked(frame, in: slot)
+                || nested?.forbidsWrites(frame..<frame.advanced(by: 1), in: slot.addressSpace) ?? false
+        {
+            journal.add(
+                Finding(
+                    .x58, "a leaf that replaced a table lets the guest write a tracked frame", frame: mapped,
+                    guest: frame))
+        }
+        if fault.isPrefetch, EntryBits.isPresent(old) {
+            journal.add(Finding(.x59, "a prefetch replaced a present entry", frame: mapped, guest: frame))
+        }
     }
 
     /// A leaf took a huge table's place. Stale paging-structure entries go before the section ends, and the table, frozen

@@ -105,6 +105,7 @@ extension TDPMMU {
         }
         let (above, index) = (HostFrame(info.parent >> pageShift), Int(info.parent & (pageSize - 1)) / 8)
         let parent = StageTwoEntry(vm.memory.entry(index, of: above), EntryBits.field)
+        checkExclusive()
         let old = parent.exchange(forEmpty: EntryBits.empty)
         precondition(EntryBits.field.frame(in: old) == table, "a table does not hang where it says (X29)")
         remove(table, exclusive: true)

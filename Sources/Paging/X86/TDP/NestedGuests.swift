@@ -51,6 +51,7 @@ extension TDPMMU {
         state.isGuestMode = false
         cpu.root = nil
         cpu.dropTranslations()
+        reloadPostponedAPICPage(for: cpu)
     }
 
     /// INVEPT, of one pointer or of all. Kernel: `handle_invept`.

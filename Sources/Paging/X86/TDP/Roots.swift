@@ -158,6 +158,13 @@ extension TDPMMU {
         pages.unlock()
     }
 
+    /// X33: a fault that finds its root invalid finds the request too, which was posted in the same section of mmu_lock,
+    /// and which nobody but the vCPU's own task, this one, takes off. Caller holds mmu_lock.
+    func checkRequest(of cpu: VirtualCPU, on root: HostFrame) {
+        guard let journal = vm.memory.journal, !cpu.hasRequest(VirtualCPU.Request.reloadRoot) else { return }
+        journal.add(Finding(.x33, "a vCPU faults on an invalid root and is not asked to leave it", frame: root))
+    }
+
     // MARK: All roots at once
 
     /// Makes every root obsolete and sees every vCPU off it, in one critical section, so that no vCPU goes on faulting

@@ -45,6 +45,8 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     var possibleHugePages: [HostFrame] = []
     /// Tables that nothing reachable points to. Under `pages`.
     var removed: [HostFrame] = []
+    /// The page of the VM's APIC.
+    let apic = APICAccessPage()
     /// The tables of nested guests whose guest hypervisors have such of their own. Nil: there can't be any. Set when this is
     /// made. Kernel: what `guest_mmu` builds.
     public private(set) var nested: ShadowMMU?
@@ -172,6 +174,7 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     override public func unmap(
         _ frames: Range<GuestFrame>, in space: UInt8, holding guardian: borrowing MMUGuard, mayBlock: Bool
     ) -> Bool {
+        if frames.lowerBound == APICAccessPage.frame { apicPageIsUnmapped(in: space) }
         let isNestedZapped = nested?.zapLeaves(of: frames, in: space) ?? false
         return zapLeaves(of: frames, in: space) || isNestedZapped
     }
@@ -187,6 +190,8 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     ) -> Bool {
         anyAccessed(of: frames, in: space) || nested?.anyAccessed(frames, in: space, clearing: false) ?? false
     }
+
+    override public func reloadAPICPage(for cpu: VirtualCPU) { loadAPICPage(for: cpu) }
 
     // MARK: Dirty logging
 
@@ -246,6 +251,7 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
         zapAllRoots()
         freeAllRoots()
         freeRemovedTables()
+        unmapAPICPage()
     }
 
     override public func forEachLeaf(_ body: (StageTwoLeaf) -> Void) {

@@ -144,7 +144,7 @@ extension TDPMMU {
     ///
     /// `exclusive`: mmu_lock is held for writing, so no fault has found the table, and what is empty need not be frozen.
     func remove(_ table: HostFrame, exclusive: Bool = false) {
-        switch vm.policy {
+        switch vm.policy(for: .tornDown) {
         case .precise(let policy): remove(table, policy, exclusive)
         case .tracked(let policy): remove(table, policy, exclusive)
         case .guess(let policy): remove(table, policy, exclusive)

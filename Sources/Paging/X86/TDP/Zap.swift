@@ -48,7 +48,7 @@ extension TDPMMU {
     }
 
     private func zapLeaves(of frames: Range<GuestFrame>, _ root: HostFrame) -> Int {
-        switch vm.policy {
+        switch vm.policy(for: .zapped) {
         case .precise(let policy): zapLeaves(of: frames, root, policy)
         case .tracked(let policy): zapLeaves(of: frames, root, policy)
         case .guess(let policy): zapLeaves(of: frames, root, policy)
@@ -56,10 +56,17 @@ extension TDPMMU {
     }
 
     private func zapLeaves<P: ReferencePolicy>(of frames: Range<GuestFrame>, _ root: HostFrame, _ policy: P) -> Int {
+        checkExclusive()
         let loop = LeafLoop(self)
         var count = 0
         for run in view(root).runs(in: frames) { count += loop.zap(run, policy, shared: false) }
         return count
+    }
+
+    /// X31: what follows changes entries without a look at what they were, which only who has mmu_lock alone may do.
+    func checkExclusive() {
+        guard let journal = vm.memory.journal, !vm.mmuLock.isWriteLocked else { return }
+        journal.add(Finding(.x31, "an entry is exchanged by who does not hold mmu_lock for writing"))
     }
 
     // MARK: Whole roots
@@ -72,6 +79,7 @@ extension TDPMMU {
     func zapAllRoots() {
         let guardian = vm.lockMMU()
         let section = tables.enter()
+        checkExclusive()
         for root in allRoots {
             let first = StageTwoEntry(vm.memory.entry(0, of: root), EntryBits.field)
             first.forEachIndex(below: 512, notHolding: EntryBits.empty) { i in
@@ -113,7 +121,7 @@ extension TDPMMU {
 
     /// Zaps the leaves of up to `batch` runs; where to go on, or nil at the end. Caller: mmu_lock, in a section.
     private func zapSomeLeaves(of root: HostFrame, from start: GuestFrame, shared: Bool) -> GuestFrame? {
-        switch vm.policy {
+        switch vm.policy(for: .tornDown) {
         case .precise(let policy): zapSomeLeaves(of: root, from: start, shared: shared, policy)
         case .tracked(let policy): zapSomeLeaves(of: root, from: start, shared: shared, policy)
         case .guess(let policy): zapSomeLeaves(of: root, from: start, shared: shared, policy)

@@ -63,6 +63,33 @@ private let nowhere = 100
         #expect(guest.test.journal.holdings.isEmpty, "X8: once more does nothing")
     }
 
+    @Test func `X66: at every point of an entry and an exit hardware has pinned pages and no others`() throws {
+        let guest = try TestGuest.hypervisor()
+        let nested = NestedVMX(guest.cpus[0])
+        var points = 0
+        var named = 0
+        let task = TestTask { _, _ in
+            TestTask.elsewhere {
+                let merged = nested.merged
+                let frames = [merged.apicAccessPage, merged.virtualAPICPage, merged.postedInterruptDescriptor]
+                for frame in frames.compactMap({ $0 }) {
+                    named += 1
+                    let held = guest.test.journal.holdings.filter { $0.frame == frame.number }
+                    #expect(held.reduce(0) { $0 + $1.pins } == 1, "point \(points)")
+                }
+            }
+            points += 1
+        }
+        _ = task.run {
+            for page in 0..<3 {
+                _ = guest.inSlots { nested.enter(controls(apic: page % 2, virtual: 1 - page % 2), ownBitmap: nothing) }
+                _ = guest.inSlots { guest.vm.slot(containing: gfn(0)) }
+                guest.inSlots { page == 2 ? nested.free() : nested.exitToHypervisor() }
+            }
+        }
+        #expect(points > 50 && named > 0 && guest.test.journal.holdings.isEmpty)
+    }
+
     @Test func `a writable map dirties its page when it ends, a bitmap that was read stays clean`() throws {
         let guest = try TestGuest.hypervisor()
         let nested = NestedVMX(guest.cpus[0])

@@ -1,0 +1,19 @@
+import Audit
+import GuestMemory
+import HostMemory
+import Synchrony
+
+extension SecondaryMMU {
+    /// How the page of an x86 fault is released: unused if the guest is to try again; else, whatever came out, as used, and
+    /// as dirty if the host may write it: a leaf that is there, or will be, can become writable without another look.
+    /// Kernel: `kvm_mmu_finish_page_fault`. Spec: x86 2.7 "finish", X5, X7.
+    @inline(__always)
+    final func use(after outcome: FaultOutcome, ofWritable isWritable: Bool) -> FaultUse {
+        let isUnused = outcome == .retry && !SeriesPatch.retriedIsUnused.isUndone
+        let use = isUnused ? FaultUse.unused : .used(dirty: isWritable && outcome != .retry)
+        if let journal = vm.memory.journal, outcome == .retry, use != .unused {
+            journal.add(Finding(.x7, "the page of a fault that is to be tried again is marked"))
+        }
+        return use
+    }
+}
