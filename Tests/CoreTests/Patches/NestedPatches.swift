@@ -18,7 +18,7 @@ extension TestGuest {
         _ = try guest.vm.getDirtyLog(slot: 0)
         return guest
     }
-    fileprivate var logged: [Int] {
+    fileprivate var loggedPages: [Int] {
         get throws { try vm.getDirtyLog(slot: 0).pages.filter { $0 < 4 } }
     }
     fileprivate var pins: Int { test.journal.holdings.reduce(0) { $0 + $1.pins } }
@@ -51,7 +51,7 @@ private let nothing = [UInt64](repeating: 0, count: 512)
         let guest = try TestGuest.withHypervisor()
         let vmcs = EnlightenedVMCS(guest.cpus[0])
         guest.vm.withSlots { for _ in 0..<3 { vmcs.release() } }
-        #expect(try guest.logged == [] && guest.test.events(.pinDropped).isEmpty)
+        #expect(try guest.loggedPages == [] && guest.test.events(.pinDropped).isEmpty)
     }
 }
 
@@ -67,7 +67,7 @@ private let nothing = [UInt64](repeating: 0, count: 512)
         #expect(guest.pins == 0)
         #expect(guest.test.events(.pinTaken).count == 1 && guest.test.events(.pinDropped).count == 1)
         guest.vm.withSlots { nested.exitToHypervisor() }
-        #expect(try guest.logged == [])
+        #expect(try guest.loggedPages == [])
     }
 }
 
@@ -105,7 +105,7 @@ private let nothing = [UInt64](repeating: 0, count: 512)
                 #expect(nested.enter(allPages(), ownBitmap: nothing) == .entered)
                 nested.exitToHypervisor()
             }
-            #expect(try guest.logged == [0, 1, 2])
+            #expect(try guest.loggedPages == [0, 1, 2])
             #expect(guest.test.state(try #require(guest.frame(0))).flags.isDirty(by: .kvm))
         }
     }
