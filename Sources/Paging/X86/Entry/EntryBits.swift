@@ -28,6 +28,9 @@ public struct EntryBits: Sendable, Equatable {
     /// Kernel: `shadow_acc_track_mask`.
     public let tracked: UInt64
     public let isEPT: Bool
+    /// Of an MMIO entry: bits that are set so that the processor's cache can't hold what it speculates from there; 0 where
+    /// processors don't. Kernel: `shadow_nonpresent_or_rsvd_mask`. Spec: x86 1.5.
+    public var unreachable: UInt64 = 0
 
     /// The write bit, and that of a leaf above level 1, of both kinds.
     public static let write: UInt64 = 1 << 1

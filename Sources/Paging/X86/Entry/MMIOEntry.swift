@@ -9,7 +9,10 @@ import GuestMemory
 ///     both     10:3 and 62:52 the generation, 51:12 the guest's address; bit 11 clear (Spec: X18)
 ///
 /// The generation is that of the slots when the entry was made: once they change, all such entries are stale, and nobody
-/// need look for them. The form that hides the address from an L1TF attack is left out.
+/// need look for them.
+///
+/// On processors with the L1TF flaw, which speculate through entries that are not present, the five highest address bits
+/// that their cache knows are all set (`unreachable`), and the guest's address has its own five bits to the left of them.
 extension EntryBits {
     /// Entries keep 19 bits of the slots' generation. Kernel: `MMIO_SPTE_GEN_MASK`.
     public static let generationMask: UInt64 = (1 << 19) - 1
@@ -28,7 +31,9 @@ extension EntryBits {
         let kept = isEPT ? 0 : UInt64(access.rawValue) & 6
         let low = (generation & 0xff) << 3
         let high = (generation >> 8 & 0x7ff) << 52
-        return mmioForm.value | kept | low | high | frame.address.value
+        let address = frame.address.value
+        let place = unreachable | address & ~unreachable | (address & unreachable) << Self.hiddenBits
+        return mmioForm.value | kept | low | high | place
     }
 
     /// Kernel: `get_mmio_spte_generation`.
@@ -36,7 +41,17 @@ extension EntryBits {
 
     /// Kernel: `get_mmio_spte_gfn`.
     public func frame(ofMMIO entry: UInt64) -> GuestFrame {
-        GuestFrame((entry & Self.frameMask & ~(isEPT ? 0 : 1 << 51)) >> 12)
+        guard unreachable != 0 else { return GuestFrame((entry & Self.frameMask & ~(isEPT ? 0 : 1 << 51)) >> 12) }
+        let low = entry & Self.frameMask & (unreachable & (0 &- unreachable) - 1)
+        return GuestFrame((low | entry >> Self.hiddenBits & unreachable) >> 12)
+    }
+
+    /// Kernel: `SHADOW_NONPRESENT_OR_RSVD_MASK_LEN`.
+    private static let hiddenBits: UInt64 = 5
+
+    /// The five highest of as many address bits as the first-level cache has. Kernel: `kvm_mmu_reset_all_pte_masks`.
+    static func unreachable(cacheAddressBits: UInt64) -> UInt64 {
+        cacheAddressBits == 0 ? 0 : (1 << hiddenBits - 1) << (cacheAddressBits - hiddenBits)
     }
 
     /// Kernel: `get_mmio_spte_access`.

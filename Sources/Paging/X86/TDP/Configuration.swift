@@ -16,6 +16,9 @@ public struct TDPConfiguration: Sendable, Equatable {
     public var largestPage = PageLevel.page2M
     /// MAXPHYADDR of the host.
     public var physicalAddressBits: UInt64 = 46
+    /// Address bits of the first-level cache, of a processor that has the L1TF flaw; 0: it has not. Kernel:
+    /// `x86_cache_bits`.
+    public var cacheAddressBits: UInt64 = 0
     /// Entries of a vCPU's page-modification log: 512, or 0 for none. Kernel: `cpu_dirty_log_size`. Intel's alone.
     public var modificationLogEntries: UInt32 = 0
     /// Whether huge leaves of a slot are split as soon as it is logged, not at the next write. Kernel:
@@ -45,13 +48,20 @@ public struct TDPConfiguration: Sendable, Equatable {
         precondition(largestPage <= .page1G, "no second-stage leaf is larger than 1 GiB")
         precondition(addressSpaces == 1 || addressSpaces == 2, "a vCPU is in system management mode or not")
         precondition((32...52).contains(physicalAddressBits), "MAXPHYADDR is 32 to 52")
+        precondition(
+            cacheAddressBits == 0 || (physicalAddressBits...46).contains(cacheAddressBits),
+            "an address that the cache does not know, or no room to hide one from it")
         precondition(accessDirty || format == .ept, "AMD's processors have always had A and D in nested tables")
         precondition(
             modificationLogEntries == 0 || (modificationLogEntries == 512 && format == .ept && accessDirty),
             "the page-modification log has 512 entries, is Intel's, and needs D")
     }
 
-    var entryBits: EntryBits { format == .ept ? .ept(executeOnly: executeOnly) : .legacy }
+    var entryBits: EntryBits {
+        var bits = format == .ept ? EntryBits.ept(executeOnly: executeOnly) : .legacy
+        bits.unreachable = EntryBits.unreachable(cacheAddressBits: cacheAddressBits)
+        return bits
+    }
 
     /// The first guest frame for which there can be no MMIO entry. Kernel: `kvm_mmu_max_gfn`. Spec: x86 1.5.
     var endOfGuestFrames: UInt64 { 1 << (physicalAddressBits - 12) }

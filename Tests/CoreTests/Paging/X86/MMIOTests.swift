@@ -1,9 +1,9 @@
 import Audit
 import Frames
-import Paging
 import Testing
 
 @testable import GuestMemory
+@testable import Paging
 
 /// Entries that say "no memory here", and when they are believed. Spec: x86 1.5, 2.7, 2.8, X18, X27.
 @Suite struct X86_1_5_MMIOEntries {
@@ -36,6 +36,35 @@ import Testing
         setGeneration(other, 0x5a5a5)
         #expect(other.fault(.write, 7) == .emulate)
         #expect(other.word(7).load() == 0x7 | 1 << 51 | 0xa5 << 3 | 0x5a5 << 52 | 7 << 12)
+    }
+
+    @Test(arguments: formats)
+    func `where a processor speculates through it, an entry is beyond its cache and comes back whole`(
+        format: TDPConfiguration.Format
+    ) {
+        for width in [32, 36, 39, 44, 46] as [UInt64] {
+            var configuration = TDPConfiguration()
+            configuration.format = format
+            configuration.cacheAddressBits = width
+            let bits = configuration.entryBits
+            #expect(bits.unreachable.nonzeroBitCount == 5 && bits.unreachable >> width == 0)
+            for address in stride(from: UInt64(12), to: 46, by: 1).map({ UInt64(1) << $0 }) + [0, 0x3fff_ffff_f000] {
+                let frame = GuestAddress(address & ((1 << width) - 1)).frame
+                let entry = bits.mmioEntry(frame, generation: 0x7_ffff, .all)
+                #expect(entry & bits.unreachable == bits.unreachable && bits.frame(ofMMIO: entry) == frame)
+                #expect(bits.isMMIO(entry) && EntryBits.generation(ofMMIO: entry) == 0x7_ffff)
+            }
+        }
+        let machine = TDPMachine {
+            $0.format = format
+            $0.cachesMMIO = true
+            $0.cacheAddressBits = 36
+            $0.physicalAddressBits = 36
+        }
+        #expect(machine.fault(.read, 9) == .emulate)
+        #expect(machine.word(9).load() & 0xf_8000_0000 == 0xf_8000_0000)
+        #expect(machine.fault(.read, 9, reserved: true) == .emulate)
+        #expect(taken(machine) == 1)
     }
 
     @Test(arguments: formats)
