@@ -69,7 +69,9 @@ open class SecondaryMMU: @unchecked Sendable {
     // What is not `open` is `final`: of a method that could be overridden and is not, Embedded Swift 6.3 leaves a stub
     // in several modules, and the linker finds them twice.
     // Unchecked: subclasses protect their tables with `vm.mmuLock`.
-    public final private(set) unowned(unsafe) var vm: VirtualMachine!
+    public final var vm: VirtualMachine { owner.takeUnretainedValue() }
+    // Set once, before anybody reads it.
+    @exclusivity(unchecked) private final var owner: Unmanaged<VirtualMachine>!
 
     public init() {}
 
@@ -79,7 +81,7 @@ open class SecondaryMMU: @unchecked Sendable {
     open func isLeaf(_ entry: UInt64, _ level: PageLevel) -> Bool { false }
 
     final func attach(_ vm: VirtualMachine) {
-        self.vm = vm
+        owner = Unmanaged.passUnretained(vm)
         attached()
     }
 

@@ -11,7 +11,16 @@ extension AddressSpace {
     /// One reference, or nil. Never sleeps, never faults; may be called with `mmu_lock` held.
     /// Kernel: `get_user_page_fast_only`.
     public func getUserPageFastOnly(_ address: UserAddress, write: Bool, holder: Holder) -> PageReference? {
-        guard let page = grabFast(address, write: write, pin: false) else { return nil }
+        Self.getUserPageFastOnly(in: Unmanaged.passUnretained(self), address, write: write, holder: holder)
+    }
+
+    /// The same, without counting references to `space`, which the caller keeps.
+    public static func getUserPageFastOnly(
+        in space: Unmanaged<AddressSpace>, _ address: UserAddress, write: Bool, holder: Holder
+    ) -> PageReference? {
+        let page = space._withUnsafeGuaranteedRef { $0.grabFast(address, write: write, pin: false) }
+        guard let page else { return nil }
+        let memory = space._withUnsafeGuaranteedRef { Unmanaged.passUnretained($0.memory) }
         return PageReference(adopting: page, of: memory, holder: holder)
     }
 

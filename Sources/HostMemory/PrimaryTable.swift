@@ -34,7 +34,7 @@ extension AddressSpace {
 
     /// The leaf for `address`, present or not, if there is an entry for it. Lockless callers must check again.
     func leaf(_ address: UserAddress) -> HostLeaf? {
-        if !memory.hugePools.isEmpty, let word = upperEntry(address) {
+        if memory.hasHugePools, let word = upperEntry(address) {
             let entry = HostEntry(word.load())
             if entry.isLargeLeaf { return HostLeaf(word: word, entry: entry, level: .page1G) }
         }

@@ -127,10 +127,16 @@ public struct PageReference: ~Copyable {
 
     /// Takes over a reference that has been counted.
     init(adopting page: UnsafeMutablePointer<PageFrame>, of memory: PhysicalMemory, holder: Holder) {
-        self.memory = Unmanaged.passUnretained(memory)
+        self.init(adopting: page, of: Unmanaged.passUnretained(memory), holder: holder)
+    }
+
+    init(adopting page: UnsafeMutablePointer<PageFrame>, of memory: Unmanaged<PhysicalMemory>, holder: Holder) {
+        self.memory = memory
         self.page = page
         self.holder = holder
-        memory.record(Event(.referenceTaken, holder: holder, frame: memory.frame(of: page)))
+        memory._withUnsafeGuaranteedRef {
+            $0.record(Event(.referenceTaken, holder: holder, frame: $0.frame(of: page)))
+        }
     }
 
     deinit {

@@ -56,70 +56,82 @@ public final class SleepingLock: Sendable {
 }
 
 /// Many readers or one writer. `spinning` makes it Kernel: `rwlock_t` (mmu_lock), else `rw_semaphore` (mmap_lock).
-/// A waiting writer does not hold back new readers.
+///
+/// A writer announces itself, then waits until every reader that was there has left; who comes meanwhile waits for the
+/// writer. A reader announces itself, then looks for a writer, and steps back if there is one; so of two that come at the
+/// same time at least one sees the other. A task that holds the lock for reading may not take it again.
 public final class ReadWriteLock: Sendable {
-    /// Bit 31: a writer; below: the number of readers.
-    let state = Atomic<UInt32>(0)
-    static let writer: UInt32 = 1 << 31
+    private let writer = Atomic<UInt32>(0)
+    private let readers: ReaderLines
     public let rank: LockRank
     public let spinning: Bool
     public let identity = ObjectIdentity()
-    public init(_ rank: LockRank, spinning: Bool) {
+
+    /// - Parameter spread: readers are many, and shall not write one line all of them. Kernel: `percpu_rw_semaphore`.
+    public init(_ rank: LockRank, spinning: Bool, spread: Bool = false) {
         self.rank = rank
         self.spinning = spinning
+        readers = ReaderLines(isSpread: spread)
+    }
+
+    /// Sequentially consistent, both, as the writer's are: else each could miss the other.
+    @inline(__always)
+    private func enters() -> Bool {
+        let counter = readers.counter(0, line: readers.own)
+        counter.pointee.add(1, ordering: .sequentiallyConsistent)
+        if writer.load(ordering: .sequentiallyConsistent) == 0 { return true }
+        counter.pointee.subtract(1, ordering: .releasing)
+        return false
     }
 
     public func lockForRead() {
         schedulingPoint(.lockAcquireShared, identity.value)
         noteAcquire(rank, spinning: spinning)
-        var backoff = Backoff()
-        while true {
-            let old = state.load(ordering: .relaxed)
-            if old & Self.writer != 0 {
-                backoff.wait(identity.value)
-            } else if state.compareExchange(expected: old, desired: old + 1, ordering: .acquiring).exchanged {
-                return
-            }
-        }
+        if !enters() { waitToEnter() }
     }
 
-    /// Takes the lock for reading if no writer has it. Kernel: `mmap_read_trylock`.
+    @inline(never)
+    private func waitToEnter() {
+        var backoff = Backoff()
+        repeat {
+            while writer.load(ordering: .relaxed) != 0 { backoff.wait(identity.value) }
+        } while !enters()
+    }
+
+    /// Takes the lock for reading if no writer has it, or waits for it. Kernel: `mmap_read_trylock`.
     public func tryLockForRead() -> Bool {
         schedulingPoint(.lockTry, identity.value)
-        var old = state.load(ordering: .relaxed)
-        while old & Self.writer == 0 {
-            let (done, seen) = state.compareExchange(expected: old, desired: old + 1, ordering: .acquiring)
-            if done {
-                schedulingNote(.lockAcquireShared, identity.value)
-                noteAcquire(rank, spinning: spinning)
-                return true
-            }
-            old = seen
-        }
-        return false
+        guard enters() else { return false }
+        schedulingNote(.lockAcquireShared, identity.value)
+        noteAcquire(rank, spinning: spinning)
+        return true
     }
 
     public func unlockRead() {
         noteRelease(rank, spinning: spinning)
         schedulingNote(.lockReleaseShared, identity.value)
-        state.subtract(1, ordering: .releasing)
+        readers.counter(0, line: readers.own).pointee.subtract(1, ordering: .releasing)
     }
 
     public func lockForWrite() {
         schedulingPoint(.lockAcquire, identity.value)
         noteAcquire(rank, spinning: spinning)
         var backoff = Backoff()
-        while !state.compareExchange(expected: 0, desired: Self.writer, ordering: .acquiring).exchanged {
+        while !writer.compareExchange(expected: 0, desired: 1, ordering: .sequentiallyConsistent).exchanged {
             backoff.wait(identity.value)
+        }
+        for line in 0..<readers.count {
+            let counter = readers.counter(0, line: line)
+            while counter.pointee.load(ordering: .sequentiallyConsistent) != 0 { backoff.wait(identity.value) }
         }
     }
 
     public func unlockWrite() {
         noteRelease(rank, spinning: spinning)
         schedulingNote(.lockRelease, identity.value)
-        state.store(0, ordering: .releasing)
+        writer.store(0, ordering: .releasing)
     }
 
-    public var isWriteLocked: Bool { state.load(ordering: .relaxed) & Self.writer != 0 }
-    public var isLocked: Bool { state.load(ordering: .relaxed) != 0 }
+    public var isWriteLocked: Bool { writer.load(ordering: .relaxed) != 0 }
+    public var isLocked: Bool { isWriteLocked || !readers.isEmpty(0) }
 }

@@ -87,6 +87,24 @@ static inline uint64_t fl_new_identity(void) {
 /// Before a run that is to name its objects as the last one did.
 static inline void fl_reset_identities(void) { fl_objects_made_default = 0; }
 
+/// Over how many lines of memory tasks spread what they write often and others read seldom.
+enum { fl_lines = 16 };
+extern FL_TASK_LOCAL uint32_t fl_line_default;  ///< 0: none yet, else the number, plus 1
+/// Gives the thread its number: the next one that is free, as long as there are any.
+uint32_t fl_take_line(void);
+
+/// The running task's own line, less than `fl_lines`: always the same for one task, and as many tasks as there are lines
+/// have each their own. Nothing but speed depends on the number.
+static inline uint32_t fl_line(void) {
+    fl_task *task = fl_task_current;
+    if (__builtin_expect(task != 0, 0)) return task->identity & (fl_lines - 1);
+    uint32_t line = fl_line_default;
+    return __builtin_expect(line != 0, 1) ? line - 1 : fl_take_line();
+}
+
+/// Asks the processor to bring the line of `address`, which is about to be written.
+static inline void fl_prefetch(const void *address) { __builtin_prefetch(address, 1); }
+
 /// Tells the processor that the task spins.
 static inline void fl_pause(void) {
 #if defined(__x86_64__)

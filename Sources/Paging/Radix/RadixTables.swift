@@ -44,7 +44,7 @@ struct LeafRun {
 
 /// A view of the tables under one root.
 struct RadixTables<Format: RadixFormat> {
-    let memory: PhysicalMemory
+    let memory: TableMemory
     let format: Format
     let root: HostFrame
 
@@ -77,6 +77,21 @@ struct RadixTables<Format: RadixFormat> {
             table = format.field.frame(in: value)
             level -= 1
         }
+    }
+
+    /// How many tables are missing on the way to the 4 KiB entry of `frame`. Where none is, that entry is not looked at:
+    /// its line is only asked for. Caller as for `descend`.
+    func approach(_ frame: GuestFrame) -> Int {
+        var table = root
+        var level = format.levels
+        while level > 1 {
+            let value = entry(index(frame, level), of: table).load()
+            guard format.isTable(value, level) else { return Int(level) - 1 }
+            table = format.field.frame(in: value)
+            level -= 1
+        }
+        entry(index(frame, 1), of: table).prefetch()
+        return 0
     }
 
     /// The leaf that maps `frame`, if there is one.

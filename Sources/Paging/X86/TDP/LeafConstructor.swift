@@ -14,13 +14,14 @@ extension TDPMMU {
     /// A prefetched leaf is old: its A is clear or, where the hardware keeps no A, its rights are set aside (Spec: generic
     /// 6.3, x86 2.11).
     func leafAttributes(
-        _ permit: borrowing InstallPermit, at level: PageLevel, _ role: PageRole, isTracked: Bool, prefetch: Bool
+        _ permit: borrowing InstallPermit, at level: PageLevel, _ role: PageRole, isTracked: Bool, prefetch: Bool,
+        _ vm: VirtualMachine
     ) -> UInt64 {
         var entry = EntryBits.mmuPresent | bits.present | bits.user | adType(role)
         entry |= level > .page4K && nxHugePages ? bits.noExecute : bits.execute
         entry |= prefetch ? 0 : bits.accessed
         if level > .page4K { entry |= EntryBits.large }
-        if bits.isEPT { entry |= memoryType(of: permit.frame) }
+        if bits.isEPT { entry |= memoryType(of: permit.frame, vm) }
         if permit.counted && vm.policy.kind == .tracked { entry |= EntryBits.counted }
         if permit.writable {
             entry |= bits.hostWritable
@@ -41,7 +42,7 @@ extension TDPMMU {
     ///
     /// A reserved frame with a page frame counts as RAM: the model's host maps it write-back, and it is only a host
     /// mapping as uncached or write-combining that would make KVM call it MMIO.
-    private func memoryType(of frame: HostFrame) -> UInt64 {
+    private func memoryType(of frame: HostFrame, _ vm: VirtualMachine) -> UInt64 {
         vm.memory.hasPageFrame(frame) ? EPT.writeBack | EPT.ignorePAT : EPT.uncached
     }
 }

@@ -85,6 +85,7 @@ extension TDPMMU {
     /// Gives the vCPU the VM's root of its role, a new one if there is none that is valid. Without memory it stays without; its
     /// first fault then fails with ENOMEM. The new context starts with empty TLBs. Kernel:
     /// `kvm_tdp_mmu_alloc_root`. No lock held; may sleep.
+    @inline(never)
     func takeRoot(_ cpu: VirtualCPU) {
         precondition(cpu.root == nil, "a vCPU's root is dropped before it gets another")
         let role = role(for: cpu)

@@ -15,9 +15,15 @@ extension TDPMMU {
     }
 
     /// Whether a write to `frame` must be emulated.
-    func isTracked(_ frame: GuestFrame, in slot: MemorySlot?) -> Bool {
-        guard configuration.tracksWrites, let slot else { return false }
-        return trackedFrames(of: slot)?.isTracked(frame) ?? false
+    @inline(__always)
+    func isTracked(_ frame: GuestFrame, in slot: Unmanaged<MemorySlot>?) -> Bool {
+        configuration.tracksWrites && isTrackedFrame(frame, in: slot)
+    }
+
+    @inline(never)
+    private func isTrackedFrame(_ frame: GuestFrame, in slot: Unmanaged<MemorySlot>?) -> Bool {
+        guard let slot else { return false }
+        return trackedFrames(of: slot.takeUnretainedValue())?.isTracked(frame) ?? false
     }
 
     /// A write to `frame` faults from now on; returns when no vCPU can write it any more. No lock held. EINVAL: the MMU was
