@@ -10,16 +10,21 @@ extension BenchmarkMachine {
     /// One guest write fault for each of `order`, by the vCPU `number`: what its task does between the guest's exit and its
     /// next entry. Returns how many installed an entry.
     func fault(_ order: UnsafeBufferPointer<UInt32>, by number: Int = 0) -> Int {
-        let cpu = cpus[number]
-        var fixed = 0
-        for page in order {
-            let fault = GuestFault(
-                address: GuestAddress(UInt64(page) << pageShift), access: .write, entryPresent: false)
-            let side = vm.slotReaders.enter()
-            if mmu.handleFault(cpu, fault) == .fixed { fixed += 1 }
-            vm.slotReaders.exit(side)
+        lending(cpus[number]) { cpu in
+            lending(mmu) { mmu in
+                lending(vm.slotReaders) { slots in
+                    var fixed = 0
+                    for page in order {
+                        let fault = GuestFault(
+                            address: GuestAddress(UInt64(page) << pageShift), access: .write, entryPresent: false)
+                        let section = slots.enter()
+                        if case .fixed = mmu.handleFault(cpu, fault) { fixed += 1 }
+                        slots.exit(section)
+                    }
+                    return fixed
+                }
+            }
         }
-        return fixed
     }
 
     /// The faults of `orders`, each by a vCPU on a thread of its own; all begin at once. Nanoseconds until the last is done,

@@ -25,7 +25,7 @@ public final class CPUStatistics: Sendable {
     public init() {}
 
     /// The vCPU's fault has made a leaf of `level` (1, 2 or 3). Caller: the vCPU's own task.
-    @inlinable
+    @inlinable @inline(__always)
     public func addPage(level: UInt8) {
         switch level {
         case 1: Self.bump(pages_4k)

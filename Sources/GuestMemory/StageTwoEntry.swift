@@ -105,7 +105,7 @@ public struct StageTwoEntry: Sendable {
 
     /// Maps the permit's frame with a leaf of `level`: `attributes` are all bits of the entry but the frame. Nil on
     /// success, else the value found in place of `expected`. Spec: I-6, I-7.
-    @inlinable
+    @inlinable @inline(__always)
     public func install(
         _ permit: borrowing InstallPermit, level: PageLevel, attributes: UInt64, expected: UInt64
     ) -> UInt64? {
@@ -121,7 +121,7 @@ public struct StageTwoEntry: Sendable {
     }
 
     /// The entry that `install` would store.
-    @inlinable
+    @inlinable @inline(__always)
     public func value(_ permit: borrowing InstallPermit, _ level: PageLevel, _ attributes: UInt64) -> UInt64 {
         precondition(attributes & field.mask == 0, "attributes may not spell a frame")
         precondition(permit.writable || attributes & field.write == 0, "the permit does not allow writing (I-7)")

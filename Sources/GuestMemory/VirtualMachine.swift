@@ -195,6 +195,7 @@ public final class VirtualMachine: @unchecked Sendable {
 
     /// Kernel: `kvm_memslots.generation`. Spec: generic 4.2.
     public var slotsGeneration: UInt64 { slotsGeneration(of: 0) }
+    @inline(__always)
     public func slotsGeneration(of space: UInt8) -> UInt64 {
         activeSet(of: space)._withUnsafeGuaranteedRef { $0.generation.load(ordering: .acquiring) }
     }

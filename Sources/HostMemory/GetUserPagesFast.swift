@@ -65,6 +65,7 @@ extension AddressSpace {
     }
 
     /// Kernel: `gup_fast_pte_range`, `gup_fast_pmd_leaf`.
+    @inline(__always)
     private func grabFast(
         _ address: UserAddress, write: Bool, pin: Bool
     ) -> UnsafeMutablePointer<PageFrame>? {
@@ -77,9 +78,7 @@ extension AddressSpace {
             guard page.pointee.flags.load(ordering: .relaxed) & PageFlags.secret == 0 else { return nil }
             guard pin ? memory.tryPin(page) : memory.tryGet(page) else { return nil }
             // The level-2 entry is looked at again too: a huge leaf may have been split, a table's page replaced.
-            let again = self.leaf(address)
-            let isSame = again.map { $0.entry == entry && $0.word.identity == leaf.word.identity } ?? false
-            guard isSame, !pin || write || !memory.mustUnshare(page, leaf.level) else {
+            guard leaf.isUnchanged, !pin || write || !memory.mustUnshare(page, leaf.level) else {
                 if pin { memory.unpin(page) } else { memory.put(page) }
                 return nil
             }

@@ -178,11 +178,11 @@ public final class PhysicalMemory: @unchecked Sendable {
         }
     }
 
-    @inlinable func page(_ frame: HostFrame) -> UnsafeMutablePointer<PageFrame> { frames + Int(frame.number) }
-    @inlinable func head(of page: UnsafeMutablePointer<PageFrame>) -> UnsafeMutablePointer<PageFrame> {
+    @inlinable @inline(__always) func page(_ frame: HostFrame) -> UnsafeMutablePointer<PageFrame> { frames + Int(frame.number) }
+    @inlinable @inline(__always) func head(of page: UnsafeMutablePointer<PageFrame>) -> UnsafeMutablePointer<PageFrame> {
         page - Int(page.pointee.headDistance)
     }
-    @inlinable func frame(of page: UnsafeMutablePointer<PageFrame>) -> HostFrame {
+    @inlinable @inline(__always) func frame(of page: UnsafeMutablePointer<PageFrame>) -> HostFrame {
         HostFrame(UInt64(page - frames))
     }
 
@@ -201,7 +201,7 @@ public final class PhysicalMemory: @unchecked Sendable {
 
     /// Sets `bits`, if they are not all set already; a reserved page is left alone (Spec: I-14). Returns whether it
     /// changed anything.
-    @inlinable @discardableResult
+    @inlinable @inline(__always) @discardableResult
     func mark(_ page: UnsafeMutablePointer<PageFrame>, _ bits: UInt64) -> Bool {
         let old = page.pointee.flags.load(ordering: .relaxed)
         if old & bits == bits || old & PageFlags.reserved != 0 { return false }

@@ -40,7 +40,7 @@ extension PhysicalMemory {
     }
 
     /// Drops a reference and frees the folio with the last. Kernel: `folio_put`.
-    @inlinable func put(_ page: UnsafeMutablePointer<PageFrame>) {
+    @inlinable @inline(__always) func put(_ page: UnsafeMutablePointer<PageFrame>) {
         let head = head(of: page)
         schedulingPoint(.pagePut, frame(of: head).physicalAddress)
         let old = head.pointee.referenceCount.subtract(1, ordering: .acquiringAndReleasing).oldValue
@@ -241,8 +241,14 @@ extension PhysicalMemory {
         _ page: UnsafeMutablePointer<PageFrame>, _ holder: Holder, _ kind: ReleaseKind, underLock: Bool
     ) {
         let frame = frame(of: page)
-        if kind == .dirty { markDirty(page, holder) }
-        if kind != .unused { markAccessed(page, holder) }
+        // One look where all marks are there already.
+        let originator: Originator = holder.isKVM ? .kvm : .driver
+        let wanted = (kind == .dirty ? PageFlags.dirty(originator) : 0)
+            | (kind != .unused ? PageFlags.accessed(originator) : 0)
+        if head(of: page).pointee.flags.load(ordering: .relaxed) & wanted != wanted {
+            if kind == .dirty { markDirty(page, holder) }
+            markAccessed(page, holder)
+        }
         record(
             Event(.released, holder: holder, frame: frame, value: UInt64(kind.rawValue) | (underLock ? 0x100 : 0)))
         record(Event(.referenceDropped, holder: holder, frame: frame))

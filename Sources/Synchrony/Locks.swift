@@ -61,8 +61,8 @@ public final class SleepingLock: Sendable {
 /// writer. A reader announces itself, then looks for a writer, and steps back if there is one; so of two that come at the
 /// same time at least one sees the other. A task that holds the lock for reading may not take it again.
 public final class ReadWriteLock: Sendable {
-    private let writer = Atomic<UInt32>(0)
-    private let readers: ReaderLines
+    @usableFromInline let writer = Atomic<UInt32>(0)
+    @usableFromInline let readers: ReaderLines
     public let rank: LockRank
     public let spinning: Bool
     public let identity = ObjectIdentity()
@@ -75,23 +75,24 @@ public final class ReadWriteLock: Sendable {
     }
 
     /// Sequentially consistent, both, as the writer's are: else each could miss the other.
-    @inline(__always)
-    private func enters() -> Bool {
-        let counter = readers.counter(0, line: readers.own)
-        counter.pointee.add(1, ordering: .sequentiallyConsistent)
+    @inlinable @inline(__always)
+    func enters() -> Bool {
+        let line = readers.own
+        readers.enter(0, line: line)
         if writer.load(ordering: .sequentiallyConsistent) == 0 { return true }
-        counter.pointee.subtract(1, ordering: .releasing)
+        readers.leave(0, line: line)
         return false
     }
 
+    @inlinable @inline(__always)
     public func lockForRead() {
         schedulingPoint(.lockAcquireShared, identity.value)
         noteAcquire(rank, spinning: spinning)
         if !enters() { waitToEnter() }
     }
 
-    @inline(never)
-    private func waitToEnter() {
+    @inline(never) @usableFromInline
+    func waitToEnter() {
         var backoff = Backoff()
         repeat {
             while writer.load(ordering: .relaxed) != 0 { backoff.wait(identity.value) }
@@ -107,10 +108,11 @@ public final class ReadWriteLock: Sendable {
         return true
     }
 
+    @inlinable @inline(__always)
     public func unlockRead() {
         noteRelease(rank, spinning: spinning)
         schedulingNote(.lockReleaseShared, identity.value)
-        readers.counter(0, line: readers.own).pointee.subtract(1, ordering: .releasing)
+        readers.leave(0, line: readers.own)
     }
 
     public func lockForWrite() {

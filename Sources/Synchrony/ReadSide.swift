@@ -6,8 +6,8 @@ import Synchronization
 /// reader that was caught between choosing a counter and raising it is waited for too. With spread readers that holds line
 /// by line.
 public final class ReadSideSections: Sendable {
-    private let readers: ReaderLines
-    let index = Atomic<UInt32>(0)
+    @usableFromInline let readers: ReaderLines
+    @usableFromInline let index = Atomic<UInt32>(0)
     let updater = Atomic<UInt32>(0)
     /// Whether a reader may not sleep (RCU).
     public let atomic: Bool
@@ -20,19 +20,21 @@ public final class ReadSideSections: Sendable {
     }
 
     /// Enters a read-side section; give the result to `exit`.
+    @inlinable @inline(__always)
     public func enter() -> UInt32 {
         schedulingPoint(.readSideEnter, identity.value)
         let side = index.load(ordering: .acquiring) & 1
         let line = readers.own
-        readers.counter(Int(side), line: line).pointee.add(1, ordering: .sequentiallyConsistent)
+        readers.enter(Int(side), line: line)
         if atomic { noteAtomicSection(entering: true) }
         return side | UInt32(truncatingIfNeeded: line) << 1
     }
 
+    @inlinable @inline(__always)
     public func exit(_ section: UInt32) {
         if atomic { noteAtomicSection(entering: false) }
         schedulingNote(.readSideExit, identity.value)
-        readers.counter(Int(section & 1), line: Int(section >> 1)).pointee.subtract(1, ordering: .releasing)
+        readers.leave(Int(section & 1), line: Int(section >> 1))
     }
 
     /// Waits until every section that was entered before the call has been left. Must not be called inside one.

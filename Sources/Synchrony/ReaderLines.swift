@@ -7,15 +7,16 @@ import Synchronization
 ///
 /// A task leaves on the line on which it has entered, so no counter is ever negative, and all are 0 exactly when nobody is
 /// inside.
+@frozen @usableFromInline
 struct ReaderLines: ~Copyable, @unchecked Sendable {
     // Unchecked: the pointer never changes, and what it points to is atomic.
-    private let lines: UnsafeMutableRawPointer
-    let count: Int
-    private static let bytes = 64
+    @usableFromInline let lines: UnsafeMutableRawPointer
+    @usableFromInline let count: Int
+    @inlinable static var bytes: Int { 64 }
 
-    /// - Parameter isSpread: one line for each task, as far as they go; else one for all.
+    /// - Parameter isSpread: a line for each task, as far as they go; else one for all.
     init(isSpread: Bool) {
-        count = isSpread ? fl_lines : 1
+        count = isSpread ? Int(fl_lines) : 1
         lines = .allocate(byteCount: count * Self.bytes, alignment: Self.bytes)
         lines.initializeMemory(as: UInt64.self, repeating: 0, count: count * Self.bytes / 8)
     }
@@ -23,12 +24,29 @@ struct ReaderLines: ~Copyable, @unchecked Sendable {
     deinit { lines.deallocate() }
 
     /// The running task's line.
-    @inline(__always) var own: Int { count == 1 ? 0 : Int(fl_line()) }
+    @inlinable @inline(__always) var own: Int { count == 1 ? 0 : Int(fl_line()) }
 
     /// One of the counters of a line: 0 or 1.
-    @inline(__always)
+    @inlinable @inline(__always)
     func counter(_ number: Int, line: Int) -> UnsafeMutablePointer<Atomic<Int>> {
-        (lines + line &* Self.bytes + number &* 8).assumingMemoryBound(to: Atomic<Int>.self)
+        (lines + (line &* Self.bytes &+ number &* 8)).assumingMemoryBound(to: Atomic<Int>.self)
+    }
+
+    /// In one order with whatever the other side does before it looks at the counter.
+    @inlinable @inline(__always)
+    func enter(_ number: Int, line: Int) {
+        counter(number, line: line).pointee.add(1, ordering: .sequentiallyConsistent)
+    }
+
+    /// Nobody else writes a line that is the task's own: a load and a store, and no instruction that locks.
+    @inlinable @inline(__always)
+    func leave(_ number: Int, line: Int) {
+        let counter = counter(number, line: line)
+        if count == 1 || line == Int(fl_common_line) {
+            counter.pointee.subtract(1, ordering: .releasing)
+        } else {
+            counter.pointee.store(counter.pointee.load(ordering: .relaxed) &- 1, ordering: .releasing)
+        }
     }
 
     /// Whether nobody is inside, by a look at each line in turn. Nobody may enter meanwhile for the answer to hold.

@@ -87,17 +87,17 @@ static inline uint64_t fl_new_identity(void) {
 /// Before a run that is to name its objects as the last one did.
 static inline void fl_reset_identities(void) { fl_objects_made_default = 0; }
 
-/// Over how many lines of memory tasks spread what they write often and others read seldom.
-enum { fl_lines = 16 };
+/// Over how many lines of memory tasks spread what they write often and others read seldom. The last one is everybody's
+/// who has none of their own.
+enum { fl_lines = 16, fl_common_line = fl_lines - 1 };
 extern FL_TASK_LOCAL uint32_t fl_line_default;  ///< 0: none yet, else the number, plus 1
-/// Gives the thread its number: the next one that is free, as long as there are any.
+/// Gives the thread a line of its own until it ends, if one is left.
 uint32_t fl_take_line(void);
 
-/// The running task's own line, less than `fl_lines`: always the same for one task, and as many tasks as there are lines
-/// have each their own. Nothing but speed depends on the number.
+/// The running task's line: always the same for one thread. But for `fl_common_line` it is no other thread's. Nothing but
+/// speed depends on the number.
 static inline uint32_t fl_line(void) {
-    fl_task *task = fl_task_current;
-    if (__builtin_expect(task != 0, 0)) return task->identity & (fl_lines - 1);
+    if (__builtin_expect(fl_task_current != 0, 0)) return fl_common_line;
     uint32_t line = fl_line_default;
     return __builtin_expect(line != 0, 1) ? line - 1 : fl_take_line();
 }

@@ -84,6 +84,7 @@ public struct InstallPermit: ~Escapable {
     }
 
     /// The first host frame of a leaf of `level`. Traps if the permit does not reach that far.
+    @inlinable @inline(__always)
     public borrowing func frame(at level: PageLevel) -> HostFrame {
         precondition(level <= largest, "the permit does not allow a leaf of this level (X38)")
         let first = frame.aligned(to: level)
@@ -107,6 +108,7 @@ public struct PrefetchPermit: ~Escapable {
 
 extension VirtualMachine {
     /// The largest level that host and slot allow; nil: an invalidation came between. mmu_lock is held.
+    @inline(__always)
     fileprivate func level(of faulted: borrowing FaultedFrame, largest: PageLevel) -> PageLevel? {
         if !Defect.retryCheckMissing.isOn,
             isStale(faulted.snapshot.sequence, faulted.guestFrame, ranged: retryLooksAtRange)

@@ -34,6 +34,7 @@ public enum PrivateFaultInResult: ~Copyable {
 extension VirtualMachine {
     /// Whether a fault on `frame` that does not say itself wants private memory: where the guest has no way to say so, its
     /// attribute does. Read before the snapshot: a change in between is seen as a mismatch. Spec: x86 2.3 step 1.
+    @inline(__always)
     public func wantsPrivate(_ fault: GuestFault) -> Bool {
         fault.isPrivate ?? (type == .softwareProtected && isPrivate(fault.frame))
     }

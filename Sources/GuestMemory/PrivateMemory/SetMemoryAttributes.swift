@@ -17,6 +17,7 @@ extension VirtualMachine {
 
     /// Whether a guest frame uses private memory. Any lock may be held. A fault asks after its snapshot: a change after
     /// that is an invalidation. Kernel: `kvm_mem_is_private`.
+    @inline(__always)
     public func isPrivate(_ frame: GuestFrame) -> Bool {
         hasPrivateMemory && hasPrivateAttribute(frame)
     }

@@ -107,6 +107,7 @@ public final class MemorySlot: @unchecked Sendable {
 
     /// Whether the whole block of `level` around `frame` lies in the slot and its user address is congruent, so that a
     /// huge leaf is possible at all. Spec: x86 3.5, X38.
+    @inline(__always)
     public func allowsHugeLeaf(at frame: GuestFrame, _ level: PageLevel) -> Bool {
         guard level > .page4K else { return true }
         guard (baseFrame.number ^ userAddress.page) & (level.frames - 1) == 0 else { return false }
@@ -174,6 +175,7 @@ public final class LargePageCounts: @unchecked Sendable {
     }
 
     /// Whether nothing speaks against a huge page of `level` around `frame`. Caller holds mmuLock.
+    @inline(__always)
     public func allows(_ frame: GuestFrame, _ level: PageLevel) -> Bool {
         let index = Int(frame.number / level.frames - base.number / level.frames)
         precondition(index >= 0 && index < (level == .page1G ? level3.count : level2.count), "a frame of another slot")

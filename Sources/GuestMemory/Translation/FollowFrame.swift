@@ -83,6 +83,7 @@ extension VirtualMachine {
 
     /// A page for write, without sleeping. A pure read must not come here: a lockless read-only grab could race with
     /// copy-on-write and leave KVM on the old page (Spec: generic 2.4, I-29).
+    @inline(__always)
     private func fast(_ address: UserAddress, _ request: FollowRequest) -> PageReference? {
         guard request.write || request.wantsWritable else { return nil }
         return AddressSpace.getUserPageFastOnly(

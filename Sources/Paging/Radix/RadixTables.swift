@@ -51,7 +51,7 @@ struct RadixTables<Format: RadixFormat> {
     @inline(__always)
     func index(_ frame: GuestFrame, _ level: UInt8) -> Int {
         let bits = level == format.levels ? format.rootIndexBits : 9
-        return Int(truncatingIfNeeded: (frame.number >> (9 * UInt64(level - 1))) & ((1 << bits) - 1))
+        return Int(truncatingIfNeeded: (frame.number &>> (9 &* UInt64(level &- 1))) & ((1 &<< bits) &- 1))
     }
 
     @inline(__always)

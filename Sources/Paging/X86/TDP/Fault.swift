@@ -151,6 +151,7 @@ extension TDPMMU {
     /// and the fault then tries again.
     ///
     /// The processor is asked for the entry's line meanwhile: it will be written, once the host's tables have been walked.
+    @inline(__always)
     private func missingTables(_ root: HostFrame, _ frame: GuestFrame, _ vm: VirtualMachine) -> Int {
         let view = view(root, vm)
         guard frame < view.end else { return 0 }
