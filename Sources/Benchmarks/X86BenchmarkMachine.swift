@@ -5,14 +5,21 @@ import GuestMemory
 import HostMemory
 import Paging
 import Synchronization
+import Synchrony
 
-extension BenchmarkMachine {
-    /// One guest write fault for each of `order`, by the vCPU `number`: what its task does between the guest's exit and its
-    /// next entry. Returns how many installed an entry.
-    func fault(_ order: UnsafeBufferPointer<UInt32>, by number: Int = 0) -> Int {
-        lending(cpus[number]) { cpu in
-            lending(mmu) { mmu in
-                lending(vm.slotReaders) { slots in
+/// What a fault needs, at hand: no reference to any of it is counted while faults run. The machine outlives it.
+struct FaultRun: @unchecked Sendable {
+    // Unchecked: constant pointers to objects that tasks share.
+    let mmu: Unmanaged<TDPMMU>
+    let cpu: Unmanaged<VirtualCPU>
+    let slots: Unmanaged<ReadSideSections>
+
+    /// One guest write fault for each of `order`: what the vCPU's task does between the guest's exit and its next entry.
+    /// Returns how many installed an entry.
+    func faults(_ order: UnsafeBufferPointer<UInt32>) -> Int {
+        mmu._withUnsafeGuaranteedRef { mmu in
+            cpu._withUnsafeGuaranteedRef { cpu in
+                slots._withUnsafeGuaranteedRef { slots in
                     var fixed = 0
                     for page in order {
                         let fault = GuestFault(
@@ -26,6 +33,17 @@ extension BenchmarkMachine {
             }
         }
     }
+}
+
+extension BenchmarkMachine {
+    /// The faults of vCPU `number`.
+    func run(by number: Int) -> FaultRun {
+        FaultRun(
+            mmu: Unmanaged.passUnretained(mmu), cpu: Unmanaged.passUnretained(cpus[number]),
+            slots: Unmanaged.passUnretained(vm.slotReaders))
+    }
+
+    func fault(_ order: UnsafeBufferPointer<UInt32>) -> Int { run(by: 0).faults(order) }
 
     /// The faults of `orders`, each by a vCPU on a thread of its own; all begin at once. Nanoseconds until the last is done,
     /// and how many installed an entry.
@@ -59,7 +77,7 @@ private final class ParallelFaults: @unchecked Sendable {
         waiting.subtract(1, ordering: .sequentiallyConsistent)
         while waiting.load(ordering: .acquiring) > 0 {}
         let begin = ContinuousClock.now
-        let count = machine.fault(orders[number], by: number)
+        let count = machine.run(by: number).faults(orders[number])
         times[number] = (begin, ContinuousClock.now)
         fixed.add(count, ordering: .relaxed)
         done.signal()
@@ -88,31 +106,34 @@ public struct FaultAnatomy: Sendable, Codable {
 
 extension BenchmarkMachine {
     private final class Step {
-        let machine: BenchmarkMachine
+        let faults: FaultRun
         let page: UInt32
-        let number: Int
         var fixed = 0
-        init(_ machine: BenchmarkMachine, _ page: UInt32, _ number: Int) {
-            self.machine = machine
+        init(_ faults: FaultRun, _ page: UInt32) {
+            self.faults = faults
             self.page = page
-            self.number = number
         }
         func run() {
             withUnsafePointer(to: page) { page in
-                fixed = machine.fault(UnsafeBufferPointer(start: page, count: 1), by: number)
+                fixed = faults.faults(UnsafeBufferPointer(start: page, count: 1))
             }
         }
     }
 
-    /// The fault on `page`, after one on the next page has made the thread's own things.
-    private static func step(_ machine: BenchmarkMachine, _ page: UInt32, _ number: Int) -> limit_steps? {
+    /// The fault on `page`, one instruction at a time, after one on the next page has made the thread's own things.
+    private static func step(_ faults: FaultRun, _ page: UInt32) -> limit_steps? {
         var steps = limit_steps()
-        Step(machine, page + 1, number).run()
-        let step = Step(machine, page, number)
+        Step(faults, page + 1).run()
+        let step = Step(faults, page)
         let failed = limit_step(
-            { Unmanaged<Step>.fromOpaque($0!).takeUnretainedValue().run() }, Unmanaged.passUnretained(step).toOpaque(),
-            &steps)
+            { Unmanaged<Step>.fromOpaque($0!)._withUnsafeGuaranteedRef { $0.run() } },
+            Unmanaged.passUnretained(step).toOpaque(), &steps)
         return failed == 0 && step.fixed == 1 ? steps : nil
+    }
+
+    /// The lines that `steps` has locked.
+    private static func lines(of steps: limit_steps) -> Set<UInt64> {
+        withUnsafeBytes(of: steps.line) { Set($0.bindMemory(to: UInt64.self).prefix(Int(steps.lines))) }
     }
 
     /// Two vCPUs, each on a thread of its own, each with a fault on an unmapped page whose tables are there, step by step.
@@ -123,21 +144,18 @@ extension BenchmarkMachine {
             let box = AnatomyBox()
             let done = DispatchSemaphore(value: 0)
             // One after the other: only their lines are compared.
-            let run = UncheckedMachine(machine: self)
+            let run = run(by: number)
             Thread.detachNewThread {
-                box.steps = Self.step(run.machine, pages[number], number)
+                box.steps = Self.step(run, pages[number])
                 done.signal()
             }
             done.wait()
             return box.steps
         }
         guard let first = seen[0], let second = seen[1] else { return nil }
-        let lines = seen.map { steps in
-            withUnsafeBytes(of: steps!.line) { Set($0.bindMemory(to: UInt64.self).prefix(Int(steps!.lines))) }
-        }
         return FaultAnatomy(
-            instructions: Int(first.instructions), atomics: Int(max(first.locked, second.locked)),
-            sharedLines: lines[0].intersection(lines[1]).count)
+            instructions: Int(first.instructions), atomics: Int(first.locked),
+            sharedLines: Self.lines(of: first).intersection(Self.lines(of: second)).count)
     }
 }
 
@@ -145,9 +163,4 @@ extension BenchmarkMachine {
 private final class AnatomyBox: @unchecked Sendable {
     // Unchecked: written by one thread before it signals, read by the other after it has waited.
     var steps: limit_steps?
-}
-
-private struct UncheckedMachine: @unchecked Sendable {
-    // Unchecked: the thread that made it waits meanwhile.
-    let machine: BenchmarkMachine
 }

@@ -54,7 +54,8 @@ size_t limit_faults(
         installed += __atomic_compare_exchange_n(leaf, &old, entry, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
         if ((__atomic_load_n(frame, __ATOMIC_RELAXED) & 3) != 3) __atomic_fetch_or(frame, 3, __ATOMIC_RELAXED);
         __atomic_fetch_sub(references, 1, __ATOMIC_ACQ_REL);
-        for (int s = 0; s < sections; s++) __atomic_fetch_sub(&own[s & 7].word, 1, __ATOMIC_RELEASE);
+        for (int s = 0; s < sections; s++)
+            __atomic_store_n(&own[s & 7].word, __atomic_load_n(&own[s & 7].word, __ATOMIC_RELAXED) - 1, __ATOMIC_RELEASE);
     }
     return installed;
 }

@@ -43,7 +43,7 @@ extension PhysicalMemory {
     @inlinable @inline(__always) func put(_ page: UnsafeMutablePointer<PageFrame>) {
         let head = head(of: page)
         schedulingPoint(.pagePut, frame(of: head).physicalAddress)
-        let old = head.pointee.referenceCount.subtract(1, ordering: .acquiringAndReleasing).oldValue
+        let old = head.pointee.referenceCount.wrappingSubtract(1, ordering: .acquiringAndReleasing).oldValue
         if old <= 0 { return refuse(head, old) }
         if old == 1 { freeFolio(head) }
     }

@@ -57,9 +57,11 @@ public final class SleepingLock: Sendable {
 
 /// Many readers or one writer. `spinning` makes it Kernel: `rwlock_t` (mmu_lock), else `rw_semaphore` (mmap_lock).
 ///
-/// A writer announces itself, then waits until every reader that was there has left; who comes meanwhile waits for the
-/// writer. A reader announces itself, then looks for a writer, and steps back if there is one; so of two that come at the
-/// same time at least one sees the other. A task that holds the lock for reading may not take it again.
+/// Who comes announces himself, then looks for the other side; so of two that come at the same time at least one sees the
+/// other. A reader that sees a writer steps back. A writer that sees readers steps back too, so that it does not hold back
+/// new readers while it waits: of mmap_lock, a reader may wait for another. Only where readers are spread, of mmu_lock,
+/// under which nobody waits, does it stay, and they wait for it. A task that holds the lock for reading may not take it
+/// again.
 public final class ReadWriteLock: Sendable {
     @usableFromInline let writer = Atomic<UInt32>(0)
     @usableFromInline let readers: ReaderLines
@@ -99,7 +101,7 @@ public final class ReadWriteLock: Sendable {
         } while !enters()
     }
 
-    /// Takes the lock for reading if no writer has it, or waits for it. Kernel: `mmap_read_trylock`.
+    /// Takes the lock for reading if no writer has it, or is about to. Kernel: `mmap_read_trylock`.
     public func tryLockForRead() -> Bool {
         schedulingPoint(.lockTry, identity.value)
         guard enters() else { return false }
@@ -119,13 +121,20 @@ public final class ReadWriteLock: Sendable {
         schedulingPoint(.lockAcquire, identity.value)
         noteAcquire(rank, spinning: spinning)
         var backoff = Backoff()
-        while !writer.compareExchange(expected: 0, desired: 1, ordering: .sequentiallyConsistent).exchanged {
-            backoff.wait(identity.value)
+        while true {
+            while !writer.compareExchange(expected: 0, desired: 1, ordering: .sequentiallyConsistent).exchanged {
+                backoff.wait(identity.value)
+            }
+            if readers.isEmpty(0) { return }
+            if readers.isSpread { return waitForReaders() }
+            writer.store(0, ordering: .releasing)
+            repeat { backoff.wait(identity.value) } while !readers.isEmpty(0)
         }
-        for line in 0..<readers.count {
-            let counter = readers.counter(0, line: line)
-            while counter.pointee.load(ordering: .sequentiallyConsistent) != 0 { backoff.wait(identity.value) }
-        }
+    }
+
+    private func waitForReaders() {
+        var backoff = Backoff()
+        while !readers.isEmpty(0) { backoff.wait(identity.value) }
     }
 
     public func unlockWrite() {

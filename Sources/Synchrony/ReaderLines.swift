@@ -23,6 +23,8 @@ struct ReaderLines: ~Copyable, @unchecked Sendable {
 
     deinit { lines.deallocate() }
 
+    @inlinable @inline(__always) var isSpread: Bool { count > 1 }
+
     /// The running task's line.
     @inlinable @inline(__always) var own: Int { count == 1 ? 0 : Int(fl_line()) }
 
@@ -35,7 +37,7 @@ struct ReaderLines: ~Copyable, @unchecked Sendable {
     /// In one order with whatever the other side does before it looks at the counter.
     @inlinable @inline(__always)
     func enter(_ number: Int, line: Int) {
-        counter(number, line: line).pointee.add(1, ordering: .sequentiallyConsistent)
+        _ = counter(number, line: line).pointee.wrappingAdd(1, ordering: .sequentiallyConsistent)
     }
 
     /// Nobody else writes a line that is the task's own: a load and a store, and no instruction that locks.
@@ -43,7 +45,7 @@ struct ReaderLines: ~Copyable, @unchecked Sendable {
     func leave(_ number: Int, line: Int) {
         let counter = counter(number, line: line)
         if count == 1 || line == Int(fl_common_line) {
-            counter.pointee.subtract(1, ordering: .releasing)
+            _ = counter.pointee.wrappingSubtract(1, ordering: .releasing)
         } else {
             counter.pointee.store(counter.pointee.load(ordering: .relaxed) &- 1, ordering: .releasing)
         }

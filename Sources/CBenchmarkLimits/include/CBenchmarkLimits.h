@@ -62,7 +62,7 @@ size_t limit_radix_size(size_t pages);
 /// Makes them at `tables`, zeroed memory: page `i` is at frame `order[i]`; nil: the last level stays empty.
 void limit_radix_make(void *tables, const uint32_t *order, size_t pages);
 /// The faults of `pages` and nothing else: for each the guest's tables walked; `sections` words of the thread's own,
-/// each in a line of its own, raised and, at the end, lowered by locked additions; the host's tables walked, `lock cmpxchg`
+/// each in a line of its own, raised by locked additions and, at the end, lowered by stores; the host's tables walked, `lock cmpxchg`
 /// on the page frame, the walk again; `lock cmpxchg` on the guest's entry; `lock or` on the page frame if it is not marked
 /// yet; `lock sub` on it. Returns how many entries were empty.
 size_t limit_faults(void *host, void *guest, void *frames, const uint32_t *pages, size_t count, int sections);

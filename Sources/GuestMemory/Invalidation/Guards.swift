@@ -14,7 +14,7 @@ public struct MMUGuard: ~Copyable {
     fileprivate init(_ vm: VirtualMachine, exclusive: Bool) {
         owner = Unmanaged.passUnretained(vm)
         self.exclusive = exclusive
-        if exclusive { vm.mmuLock.lockForWrite() } else { vm.mmuLock.lockForRead() }
+        takeLock()
     }
 
     deinit { dropLock() }
@@ -25,10 +25,14 @@ public struct MMUGuard: ~Copyable {
 
     /// For the defect `releaseAfterUnlock`: the lock is not held from the first to the second.
     borrowing func dropLock() {
-        owner._withUnsafeGuaranteedRef { if exclusive { $0.mmuLock.unlockWrite() } else { $0.mmuLock.unlockRead() } }
+        owner._withUnsafeGuaranteedRef {
+            lending($0.mmuLock) { if exclusive { $0.unlockWrite() } else { $0.unlockRead() } }
+        }
     }
     borrowing func takeLock() {
-        owner._withUnsafeGuaranteedRef { if exclusive { $0.mmuLock.lockForWrite() } else { $0.mmuLock.lockForRead() } }
+        owner._withUnsafeGuaranteedRef {
+            lending($0.mmuLock) { if exclusive { $0.lockForWrite() } else { $0.lockForRead() } }
+        }
     }
 
     /// Whether the guard is that of `vm`.

@@ -11,16 +11,32 @@ public struct FaultedFrame: ~Copyable {
     public let guestFrame: GuestFrame
     public let frame: HostFrame
     /// Whether the primary mapping lets the guest write. Kernel: `map_writable`.
-    public let isWritable: Bool
+    public var isWritable: Bool { traits & 1 != 0 }
     /// Whether the policy thinks that a counted page stands behind the frame.
-    public let isCounted: Bool
+    public var isCounted: Bool { traits & 2 != 0 }
     /// Whether the frame is private memory, of which the user's mappings say nothing.
-    public let isPrivate: Bool
+    public var isPrivate: Bool { traits & 4 != 0 }
+    /// The three above in one word: a processor hands a word on from a store to a load at once, but not one that was
+    /// stored in pieces.
+    private let traits: UInt64
     /// Good as long as the read-side section of the slots in which the fault runs.
     let slotReference: Unmanaged<MemorySlot>
     public var slot: MemorySlot { slotReference.takeUnretainedValue() }
     let snapshot: InvalidationSnapshot
     let reference: FaultReference
+
+    init(
+        guestFrame: GuestFrame, frame: HostFrame, isWritable: Bool, isCounted: Bool, isPrivate: Bool,
+        slotReference: Unmanaged<MemorySlot>, snapshot: consuming InvalidationSnapshot,
+        reference: consuming FaultReference
+    ) {
+        self.guestFrame = guestFrame
+        self.frame = frame
+        traits = (isWritable ? 1 : 0) | (isCounted ? 2 : 0) | (isPrivate ? 4 : 0)
+        self.slotReference = slotReference
+        self.snapshot = snapshot
+        self.reference = reference
+    }
 
     /// Whether a page reference is owned (false for PFN-mapped memory under `precise`).
     public var ownsReference: Bool { reference.isOwned }

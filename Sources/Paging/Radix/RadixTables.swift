@@ -64,6 +64,7 @@ struct RadixTables<Format: RadixFormat> {
 
     /// Goes down towards `frame` and stops at `target`'s level, or above it where there is no table to enter.
     /// Caller: mmu_lock or a read-side section that keeps tables from being freed.
+    @inline(__always)
     func descend(to frame: GuestFrame, until target: PageLevel) -> RadixPosition {
         var table = root
         var level = format.levels
@@ -81,6 +82,7 @@ struct RadixTables<Format: RadixFormat> {
 
     /// How many tables are missing on the way to the 4 KiB entry of `frame`. Where none is, that entry is not looked at:
     /// its line is only asked for. Caller as for `descend`.
+    @inline(__always)
     func approach(_ frame: GuestFrame) -> Int {
         var table = root
         var level = format.levels
