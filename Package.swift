@@ -51,8 +51,11 @@ let package = Package(
         // The processor's walks over hostile tables.
         .target(
             name: "WalkFuzz",
-            dependencies: ["CSchedule", "Frames", "Synchrony", "HostMemory", "Hardware", "Machine", "SeededRandom"],
-            swiftSettings: strict),
+            dependencies: [
+                "CSchedule", "Frames", "Synchrony", "Audit", "HostMemory", "GuestMemory", "Paging", "Hardware",
+                "Machine",
+                "SeededRandom",
+            ], swiftSettings: strict),
         .target(
             name: "Explorer", dependencies: ["CFiber", "CSchedule", "Synchrony", "SeededRandom"], swiftSettings: strict),
         // A plan as the explorer's subject, and the museum of defects.
@@ -62,22 +65,24 @@ let package = Package(
             swiftSettings: strict),
         // Texts that people write, and what is wrong with them.
         .target(name: "TextInput", swiftSettings: strict),
+        .target(name: "JSONOutput", swiftSettings: strict),
         .target(
             name: "Scenario", dependencies: ["Machine", "TextInput", .product(name: "Yams", package: "Yams")],
             swiftSettings: strict),
         .target(
             name: "TraceAudit",
-            dependencies: ["Audit", .product(name: "Subprocess", package: "swift-subprocess")],
+            dependencies: ["Audit", "JSONOutput", .product(name: "Subprocess", package: "swift-subprocess")],
             swiftSettings: strict),
         // A recording's ground truth on the model, beside what the kernel told.
         .target(
             name: "Replay",
             dependencies: [
-                "TraceAudit", "Machine", "Paging", "GuestMemory", "HostMemory", "Audit", "Frames",
+                "TraceAudit", "JSONOutput", "Machine", "Paging", "GuestMemory", "HostMemory", "Audit", "Frames",
                 .product(name: "Yams", package: "Yams"),
             ], swiftSettings: strict),
         .target(
-            name: "Report", dependencies: ["Scenario", "TraceAudit", "Machine", "Laboratory", "Explorer"],
+            name: "Report",
+            dependencies: ["Scenario", "TraceAudit", "JSONOutput", "Machine", "Laboratory", "Explorer"],
             swiftSettings: strict),
         // KVM's calls on the model, and scripts of such calls, which know no model.
         .target(name: "CKVMInterface"),
@@ -97,7 +102,9 @@ let package = Package(
         .target(name: "CBenchmarkLimits"),
         .target(
             name: "Benchmarks",
-            dependencies: ["Machine", "Report", "Interface", "IoctlScript", "CBenchmarkLimits", "SeededRandom"],
+            dependencies: [
+                "Machine", "Report", "JSONOutput", "Interface", "IoctlScript", "CBenchmarkLimits", "SeededRandom",
+            ],
             swiftSettings: strict),
         // Real threads on the MMUs of x86, for ThreadSanitizer.
         .executableTarget(

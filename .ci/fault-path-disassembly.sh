@@ -52,7 +52,7 @@ refuse|Finding                       # a rule is broken
 oneTimeInit|_WZ$                     # once a process
 MachineC4telly|MemoryC4telly           # a journal listens
 giveBack|TableReserveV4fill|addTable  # a table is missing
-translateWaiting|holdAsBefore|noteReleaseOf|logWrite|isDisallowedTable|waitToEnter|hasPrivateAttribute
+faultInWaiting|tellFailure|handleNestedFault|tracksForNested|letGuestWrite|unprotecting|holdAsBefore|noteReleaseOf|logWrite|isDisallowedTable|waitToEnter|hasPrivateAttribute
 LIST
 )
 

@@ -45,6 +45,18 @@ public final class CPUStatistics: Sendable {
     public static func bump(_ counter: borrowing Atomic<UInt64>) {
         counter.store(counter.load(ordering: .relaxed) &+ 1, ordering: .relaxed)
     }
+
+    /// How a fault ended. A write that was refused because of what the page holds ends with the emulator. Caller as above.
+    /// Kernel: the end of `kvm_mmu_page_fault`. Spec: x86 2.3, section 9.
+    public func count(_ outcome: FaultOutcome) {
+        switch outcome {
+        case .fixed: Self.bump(pf_fixed)
+        case .emulate, .writeProtected: Self.bump(pf_emulate)
+        case .spurious: Self.bump(pf_spurious)
+        case .failed(.EINTR): Self.bump(signal_exits)
+        case .retry, .failed, .memoryFault: break
+        }
+    }
 }
 
 /// How many leaves of one size there are, added up when it was asked for.

@@ -23,9 +23,7 @@ public final class TranslationBuffer {
         func covers(_ frame: GuestFrame) -> Bool { frame.aligned(to: translation.level) == guest }
     }
 
-    /// Grows to `capacity` as it is used.
-    private var slots: [Entry?] = []
-    private var nextVictim = 0
+    private var kept: RoundRobin<Entry>
     private let journal: Journal?
     private let vcpu: UInt8
 
@@ -34,18 +32,17 @@ public final class TranslationBuffer {
     ///   - journal: where fills are recorded.
     ///   - vcpu: written into the journal's events.
     public init(capacity: Int, journal: Journal? = nil, vcpu: UInt8 = 0xff) {
-        precondition(capacity > 0, "a TLB has at least one entry")
-        self.capacity = capacity
+        kept = RoundRobin(capacity: capacity)
         self.journal = journal
         self.vcpu = vcpu
     }
 
-    public let capacity: Int
+    public var capacity: Int { kept.capacity }
 
     /// Leaves cached now.
     public var count: Int {
         var count = 0
-        for slot in slots where slot != nil { count += 1 }
+        for slot in kept.slots where slot != nil { count += 1 }
         return count
     }
 
@@ -56,7 +53,7 @@ public final class TranslationBuffer {
     /// the TLB (Spec: x86 5, F14).
     public func lookup(_ frame: GuestFrame, _ access: AccessKind) -> Translation? {
         schedulingNote(.tlbRead, identity.value)
-        for slot in slots {
+        for slot in kept.slots {
             guard let entry = slot, entry.covers(frame), entry.translation.serves(access) else { continue }
             let inside = frame.number - entry.guest.number
             return entry.translation.at(HostFrame(entry.translation.frame.number + inside))
@@ -75,7 +72,9 @@ public final class TranslationBuffer {
         let inside = frame.number - guest.number
         let leaf = translation.at(HostFrame(translation.frame.number - inside))
         schedulingNote(.pageUse, leaf.frame.physicalAddress)
-        slots[slot(for: guest, translation.level)] = Entry(guest: guest, translation: leaf)
+        kept.put(Entry(guest: guest, translation: leaf)) {
+            $0.guest == guest && $0.translation.level == translation.level
+        }
         guard let journal else { return }
         journal.record(
             Event(
@@ -83,30 +82,10 @@ public final class TranslationBuffer {
                 task: vcpu))
     }
 
-    /// The slot to fill: the leaf's own, else a free one, else the next in turn.
-    private func slot(for guest: GuestFrame, _ level: PageLevel) -> Int {
-        var free: Int?
-        for i in slots.indices {
-            guard let entry = slots[i] else {
-                if free == nil { free = i }
-                continue
-            }
-            if entry.guest == guest, entry.translation.level == level { return i }
-        }
-        if let free { return free }
-        if slots.count < capacity {
-            slots.append(nil)
-            return slots.count - 1
-        }
-        let victim = nextVictim
-        nextVictim = (nextVictim + 1) % slots.count
-        return victim
-    }
-
     /// Kernel: `INVEPT`, `HFENCE.GVMA x0`.
     public func invalidateAll() {
         schedulingPoint(.tlbFlush, identity.value)
-        for i in slots.indices { slots[i] = nil }
+        kept.dropAll()
     }
 
     /// Drops every leaf that has a frame in `range`. Kernel: `HFENCE.GVMA` with an address.
@@ -122,14 +101,10 @@ public final class TranslationBuffer {
         drop(frame..<GuestFrame(frame.number + 1))
     }
 
-    private func drop(_ range: Range<GuestFrame>) {
-        for i in slots.indices {
-            if let entry = slots[i], entry.guestFrames.overlaps(range) { slots[i] = nil }
-        }
-    }
+    private func drop(_ range: Range<GuestFrame>) { kept.drop { $0.guestFrames.overlaps(range) } }
 
     /// Every cached leaf, in slot order. For checks; copies.
-    public var entries: [Entry] { slots.compactMap { $0 } }
+    public var entries: [Entry] { kept.entries }
 }
 
 extension Translation {

@@ -178,8 +178,11 @@ public final class PhysicalMemory: @unchecked Sendable {
         }
     }
 
-    @inlinable @inline(__always) func page(_ frame: HostFrame) -> UnsafeMutablePointer<PageFrame> { frames + Int(frame.number) }
-    @inlinable @inline(__always) func head(of page: UnsafeMutablePointer<PageFrame>) -> UnsafeMutablePointer<PageFrame> {
+    @inlinable @inline(__always) func page(_ frame: HostFrame) -> UnsafeMutablePointer<PageFrame> {
+        frames + Int(frame.number)
+    }
+    @inlinable @inline(__always) func head(of page: UnsafeMutablePointer<PageFrame>) -> UnsafeMutablePointer<PageFrame>
+    {
         page - Int(page.pointee.headDistance)
     }
     @inlinable @inline(__always) func frame(of page: UnsafeMutablePointer<PageFrame>) -> HostFrame {

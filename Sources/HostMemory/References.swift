@@ -243,7 +243,8 @@ extension PhysicalMemory {
         let frame = frame(of: page)
         // One look where all marks are there already.
         let originator: Originator = holder.isKVM ? .kvm : .driver
-        let wanted = (kind == .dirty ? PageFlags.dirty(originator) : 0)
+        let wanted =
+            (kind == .dirty ? PageFlags.dirty(originator) : 0)
             | (kind != .unused ? PageFlags.accessed(originator) : 0)
         if head(of: page).pointee.flags.load(ordering: .relaxed) & wanted != wanted {
             if kind == .dirty { markDirty(page, holder) }

@@ -1,4 +1,4 @@
-import FoundationEssentials
+import JSONOutput
 
 extension ReplayText {
     private struct Document: Encodable {
@@ -41,10 +41,6 @@ extension ReplayText {
                         .init(kind: $0.kind.rawValue, text: $0.text, detail: $0.detail)
                     })
             })
-        let encoder = JSONEncoder()
-        encoder.outputFormatting = [.sortedKeys, .prettyPrinted, .withoutEscapingSlashes]
-        // Every field is a number, a string or a list of them: encoding cannot fail.
-        guard let data = try? encoder.encode(document) else { return "{}" }
-        return String(decoding: data, as: UTF8.self) + "\n"
+        return jsonText(document)
     }
 }

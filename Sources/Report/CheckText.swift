@@ -2,6 +2,7 @@ import Audit
 import Explorer
 import Foundation
 import Frames
+import JSONOutput
 import Laboratory
 import Machine
 

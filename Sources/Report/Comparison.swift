@@ -1,5 +1,6 @@
 import Audit
 import Foundation
+import JSONOutput
 import Machine
 
 /// One scenario under every policy and MMU: what each broke. `expect` stands for a step or statistic that differs.

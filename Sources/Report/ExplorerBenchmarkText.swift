@@ -1,4 +1,5 @@
 import Foundation
+import JSONOutput
 import Laboratory
 
 /// The explorer's benchmark, for a terminal and for programs.

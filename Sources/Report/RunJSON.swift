@@ -2,6 +2,7 @@ import Audit
 import Foundation
 import Frames
 import HostMemory
+import JSONOutput
 import Machine
 
 /// The same report for programs: stable keys, sorted; numbers of frames and addresses as hexadecimal strings.
@@ -96,12 +97,4 @@ public struct RunJSON: Codable, Sendable, Equatable {
 
     /// The text, with a line break at the end.
     public func text() -> String { jsonText(self) }
-}
-
-/// A report as JSON, with a line break at the end. Sorted keys, so that two processes print the same bytes.
-package func jsonText(_ value: some Encodable) -> String {
-    let encoder = JSONEncoder()
-    encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
-    guard let data = try? encoder.encode(value) else { preconditionFailure("plain data can't fail to encode") }
-    return String(decoding: data, as: UTF8.self) + "\n"
 }

@@ -114,39 +114,19 @@ final class RandomTables {
         }
     }
 
-    /// Sound for the most part: present, of a table that is there; each bit may be otherwise.
     private func wideEntry() -> UInt64 {
         let bits = random.next()
-        var entry = addressOfTable(seenByGuest: true) | bits & 0xf7f | 1
-        if bits >> 12 & 7 == 0 { entry |= 1 << 7 }
-        if bits >> 15 & 7 == 0 { entry |= bits & 0xfff0_0000_0000_0000 }
-        if bits >> 43 & 3 != 0 { entry |= 6 }
-        if bits >> 19 & 31 == 0 { entry &= ~1 }
-        if bits >> 24 & 15 == 0 { entry ^= 1 << (bits >> 28 & 63) }
-        // A large leaf's lower address bits are reserved.
-        if entry & 0x80 != 0, bits >> 34 & 3 != 0 { entry &= bits >> 36 & 1 == 0 ? ~0x1f_f000 : ~0x3fff_f000 }
-        return bits >> 37 & 63 == 0 ? random.next() : entry
+        return RandomEntry.wide(bits, addressOfTable(seenByGuest: true)) ?? random.next()
     }
 
     private func narrowEntry() -> UInt64 {
         let bits = random.next()
-        var entry = addressOfTable(seenByGuest: true) & 0xffff_f000 | bits & 0xf7f | 1
-        if bits >> 12 & 7 == 0 { entry = entry & ~0x3f_f000 | 1 << 7 | (bits >> 40 & 0x1_e000) }
-        if bits >> 15 & 15 == 0 { entry &= ~1 }
-        if bits >> 19 & 15 == 0 { entry ^= 1 << (bits >> 23 & 31) }
-        return entry & 0xffff_ffff
+        return RandomEntry.narrow(bits, addressOfTable(seenByGuest: true))
     }
 
     private func eptEntry() -> UInt64 {
         let bits = random.next()
-        var entry = addressOfTable(seenByGuest: false) | bits & 0xf00 | 7
-        // A leaf has a memory type; a table has none.
-        if bits >> 12 & 3 == 0 { entry |= 0x30 | (bits >> 14 & 1) << 7 }
-        if entry & 0x80 != 0 { entry &= ~0x1f_f000 }
-        if bits >> 15 & 15 == 0 { entry ^= bits >> 44 & 7 }
-        if bits >> 21 & 7 == 0 { entry |= bits & 0xfff0_0000_0000_0000 }
-        if bits >> 24 & 15 == 0 { entry ^= 1 << (bits >> 28 & 63) }
-        return entry
+        return RandomEntry.ept(bits, addressOfTable(seenByGuest: false))
     }
 
     // MARK: The sound second stage

@@ -10,7 +10,9 @@ struct Bench: ParsableCommand {
     static let configuration = CommandConfiguration(
         abstract:
             "Measure: KVM's memory operations (the default), slots, the host's operations, x86's MMUs, or the explorer.",
-        subcommands: [MemoryBench.self, SlotBench.self, HostBench.self, X86Bench.self, ExplorerBench.self, IoctlBench.self],
+        subcommands: [
+            MemoryBench.self, SlotBench.self, HostBench.self, X86Bench.self, ExplorerBench.self, IoctlBench.self,
+        ],
         defaultSubcommand: MemoryBench.self)
 }
 

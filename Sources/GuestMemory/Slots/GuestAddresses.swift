@@ -48,6 +48,14 @@ extension VirtualMachine {
     ) {
         for sets in slotSets { sets.active.forEach(intersecting: range, body) }
     }
+
+    /// Calls `body` for each slot of an address space that has any of `frames`, in order. Caller as above.
+    public func forEachSlot(intersecting frames: Range<GuestFrame>, in space: UInt8, _ body: (MemorySlot) -> Void) {
+        slotSets[Int(space)].active.forEach(intersecting: frames) { slot in
+            body(slot)
+            return true
+        }
+    }
 }
 
 extension VirtualCPU {

@@ -57,11 +57,16 @@ final class SlotSet: @unchecked Sendable {
     /// Whether another slot than `id` intersects `frames`.
     func overlaps(_ frames: Range<GuestFrame>, except id: UInt16) -> Bool {
         var found = false
-        byFrame.forEach(intersecting: frames.lowerBound.number, frames.upperBound.number) { slot in
+        forEach(intersecting: frames) { slot in
             found = slot.id != id
             return !found
         }
         return found
+    }
+
+    /// Calls `body` for each slot that has any of `frames`, in order, until it says false.
+    func forEach(intersecting frames: Range<GuestFrame>, _ body: (MemorySlot) -> Bool) {
+        byFrame.forEach(intersecting: frames.lowerBound.number, frames.upperBound.number, body)
     }
 
     /// Calls `body` for each slot whose user range intersects `range`, clipped, as guest frames.

@@ -144,6 +144,53 @@ public struct FaultReference: ~Copyable {
     }
 }
 
+/// What a fault's frame came to on x86, where it may be left to others: see `VirtualCPU.faultIn`.
+public enum ServedTranslation: ~Copyable {
+    case frame(FaultedFrame)
+    case failed(TranslationError)
+    /// Somebody else fetches the page.
+    case postponed
+}
+
+extension VirtualCPU {
+    /// Looks the fault's frame up without waiting first, then, where that is not enough, leaves it to others, or waits, but
+    /// open to signals. No page is owned in between. Caller as for `VirtualMachine.faultIn`.
+    /// Kernel: `__kvm_mmu_faultin_pfn`. Spec: generic 6.1.
+    @export(interface)
+    public final func faultIn(
+        _ fault: GuestFault, slot: MemorySlot, snapshot: consuming InvalidationSnapshot
+    ) -> ServedTranslation {
+        faultIn(fault, in: Unmanaged.passUnretained(slot), snapshot: snapshot, vm)
+    }
+
+    /// The same for a slot that is borrowed from the section, and for who has the vCPU's VM at hand.
+    @export(interface)
+    public final func faultIn(
+        _ fault: GuestFault, in slot: Unmanaged<MemorySlot>, snapshot: consuming InvalidationSnapshot,
+        _ vm: VirtualMachine
+    ) -> ServedTranslation {
+        let write = fault.access == .write
+        switch vm.faultIn(fault.frame, in: slot, write: write, noWait: true, snapshot: snapshot) {
+        case .frame(let faulted): return .frame(faulted)
+        case .failed(let error, let snapshot):
+            guard error == .needsIO else { return .failed(error) }
+            return faultInWaiting(fault, in: slot, snapshot: snapshot)
+        }
+    }
+
+    @inline(never)
+    private final func faultInWaiting(
+        _ fault: GuestFault, in slot: Unmanaged<MemorySlot>, snapshot: consuming InvalidationSnapshot
+    ) -> ServedTranslation {
+        if postpone(fault, in: slot.takeUnretainedValue()) { return .postponed }
+        let write = fault.access == .write
+        switch vm.faultIn(fault.frame, in: slot, write: write, interruptible: true, snapshot: snapshot) {
+        case .frame(let faulted): return .frame(faulted)
+        case .failed(let error, _): return .failed(error)
+        }
+    }
+}
+
 /// The answer of a fault-in: a frame, or an error together with the snapshot, which stays good for another attempt.
 public enum FaultInResult: ~Copyable {
     case frame(FaultedFrame)

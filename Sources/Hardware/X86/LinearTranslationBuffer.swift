@@ -23,17 +23,12 @@ public final class LinearTranslationBuffer {
         }
     }
 
-    /// Grows to `capacity` as it is used.
-    private var slots: [Entry?] = []
-    private var nextVictim = 0
-    public let capacity: Int
+    private var kept: RoundRobin<Entry>
+    public var capacity: Int { kept.capacity }
     public let identity = ObjectIdentity()
 
     /// - Parameter capacity: number of translations, at least 1.
-    public init(capacity: Int) {
-        precondition(capacity > 0, "a TLB has at least one entry")
-        self.capacity = capacity
-    }
+    public init(capacity: Int) { kept = RoundRobin(capacity: capacity) }
 
     /// The cached translation that serves the access. Nil means: walk. Neither a store without D nor a missing right ends
     /// in a fault from here.
@@ -41,7 +36,7 @@ public final class LinearTranslationBuffer {
         _ address: UInt64, _ access: LinearAccess, _ registers: PagingRegisters
     ) -> LinearTranslation? {
         schedulingNote(.tlbRead, identity.value)
-        for slot in slots {
+        for slot in kept.slots {
             guard let entry = slot, entry.covers(address), entry.translation.serves(access, registers) else { continue }
             return entry.translation.moved(by: (address - entry.first) >> pageShift)
         }
@@ -57,33 +52,13 @@ public final class LinearTranslationBuffer {
         let first = address & ~(translation.bytes - 1)
         let entry = Entry(first: first, translation: translation.moved(by: 0 &- (address - first) >> pageShift))
         schedulingNote(.pageUse, entry.translation.frame.physicalAddress)
-        slots[slot(for: entry)] = entry
-    }
-
-    /// The slot to fill: the same translation's, else a free one, else the next in turn.
-    private func slot(for entry: Entry) -> Int {
-        var free: Int?
-        for i in slots.indices {
-            guard let old = slots[i] else {
-                if free == nil { free = i }
-                continue
-            }
-            if old.first == entry.first, old.translation.bytes == entry.translation.bytes { return i }
-        }
-        if let free { return free }
-        if slots.count < capacity {
-            slots.append(nil)
-            return slots.count - 1
-        }
-        let victim = nextVictim
-        nextVictim = (nextVictim + 1) % slots.count
-        return victim
+        kept.put(entry) { $0.first == entry.first && $0.translation.bytes == entry.translation.bytes }
     }
 
     /// x86: a move to CR3, `INVEPT`, a new ASID.
     public func invalidateAll() {
         schedulingPoint(.tlbFlush, identity.value)
-        for i in slots.indices { slots[i] = nil }
+        kept.dropAll()
     }
 
     /// Drops all of the page that maps `address`, of whatever size the leaf is. x86: `INVLPG`. Source: Intel SDM volume 3,
@@ -99,12 +74,8 @@ public final class LinearTranslationBuffer {
         drop(address)
     }
 
-    private func drop(_ address: UInt64) {
-        for i in slots.indices {
-            if let entry = slots[i], entry.isOfLeaf(at: address) { slots[i] = nil }
-        }
-    }
+    private func drop(_ address: UInt64) { kept.drop { $0.isOfLeaf(at: address) } }
 
     /// Every cached translation, in slot order. For checks; copies.
-    public var entries: [Entry] { slots.compactMap { $0 } }
+    public var entries: [Entry] { kept.entries }
 }

@@ -18,7 +18,8 @@ extension ShadowMMU {
         let isEmpty = writtenEntry(cpu, address, count) == 0
         var zapped = ZappedPages()
         var flush = false
-        for page in pages(shadowing: address.frame) {
+        // One may go with another: a table can stand at several levels of its own tree.
+        for page in pages(shadowing: address.frame) where !page.role.isInvalid {
             if isMisaligned(page, address, count) || isFlooded(page) {
                 zap(page, &zapped)
                 Statistics.bump(vm.statistics.mmu_flooded)

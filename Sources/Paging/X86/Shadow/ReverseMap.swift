@@ -1,26 +1,25 @@
 import Frames
 import GuestMemory
 
-/// Which entries map each frame of a slot, by level, and which frames hold guest page tables that may not be written.
-/// Kernel: `rmap`, `gfn_write_track`. Spec: x86 1.7, 4.3. Under mmu_lock held for writing.
+/// Which entries map each frame of a slot, by level; and which frames hold guest page tables that may not be written.
+/// Kernel: `rmap`. Spec: x86 1.7, 4.3. Under mmu_lock held for writing.
 ///
 /// An entry is known by its physical address. One entry stands in the head itself, more in a list beside it.
-final class ReverseMap: SlotExtra, @unchecked Sendable {
-    // Unchecked: as the base class.
+final class ReverseMap: TrackedFrames, @unchecked Sendable {
+    // Unchecked: restates the base class's; what is here is under mmu_lock held for writing.
     private let base: GuestFrame
     private var levels: [[UInt64]] = []
     private var lists: [[UInt64]] = []
     private var freeLists: [Int] = []
-    private var tracked: [UInt16]
 
-    init(_ slot: MemorySlot) {
+    override init(_ slot: MemorySlot) {
         base = slot.baseFrame
-        tracked = [UInt16](repeating: 0, count: Int(slot.pageCount))
         let last = slot.baseFrame.number + slot.pageCount - 1
         for level in [PageLevel.page4K, .page2M, .page1G] {
             let count = last / level.frames - slot.baseFrame.number / level.frames + 1
             levels.append([UInt64](repeating: 0, count: Int(count)))
         }
+        super.init(slot)
     }
 
     private func index(_ frame: GuestFrame, _ level: PageLevel) -> Int {
@@ -90,12 +89,4 @@ final class ReverseMap: SlotExtra, @unchecked Sendable {
     var count: Int {
         levels.reduce(0) { $0 + $1.reduce(0) { $0 + ($1 == 0 ? 0 : $1 & 1 == 0 ? 1 : lists[Int($1 >> 1)].count) } }
     }
-
-    // MARK: Tracked frames. Kernel: `__kvm_write_track_add_gfn`.
-
-    func track(_ frame: GuestFrame) { tracked[index(frame, .page4K)] += 1 }
-    func untrack(_ frame: GuestFrame) { tracked[index(frame, .page4K)] -= 1 }
-    /// Kernel: `kvm_gfn_is_write_tracked`.
-    func isTracked(_ frame: GuestFrame) -> Bool { tracked[index(frame, .page4K)] != 0 }
-    func trackCount(_ frame: GuestFrame) -> UInt16 { tracked[index(frame, .page4K)] }
 }

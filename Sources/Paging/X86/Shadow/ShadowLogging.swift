@@ -30,7 +30,11 @@ extension ShadowMMU {
         let initiallySet = vm.manualProtect.initiallySet
         if !initiallySet {
             let guardian = vm.lockMMU()
-            forEachLeaf(of: slot) { place in _ = protect(at: place, tracking: false) }
+            for level in [PageLevel.page4K, .page2M, .page1G] {
+                forEachBlock(of: slot, level, in: slot.frames) { frame in
+                    for place in reverseMap(slot).entries(frame, level) { _ = protect(at: place, tracking: false) }
+                }
+            }
             guardian.unlock()
             vm.flushRemoteTLBs()
         }
@@ -42,15 +46,13 @@ extension ShadowMMU {
         let guardian = vm.lockMMU()
         var dropped = false
         for level in [PageLevel.page4K, .page2M] {
-            var frame = slot.baseFrame
-            while frame < slot.frames.upperBound {
+            forEachBlock(of: slot, level, in: slot.frames) { frame in
                 for place in reverseMap(slot).entries(frame, level) {
-                    let page = page(of: HostFrame(place >> 12))
+                    let (page, index) = holder(of: place)
                     guard page.role.isDirect, couldBeLarger(frame, level, slot) else { continue }
-                    dropLeaf(page, Int(place & 4095) / 8, entry(at: place).load())
+                    dropLeaf(page, index)
                     dropped = true
                 }
-                frame = GuestFrame(frame.aligned(to: level).number + level.frames)
             }
         }
         if dropped { vm.flushRemoteTLBs() }
@@ -60,15 +62,5 @@ extension ShadowMMU {
     private func couldBeLarger(_ frame: GuestFrame, _ level: PageLevel, _ slot: MemorySlot) -> Bool {
         guard let counts = slot.largePages, counts.allows(frame, level.above) else { return false }
         return vm.addressSpace.mappingLevel(of: slot.userAddress(of: frame)) > level
-    }
-
-    private func forEachLeaf(of slot: MemorySlot, _ body: (UInt64) -> Void) {
-        for level in [PageLevel.page4K, .page2M, .page1G] {
-            var frame = slot.baseFrame
-            while frame < slot.frames.upperBound {
-                for place in reverseMap(slot).entries(frame, level) { body(place) }
-                frame = GuestFrame(frame.aligned(to: level).number + level.frames)
-            }
-        }
     }
 }

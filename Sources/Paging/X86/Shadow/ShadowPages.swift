@@ -70,7 +70,7 @@ extension ShadowMMU {
         indirectPages += 1
         guard let slot = slot(page.frame, page.role) else { return }
         slot.largePages?.add(1, at: page.frame)
-        if page.role.level > 1 { reverseMap(slot).track(page.frame) }
+        if page.role.level > 1 { reverseMap(slot).add(1, page.frame) }
         if writeProtect(page.frame, slot, tracking: true) { vm.flushRemoteTLBs() }
     }
 
@@ -79,7 +79,7 @@ extension ShadowMMU {
         indirectPages -= 1
         guard let slot = slot(page.frame, page.role) else { return }
         slot.largePages?.add(-1, at: page.frame)
-        if page.role.level > 1 { reverseMap(slot).untrack(page.frame) }
+        if page.role.level > 1 { reverseMap(slot).add(-1, page.frame) }
     }
 
     // MARK: Linking
@@ -135,7 +135,8 @@ extension ShadowMMU {
 
     func markParentsUnsync(_ page: ShadowPage) {
         for place in page.parents {
-            markUnsync(self.page(of: HostFrame(place >> 12)), Int(place & 4095) / 8)
+            let (parent, index) = holder(of: place)
+            markUnsync(parent, index)
         }
     }
 
@@ -154,7 +155,7 @@ extension ShadowMMU {
     }
 
     /// Empties a leaf, and takes it out of the reverse map. The caller flushes. Kernel: `drop_spte`.
-    func dropLeaf(_ page: ShadowPage, _ index: Int, _ old: UInt64) {
+    func dropLeaf(_ page: ShadowPage, _ index: Int) {
         let old = entry(page, index).exchange(forEmpty: EntryBits.empty)
         let frame = page.guestFrame(of: index)
         if let slot = slot(frame, page.role) {
@@ -184,8 +185,14 @@ extension ShadowMMU {
         -> Bool
     {
         var changed = false
+        // Of both kinds of tables: a guest hypervisor writes through the other.
         for level in [PageLevel.page4K, .page2M, .page1G] where level >= smallest {
             for place in reverseMap(slot).entries(frame, level) where protect(at: place, tracking: tracking) {
+                changed = true
+            }
+        }
+        if let base {
+            for root in base.validRoots(of: slot.addressSpace) where base.protectLeaf(of: frame, root, from: smallest) {
                 changed = true
             }
         }
@@ -205,11 +212,10 @@ extension ShadowMMU {
 
     func noteChange(_ place: UInt64, _ old: UInt64, _ new: UInt64) {
         guard let journal = vm.memory.journal else { return }
-        let page = page(of: HostFrame(place >> 12))
+        let (page, index) = holder(of: place)
         journal.record(
             Event(
                 .entryChanged, frame: EntryBits.field.frame(in: new),
-                guest: page.guestFrame(of: Int(place & 4095) / 8).number, level: page.role.level, value: new, extra: old
-            ))
+                guest: page.guestFrame(of: index).number, level: page.role.level, value: new, extra: old))
     }
 }

@@ -21,7 +21,7 @@ extension ShadowMMU {
         note(.shadowPageZapped, page)
         Statistics.bump(vm.statistics.mmu_shadow_zapped)
         var count = zapUnsyncChildren(of: page, &zapped)
-        unlinkChildren(of: page)
+        count += unlinkChildren(of: page, &zapped)
         unlinkParents(of: page)
         if !page.role.isInvalid, page.role.shadowsEntries { unaccount(page) }
         if page.isUnsync { markSynced(page) }
@@ -56,10 +56,20 @@ extension ShadowMMU {
         }
     }
 
-    private func unlinkChildren(of page: ShadowPage) {
+    /// A nested guest's pages that lose their last parent go too: no other root would find them soon.
+    /// Kernel: `kvm_mmu_page_unlink_children`, `mmu_page_zap_pte`.
+    private func unlinkChildren(of page: ShadowPage, _ zapped: inout ZappedPages) -> Int {
+        var orphans: [ShadowPage] = []
         entry(page, 0).forEachIndex(below: 512, notHolding: EntryBits.empty) { i in
+            let old = entry(page, i).peek()
             _ = emptyEntry(page, i)
+            guard base != nil, EntryBits.isTable(old, page.role.level) else { return }
+            let child = child(old)
+            if child.role.isGuestMode, child.parents.isEmpty { orphans.append(child) }
         }
+        var count = 0
+        for child in orphans where !child.role.isInvalid { count += zap(child, &zapped) }
+        return count
     }
 
     /// Empties whatever an entry holds; whether it was present. Kernel: `mmu_page_zap_pte`.
@@ -71,7 +81,7 @@ extension ShadowMMU {
             return false
         }
         if EntryBits.isLeaf(old, page.role.level) {
-            dropLeaf(page, index, old)
+            dropLeaf(page, index)
         } else {
             unlink(page, index)
         }
@@ -80,7 +90,8 @@ extension ShadowMMU {
 
     private func unlinkParents(of page: ShadowPage) {
         while let place = page.parents.last {
-            unlink(self.page(of: HostFrame(place >> 12)), Int(place & 4095) / 8)
+            let (parent, index) = holder(of: place)
+            unlink(parent, index)
         }
     }
 
@@ -102,14 +113,25 @@ extension ShadowMMU {
     /// Kernel: `kvm_mmu_zap_all_fast`. Spec: x86 3.7, 4.9.
     func zapAllFast() {
         let guardian = vm.lockMMU()
+        makeObsolete()
+        vm.makeAllCPUsRequest(VirtualCPU.Request.reloadRoot)
+        zapObsolete()
+        guardian.unlock()
+    }
+
+    /// No page is found any more. The caller has all vCPUs reload their roots before it drops mmu_lock, and then takes the
+    /// pages away. Under slots_lock.
+    func makeObsolete() {
         note(Event(.zapAllFast, value: UInt64(generation), extra: UInt64(usedPages)))
         generation ^= 1
-        vm.makeAllCPUsRequest(VirtualCPU.Request.reloadRoot)
+    }
+
+    /// Kernel: `kvm_zap_obsolete_pages`.
+    func zapObsolete() {
         var zapped = ZappedPages()
         // Oldest first; what is younger than a current page is current too. The list changes under the loop's feet.
         while let page = index.oldest, page.generation != generation { zap(page, &zapped) }
         commit(&zapped)
-        guardian.unlock()
     }
 
     /// Newest first. Takes mmu_lock. Kernel: `kvm_mmu_zap_all`.
@@ -149,6 +171,22 @@ extension ShadowMMU {
         return limit > usedPages
     }
 
+    /// What is mapped through a slot that goes, and the pages that shadow tables in it. The caller flushes if true.
+    /// Kernel: `kvm_mmu_zap_memslot`. Spec: x86 3.7.
+    func zapSlot(_ slot: MemorySlot) -> Bool {
+        let flush = zapLeaves(of: slot.frames, in: slot.addressSpace)
+        var shadowing: [ShadowPage] = []
+        index.forEachPage {
+            let isThere = $0.role.space == slot.addressSpace && slot.frames.contains($0.frame)
+            if isThere, $0.role.shadowsEntries, !$0.role.isInvalid { shadowing.append($0) }
+        }
+        var zapped = ZappedPages()
+        // One may go with another.
+        for page in shadowing where !page.role.isInvalid { zap(page, &zapped) }
+        commit(&zapped)
+        return flush
+    }
+
     // MARK: Leaves
 
     /// Kernel: `kvm_unmap_gfn_range`, for reverse maps. The caller flushes if true. Spec: F1.
@@ -164,8 +202,8 @@ extension ShadowMMU {
     func zapLeaves(_ frame: GuestFrame, _ level: PageLevel, _ slot: MemorySlot) -> Bool {
         let places = reverseMap(slot).entries(frame, level)
         for place in places {
-            let entry = entry(at: place)
-            dropLeaf(page(of: HostFrame(place >> 12)), Int(place & 4095) / 8, entry.load())
+            let (page, index) = holder(of: place)
+            dropLeaf(page, index)
         }
         return !places.isEmpty
     }
@@ -180,8 +218,10 @@ extension ShadowMMU {
                 guard old & bits.accessed != 0 else { continue }
                 young = true
                 guard clearing else { return }
-                let last = entry.clear(bits: bits.accessed)
-                noteChange(place, last, last & ~bits.accessed)
+                // Where the nested guest's tables have no A, its rights are set aside.
+                let update = bits.ageing(old)
+                let last = exchange(entry, update, old)
+                noteChange(place, last, update.applied(to: last))
             }
         }
         return young
@@ -191,18 +231,25 @@ extension ShadowMMU {
     func forEachBlock(
         _ frames: Range<GuestFrame>, in space: UInt8, _ body: (MemorySlot, GuestFrame, PageLevel) -> Void
     ) {
-        for slot in vm.activeSlots where slot.addressSpace == space {
-            let low = max(slot.baseFrame, frames.lowerBound)
-            let high = min(slot.frames.upperBound, frames.upperBound)
-            guard low < high, slot.extra != nil else { continue }
+        vm.forEachSlot(intersecting: frames, in: space) { slot in
             for level in [PageLevel.page4K, .page2M, .page1G] {
-                var number = low.aligned(to: level).number
-                while number < high.number {
-                    let frame = max(GuestFrame(number), slot.baseFrame)
-                    if !reverseMap(slot).isEmpty(frame, level) { body(slot, frame, level) }
-                    number += level.frames
-                }
+                forEachBlock(of: slot, level, in: frames) { frame in body(slot, frame, level) }
             }
+        }
+    }
+
+    /// The same of one slot and one level. `body` gets the first frame of the block that lies in the slot.
+    func forEachBlock(
+        of slot: MemorySlot, _ level: PageLevel, in frames: Range<GuestFrame>, _ body: (GuestFrame) -> Void
+    ) {
+        guard knowsSlots, slot.extra != nil else { return }
+        let map = reverseMap(slot)
+        let end = min(slot.frames.upperBound, frames.upperBound).number
+        var number = max(slot.baseFrame, frames.lowerBound).aligned(to: level).number
+        while number < end {
+            let frame = max(GuestFrame(number), slot.baseFrame)
+            if !map.isEmpty(frame, level) { body(frame) }
+            number += level.frames
         }
     }
 }

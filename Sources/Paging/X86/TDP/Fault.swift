@@ -57,44 +57,10 @@ extension TDPMMU {
         }
         if vm.mayBeStale(snapshot, fault.frame) { return .retry }
         if isPrivate { return servePrivate(cpu, root, &fault, slot, snapshot, &reserve) }
-        switch translate(cpu, fault, slot, snapshot, vm) {
+        switch cpu.faultIn(fault, in: slot, snapshot: snapshot, vm) {
         case .failed(let error): return answer(.translation(error), fault)
         case .postponed: return .retry
         case .frame(let faulted): return resolve(cpu, root, &fault, faulted, slot, &reserve, vm)
-        }
-    }
-
-    private enum Translation: ~Copyable {
-        case frame(FaultedFrame)
-        case failed(TranslationError)
-        /// Somebody else fetches the page.
-        case postponed
-    }
-
-    /// Looks the frame up without waiting first, then, where that is not enough, leaves it to others, or waits, but open
-    /// to signals. No page is owned in between. Kernel: `__kvm_mmu_faultin_pfn`. Spec: generic 6.1.
-    private func translate(
-        _ cpu: VirtualCPU, _ fault: GuestFault, _ slot: Unmanaged<MemorySlot>, _ snapshot: consuming InvalidationSnapshot,
-        _ vm: VirtualMachine
-    ) -> Translation {
-        let write = fault.access == .write
-        switch vm.faultIn(fault.frame, in: slot, write: write, noWait: true, snapshot: snapshot) {
-        case .frame(let faulted): return .frame(faulted)
-        case .failed(let error, let snapshot):
-            guard error == .needsIO else { return .failed(error) }
-            return translateWaiting(cpu, fault, slot, snapshot)
-        }
-    }
-
-    @inline(never)
-    private func translateWaiting(
-        _ cpu: VirtualCPU, _ fault: GuestFault, _ slot: Unmanaged<MemorySlot>, _ snapshot: consuming InvalidationSnapshot
-    ) -> Translation {
-        if cpu.postpone(fault, in: slot.takeUnretainedValue()) { return .postponed }
-        let write = fault.access == .write
-        switch vm.faultIn(fault.frame, in: slot, write: write, interruptible: true, snapshot: snapshot) {
-        case .frame(let faulted): return .frame(faulted)
-        case .failed(let error, _): return .failed(error)
         }
     }
 

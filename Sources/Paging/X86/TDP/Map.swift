@@ -54,7 +54,8 @@ extension TDPMMU {
 
     /// Kernel: `tdp_mmu_map_handle_target_level`. Spec: x86 3.4 step 3.
     private func install(
-        _ permit: borrowing InstallPermit, _ fault: GuestFault, _ slot: Unmanaged<MemorySlot>, _ position: RadixPosition,
+        _ permit: borrowing InstallPermit, _ fault: GuestFault, _ slot: Unmanaged<MemorySlot>,
+        _ position: RadixPosition,
         _ role: PageRole, by cpu: VirtualCPU, _ vm: VirtualMachine
     ) -> FaultOutcome {
         let old = position.value
@@ -65,10 +66,12 @@ extension TDPMMU {
             return .spurious
         }
         if wasLeaf && bits.allows(fault.access, old) { return .spurious }
-        let isTracked = isTracked(permit.guestFrame, in: slot)
-        let isProtected = isTracked && permit.writable && fault.access == .write
+        let mayWrite =
+            !tracksFrames || (wasLeaf && old & EntryBits.write != 0)
+            || letGuestWrite(permit.guestFrame, slot, prefetch: fault.isPrefetch)
+        let isProtected = !mayWrite && permit.writable && fault.access == .write
         let attributes = leafAttributes(
-            permit, at: level, role, isTracked: isTracked, prefetch: fault.isPrefetch, vm)
+            permit, at: level, role, isTracked: !mayWrite, prefetch: fault.isPrefetch, vm)
         let new = position.entry.value(permit, level, attributes)
         if new == old { return isProtected ? .writeProtected : .spurious }
         // In the log before the guest can write: a harvest in between reports too much at worst. Spec: X44, X47.

@@ -50,6 +50,9 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     }
     /// Whether there are any: for whoever looks without the lock. Who removes a table frees it, so no other need be sure.
     let hasRemoved = Atomic<Bool>(false)
+    /// The tables of nested guests whose guest hypervisors have such of their own. Nil: there can't be any. Set when this is
+    /// made. Kernel: what `guest_mmu` builds.
+    public private(set) var nested: ShadowMMU?
 
     public init(_ configuration: TDPConfiguration) {
         configuration.check()
@@ -58,7 +61,10 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
         bits.checkLayout()
         nxHugePages = configuration.nxHugePages
         super.init()
+        if configuration.nested { nested = ShadowMMU(nestedIn: self) }
     }
+
+    override public func attached() { nested?.attach(vm) }
 
     /// EPT with four levels, and no caching of MMIO.
     /// - Parameters:
@@ -102,6 +108,9 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     public func rootPointer(for cpu: VirtualCPU) -> UInt64 {
         let root = cpu.root ?? vm.host.zeroPage
         guard bits.isEPT else { return root.physicalAddress }
+        if let role = nestedRole(of: cpu) {
+            return EPT.pointer(root: root, levels: role.level, accessDirty: !role.accessDirtyDisabled)
+        }
         return EPT.pointer(root: root, levels: configuration.levels, accessDirty: accessDirty)
     }
 
@@ -112,7 +121,7 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     }
 
     override public func makeExtra(for cpu: VirtualCPU) -> CPUExtra? {
-        TDPCPUState(vm.host, logs: configuration.modificationLogEntries != 0)
+        TDPCPUState(vm.host, logs: configuration.modificationLogEntries != 0, nested: configuration.nested)
     }
 
     /// Runs `body` in a read-side section: no table that it reaches is freed before it ends. It may not sleep.
@@ -126,7 +135,14 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     // MARK: Faults and roots
 
     override public func handleFault(_ cpu: VirtualCPU, _ fault: GuestFault) -> FaultOutcome {
-        lending(cpu.vm) { handleFault(cpu, fault, $0) }
+        if configuration.nested, let outcome = handleNestedFault(cpu, fault) { return outcome }
+        return lending(cpu.vm) { handleFault(cpu, fault, $0) }
+    }
+
+    @inline(never)
+    private func handleNestedFault(_ cpu: VirtualCPU, _ fault: GuestFault) -> FaultOutcome? {
+        guard let nested, nested.isInUse(by: cpu) else { return nil }
+        return nested.handleFault(cpu, fault)
     }
 
     private func handleFault(_ cpu: VirtualCPU, _ fault: GuestFault, _ vm: VirtualMachine) -> FaultOutcome {
@@ -141,8 +157,9 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
         }
         var served = fault
         lending(cpu.statistics) { CPUStatistics.bump($0.pf_taken) }
-        let outcome = serve(cpu, &served, vm)
-        lending(cpu.statistics) { count(outcome, in: $0) }
+        var outcome = serve(cpu, &served, vm)
+        if case .writeProtected = outcome { outcome = unprotecting(outcome, fault) }
+        lending(cpu.statistics) { $0.count(outcome) }
         if isTold {
             vm.record(
                 Event(
@@ -158,48 +175,76 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     }
     override public func asyncFaultReady(_ cpu: VirtualCPU, _ fault: GuestFault) { mapFetched(cpu, fault) }
 
-    override public func loadRoot(_ cpu: VirtualCPU) { takeRoot(cpu) }
-    override public func freeObsoleteRoot(_ cpu: VirtualCPU) { dropObsoleteRoot(cpu) }
+    override public func loadRoot(_ cpu: VirtualCPU) {
+        if let nested, nested.isInUse(by: cpu) { nested.takeRoot(cpu) } else { takeRoot(cpu) }
+    }
+    override public func freeObsoleteRoot(_ cpu: VirtualCPU) {
+        nested?.dropObsoleteRoots(cpu)
+        if nested?.isInUse(by: cpu) != true { dropObsoleteRoot(cpu) }
+    }
 
     // MARK: The notifier. mmu_lock is held for writing.
 
     override public func unmap(
         _ frames: Range<GuestFrame>, in space: UInt8, holding guardian: borrowing MMUGuard, mayBlock: Bool
-    ) -> Bool { zapLeaves(of: frames, in: space) }
+    ) -> Bool {
+        let isNestedZapped = nested?.zapLeaves(of: frames, in: space) ?? false
+        return zapLeaves(of: frames, in: space) || isNestedZapped
+    }
 
     override public func age(
         _ frames: Range<GuestFrame>, in space: UInt8, holding guardian: borrowing MMUGuard
-    ) -> Bool { ageLeaves(of: frames, in: space) }
+    ) -> Bool {
+        let isNestedYoung = nested?.anyAccessed(frames, in: space, clearing: true) ?? false
+        return ageLeaves(of: frames, in: space) || isNestedYoung
+    }
     override public func testAge(
         _ frames: Range<GuestFrame>, in space: UInt8, holding guardian: borrowing MMUGuard
-    ) -> Bool { anyAccessed(of: frames, in: space) }
+    ) -> Bool {
+        anyAccessed(of: frames, in: space) || nested?.anyAccessed(frames, in: space, clearing: false) ?? false
+    }
 
     // MARK: Dirty logging
 
     override public func protect(
         _ slot: MemorySlot, first: GuestFrame, mask: UInt64, holding guardian: borrowing MMUGuard
-    ) { protectPages(slot, first, mask, holding: guardian) }
+    ) {
+        nested?.protectPages(slot, first, mask)
+        protectPages(slot, first, mask, holding: guardian)
+    }
 
     override public func syncLog() {
         if hardwareLogEntries != 0 { vm.kickAllCPUs() }
     }
 
-    override public func loggingEnabled(_ slot: MemorySlot) { startLogging(slot) }
-    override public func loggingDisabled(_ slot: MemorySlot) { recoverHugePages(slot) }
+    override public func loggingEnabled(_ slot: MemorySlot) {
+        nested?.startLogging(slot)
+        startLogging(slot)
+    }
+    override public func loggingDisabled(_ slot: MemorySlot) {
+        nested?.dropSmallLeaves(slot)
+        recoverHugePages(slot)
+    }
 
     // MARK: Slots and the end
 
     override public func prepare(_ slot: MemorySlot) throws(Errno) {
         guard slot.frames.upperBound.number <= 1 << UInt64(guestAddressBits - 12) else { throw .EINVAL }
-        // A change of flags hands the counts on.
-        guard slot.largePages == nil else { return }
-        guard vm.memory.allowsObject() else { throw .ENOMEM }
-        if configuration.tracksWrites {
-            guard vm.memory.allowsObject() else { throw .ENOMEM }
-            slot.extra = TrackedFrames(slot)
-        }
+        // A change of flags hands both on.
+        let isNew = slot.largePages == nil
+        guard !isNew || vm.memory.allowsObject() else { throw .ENOMEM }
+        if slot.extra == nil, let extra = try makeExtra(of: slot) { slot.extra = extra }
+        guard isNew else { return }
         slot.largePages = LargePageCounts(slot)
         vm.initializeMixed(slot)
+    }
+
+    /// Nested guests' tables need reverse maps, once there are any; their counts of tracked frames serve all.
+    private func makeExtra(of slot: MemorySlot) throws(Errno) -> SlotExtra? {
+        let isForNested = nested.map { configuration.tracksWrites || $0.knowsSlots } ?? false
+        guard isForNested || configuration.tracksWrites else { return nil }
+        guard vm.memory.allowsObject() else { throw .ENOMEM }
+        return isForNested ? ReverseMap(slot) : TrackedFrames(slot)
     }
 
     override public func slotsWillChange(to generation: UInt64) { slotsChange(to: generation) }
@@ -207,11 +252,13 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     override public func flushSlot(_ slot: MemorySlot) { removeSlot(slot) }
 
     override public func flushAll() {
+        nested?.zapAll()
         zapAllRoots()
         freeRemovedTables()
     }
 
     override public func destroy() {
+        nested?.destroy()
         zapAllRoots()
         freeAllRoots()
         freeRemovedTables()
@@ -219,6 +266,7 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
 
     override public func forEachLeaf(_ body: (StageTwoLeaf) -> Void) {
         for root in allRoots { visitLeaves(of: root, body) }
+        nested?.forEachLeaf(body)
     }
 
     // MARK: Small change
@@ -235,16 +283,5 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
 
     @inline(__always)
     func record(_ event: @autoclosure () -> Event) { vm.record(event()) }
-
-    /// Kernel: the end of `kvm_mmu_do_page_fault`. Spec: x86 section 9.
-    private func count(_ outcome: FaultOutcome, in statistics: CPUStatistics) {
-        switch outcome {
-        case .fixed: CPUStatistics.bump(statistics.pf_fixed)
-        // No table of the guest's is shadowed here, so a protected write is always emulated. Spec: x86 2.9.
-        case .emulate, .writeProtected: CPUStatistics.bump(statistics.pf_emulate)
-        case .spurious: CPUStatistics.bump(statistics.pf_spurious)
-        case .failed(.EINTR): CPUStatistics.bump(statistics.signal_exits)
-        default: break
-        }
     }
 }

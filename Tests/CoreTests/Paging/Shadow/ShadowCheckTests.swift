@@ -142,12 +142,12 @@ import Testing
         #expect(Self.broken(guest) == [.x41])
         slot.largePages!.add(-1, at: GuestFrame(9))
         let map = guest.mmu.reverseMap(slot)
-        map.untrack(GuestFrame(3))
+        map.add(-1, GuestFrame(3))
         #expect(Self.broken(guest) == [.x41])
-        map.track(GuestFrame(9))
+        map.add(1, GuestFrame(9))
         #expect(Self.broken(guest) == [.x41])
-        map.untrack(GuestFrame(9))
-        map.track(GuestFrame(3))
+        map.add(-1, GuestFrame(9))
+        map.add(1, GuestFrame(3))
     }
 
     @Test func `a page of a higher level, or a direct one, that is unsync (X49)`() throws {
