@@ -1,5 +1,5 @@
 import Foundation
-import Report
+import JSONOutput
 
 extension X86Report {
     /// What the project wants to reach.

@@ -128,7 +128,7 @@ final class StressedWorld: @unchecked Sendable {
                 while !self.stops.load(ordering: .relaxed) {
                     work.body(&random)
                     self.disturbances.add(1, ordering: .relaxed)
-                    usleep(UInt32.random(in: 0..<200, using: &random))
+                    usleep(UInt32.random(in: 0..<1000, using: &random))
                 }
             }
         }

@@ -283,5 +283,4 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
 
     @inline(__always)
     func record(_ event: @autoclosure () -> Event) { vm.record(event()) }
-    }
 }
