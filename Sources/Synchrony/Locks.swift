@@ -76,6 +76,8 @@ public final class ReadWriteLock: Sendable {
         readers = ReaderLines(isSpread: spread)
     }
 
+    deinit { readers.deallocate() }
+
     /// Sequentially consistent, both, as the writer's are: else each could miss the other.
     @inlinable @inline(__always)
     func enters() -> Bool {

@@ -19,6 +19,8 @@ public final class ReadSideSections: Sendable {
         readers = ReaderLines(isSpread: spread)
     }
 
+    deinit { readers.deallocate() }
+
     /// Enters a read-side section; give the result to `exit`.
     @inlinable @inline(__always)
     public func enter() -> UInt32 {

@@ -8,7 +8,7 @@ import Synchronization
 /// A task leaves on the line on which it has entered, so no counter is ever negative, and all are 0 exactly when nobody is
 /// inside.
 @frozen @usableFromInline
-struct ReaderLines: ~Copyable, @unchecked Sendable {
+struct ReaderLines: @unchecked Sendable {
     // Unchecked: the pointer never changes, and what it points to is atomic.
     @usableFromInline let lines: UnsafeMutableRawPointer
     @usableFromInline let count: Int
@@ -21,7 +21,9 @@ struct ReaderLines: ~Copyable, @unchecked Sendable {
         lines.initializeMemory(as: UInt64.self, repeating: 0, count: count * Self.bytes / 8)
     }
 
-    deinit { lines.deallocate() }
+    /// The owner's last word. A `~Copyable` value with a `deinit` would do it itself, but Embedded Swift 6.3 can't destroy
+    /// one of another module.
+    func deallocate() { lines.deallocate() }
 
     @inlinable @inline(__always) var isSpread: Bool { count > 1 }
 
