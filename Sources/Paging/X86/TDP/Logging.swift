@@ -162,8 +162,10 @@ extension TDPMMU {
                 guard let child = vm.host.allocateUnwrittenTable() else { return false }
                 // Lost to an A or D that the processor set: once more, with the new value.
                 let seen = position.entry.observe(holding: guardian)
-                if !link(child, at: position, cursor, role, seen: seen) { vm.host.freeTable(child) }
-                continue
+                let isSplit = link(child, at: position, cursor, role, seen: seen)
+                if !isSplit { vm.host.freeTable(child) }
+                // What 1 GiB was split into is split next.
+                if !isSplit || position.level > .page2M { continue }
             }
             let step = max(position.level, .page2M)
             cursor = GuestFrame(cursor.aligned(to: step).number + step.frames)
