@@ -40,7 +40,6 @@ fixWithoutLock                       # the entry is present: the fast path, whic
 slow|throughPFNMap|isPoisoned|getUserPageUnlocked|remapped  # the page is not in the host's table: page supply
 answer|FaultFamily|FaultAnswers      # the fault fails
 4link|4fill|trackPossible            # a table is missing
-mappingLevel|largestLeaf|largestHost # asked for huge leaves only
 postpone|AsyncFault                  # the page needs I/O
 8DirtyLog|DirtyRing|DirtyBitmap|markDirtyLogged  # the slot is logged
 waitFor|BackoffV                     # somebody else has the lock

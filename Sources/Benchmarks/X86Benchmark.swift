@@ -18,10 +18,10 @@ public enum X86Operation: String, Sendable, CaseIterable, Codable {
     /// What the limit row does for each.
     public var limit: String {
         switch self {
-        case .warmFault, .coldFault, .oneCPU, .twoCPUs: "the same atomics, the same memory"
+        case .warmFault, .coldFault: "the same atomics, the same memory"
         case .split: "plain stores, table not linked"
         case .writeProtect, .clearDirty: "lock and"
-        case .shadowFault: "none"
+        case .oneCPU, .twoCPUs, .shadowFault: "none"
         }
     }
 }
