@@ -147,7 +147,7 @@ public final class PhysicalMemory: @unchecked Sendable {
         return AtomicWord(at: arena + Int(truncatingIfNeeded: address))
     }
 
-    /// See `TableMemory.entry`.
+    /// See `TableArena.entry`.
     @inlinable @inline(__always)
     public func entry(_ index: Int, of frame: HostFrame) -> AtomicWord { tables.entry(index, of: frame) }
 
@@ -200,7 +200,7 @@ public final class PhysicalMemory: @unchecked Sendable {
     public func tell(_ event: Event) { journal?.record(event) }
 
     /// Where entries of tables are found: without this object, so that nobody counts references to it on the way down.
-    @inlinable public var tables: TableMemory { TableMemory(arena) }
+    @inlinable public var tables: TableArena { TableArena(arena) }
 
     /// Sets `bits`, if they are not all set already; a reserved page is left alone (Spec: I-14). Returns whether it
     /// changed anything.
@@ -215,7 +215,7 @@ public final class PhysicalMemory: @unchecked Sendable {
 
 /// The arena, as far as tables are concerned. Good as long as its `PhysicalMemory` is kept.
 @frozen
-public struct TableMemory: @unchecked Sendable {
+public struct TableArena: @unchecked Sendable {
     // Unchecked: what the pointer leads to is changed by atomic operations alone.
     @usableFromInline let arena: UnsafeMutableRawPointer
     @inlinable init(_ arena: UnsafeMutableRawPointer) { self.arena = arena }

@@ -44,7 +44,7 @@ struct LeafRun {
 
 /// A view of the tables under one root.
 struct RadixTables<Format: RadixFormat> {
-    let memory: TableMemory
+    let memory: TableArena
     let format: Format
     let root: HostFrame
 
