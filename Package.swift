@@ -106,6 +106,12 @@ let package = Package(
                 "Machine", "Report", "JSONOutput", "Interface", "IoctlScript", "CBenchmarkLimits", "SeededRandom",
             ],
             swiftSettings: strict),
+        // Real threads on the MMUs of x86, for ThreadSanitizer.
+        .executableTarget(
+            name: "RaceStress",
+            dependencies: [
+                "Machine", "Paging", "GuestMemory", "HostMemory", "Audit", "Synchrony", "Frames", "SeededRandom",
+            ], swiftSettings: strict),
         .executableTarget(
             name: "faultline",
             dependencies: [

@@ -14,7 +14,7 @@ final class BenchmarkMachine {
     let mmu: TDPMMU
     let pages: Int
     private let process: AddressSpace
-    private let cpu: VirtualCPU
+    let cpus: [VirtualCPU]
     private let arena: MappedArena
     /// On huge pages, as Linux keeps them: the policies that touch page frames pay for cache misses, not for this
     /// process's page tables.
@@ -22,11 +22,15 @@ final class BenchmarkMachine {
     private static let user = UserAddress(0x7f00_0000_0000)
 
     /// Nil: this machine has no room for the arena.
-    /// - Parameter blockOrder: shuffle single pages (0) or blocks of 2 MiB (9).
-    init?(pages: Int, policy: PolicyKind, blockOrder: Int, seed: UInt64) {
+    /// - Parameters:
+    ///   - blockOrder: shuffle single pages (0) or blocks of 2 MiB (9).
+    ///   - hugePages: keep tables on huge pages of this machine, as Linux's direct map does.
+    init?(
+        pages: Int, policy: PolicyKind, blockOrder: Int, seed: UInt64, virtualCPUs: Int = 1, hugePages: Bool = false
+    ) {
         // A sixteenth more for tables and the allocator's odd blocks.
         let frames = pages + pages / 16 + 8192
-        guard let arena = MappedArena(size: frames * Int(pageSize)),
+        guard let arena = MappedArena(size: frames * Int(pageSize), hugePages: hugePages),
             let pageFrames = MappedArena(size: frames * 64, hugePages: true)
         else { return nil }
         self.arena = arena
@@ -39,8 +43,8 @@ final class BenchmarkMachine {
         process = AddressSpace(host: host)
         mmu = TDPMMU()
         vm = VirtualMachine(addressSpace: process, mmu: mmu, policy: policy)
-        cpu = VirtualCPU(number: 0, vm: vm)
-        vm.add(cpu)
+        cpus = (0..<virtualCPUs).map { [vm] in VirtualCPU(number: $0, vm: vm) }
+        for cpu in cpus { vm.add(cpu) }
         do throws(Errno) {
             try process.map(
                 at: Self.user, length: UInt64(pages) * pageSize, protection: .readWrite, backing: .anonymous)
@@ -49,8 +53,10 @@ final class BenchmarkMachine {
             return nil
         }
         populate(blockOrder, seed)
-        cpu.enterGuest()
-        cpu.exitGuest()
+        for cpu in cpus {
+            cpu.enterGuest()
+            cpu.exitGuest()
+        }
     }
 
     deinit {
@@ -89,7 +95,7 @@ final class BenchmarkMachine {
         for page in 0..<UInt64(pages) {
             let fault = GuestFault(
                 address: GuestAddress(page << pageShift), access: .write, entryPresent: false)
-            if mmu.handleFault(cpu, fault) == .fixed { fixed += 1 }
+            if mmu.handleFault(cpus[0], fault) == .fixed { fixed += 1 }
         }
         vm.slotReaders.exit(side)
         return fixed
@@ -102,6 +108,9 @@ final class BenchmarkMachine {
         if flush { vm.flushRemoteTLBs() }
         guardian.unlock()
     }
+
+    /// Removes every entry and every table below the root.
+    func endTables() { mmu.flushAll() }
 
     var slot: MemorySlot { vm.activeSlots[0] }
     var leaves4K: Int { vm.statistics.pages_4k.load(ordering: .relaxed) }

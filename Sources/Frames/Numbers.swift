@@ -17,8 +17,8 @@ extension FrameNumber {
     @inlinable public func distance(to other: Self) -> Int { Int(bitPattern: UInt(other.number &- number)) }
     @inlinable public func advanced(by n: Int) -> Self { Self(number &+ UInt64(bitPattern: Int64(n))) }
     /// This frame rounded down to a multiple of `level`'s size.
-    @inlinable public func aligned(to level: PageLevel) -> Self { Self(number & ~(level.frames - 1)) }
-    @inlinable public func isAligned(to level: PageLevel) -> Bool { number & (level.frames - 1) == 0 }
+    @inlinable @inline(__always) public func aligned(to level: PageLevel) -> Self { Self(number & ~(level.frames - 1)) }
+    @inlinable @inline(__always) public func isAligned(to level: PageLevel) -> Bool { number & (level.frames - 1) == 0 }
 }
 
 /// A guest frame number. Kernel: `gfn_t`. Unit: frames of 4 KiB.
@@ -56,7 +56,7 @@ public struct UserAddress: Comparable, Hashable, Sendable {
     @inlinable public var offset: UInt64 { value & (pageSize - 1) }
     @inlinable public static func < (a: Self, b: Self) -> Bool { a.value < b.value }
     @inlinable public static func + (a: Self, bytes: UInt64) -> Self { Self(a.value &+ bytes) }
-    @inlinable public func aligned(to level: PageLevel) -> Self { Self(value & ~(level.bytes - 1)) }
+    @inlinable @inline(__always) public func aligned(to level: PageLevel) -> Self { Self(value & ~(level.bytes - 1)) }
     /// The end of user space on a host with 47-bit user addresses. Kernel: `TASK_SIZE_MAX`.
     @inlinable public static var end: UserAddress { UserAddress(0x7fff_ffff_f000) }
 }
@@ -69,7 +69,7 @@ public struct PageLevel: Comparable, Hashable, Sendable {
     @inlinable public static var page2M: PageLevel { PageLevel(2) }
     @inlinable public static var page1G: PageLevel { PageLevel(3) }
     /// 4 KiB frames under one entry of this level.
-    @inlinable public var frames: UInt64 { 1 << (9 * UInt64(rawValue - 1)) }
+    @inlinable @inline(__always) public var frames: UInt64 { 1 << (9 * UInt64(rawValue - 1)) }
     @inlinable public var bytes: UInt64 { frames << pageShift }
     @inlinable public static func < (a: Self, b: Self) -> Bool { a.rawValue < b.rawValue }
     @inlinable public var below: PageLevel { PageLevel(rawValue - 1) }

@@ -18,7 +18,27 @@ public final class CPUStatistics: Sendable {
     public let exits = Atomic<UInt64>(0)
     public let mmio_exits = Atomic<UInt64>(0)
     public let signal_exits = Atomic<UInt64>(0)
+    /// Leaves that the vCPU's own faults made; see `Statistics.pages_4k`.
+    public let pages_4k = Atomic<Int>(0)
+    public let pages_2m = Atomic<Int>(0)
+    public let pages_1g = Atomic<Int>(0)
     public init() {}
+
+    /// The vCPU's fault has made a leaf of `level` (1, 2 or 3). Caller: the vCPU's own task.
+    @inlinable @inline(__always)
+    public func addPage(level: UInt8) {
+        switch level {
+        case 1: Self.bump(pages_4k)
+        case 2: Self.bump(pages_2m)
+        default: Self.bump(pages_1g)
+        }
+    }
+
+    /// Caller: the vCPU's own task.
+    @inlinable @inline(__always)
+    static func bump(_ counter: borrowing Atomic<Int>) {
+        counter.store(counter.load(ordering: .relaxed) &+ 1, ordering: .relaxed)
+    }
 
     /// Caller: the vCPU's own task.
     @inlinable @inline(__always)
@@ -37,6 +57,13 @@ public final class CPUStatistics: Sendable {
         case .retry, .failed, .memoryFault: break
         }
     }
+}
+
+/// How many leaves of one size there are, added up when it was asked for.
+public struct LeafCount: Sendable, Equatable {
+    public let value: Int
+    /// Reads like a single counter.
+    @inlinable public func load(ordering: CounterSum.Ordering) -> Int { value }
 }
 
 /// What all vCPUs of a VM have counted, added up when it was asked for.

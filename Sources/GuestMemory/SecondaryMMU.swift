@@ -71,7 +71,9 @@ open class SecondaryMMU: @unchecked Sendable {
     // What is not `open` is `final`: of a method that could be overridden and is not, Embedded Swift 6.3 leaves a stub
     // in several modules, and the linker finds them twice.
     // Unchecked: subclasses protect their tables with `vm.mmuLock`.
-    public final private(set) unowned(unsafe) var vm: VirtualMachine!
+    public final var vm: VirtualMachine { owner.takeUnretainedValue() }
+    // Set once, before anybody reads it.
+    @exclusivity(unchecked) private final var owner: Unmanaged<VirtualMachine>!
 
     public init() {}
 
@@ -82,7 +84,7 @@ open class SecondaryMMU: @unchecked Sendable {
 
     /// Called once, by the VM that the MMU is made for, or by an MMU that this one is a part of.
     public final func attach(_ vm: VirtualMachine) {
-        self.vm = vm
+        owner = Unmanaged.passUnretained(vm)
         attached()
     }
 

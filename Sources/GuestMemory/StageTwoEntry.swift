@@ -72,6 +72,9 @@ public struct StageTwoEntry: Sendable {
 
     @inlinable @inline(__always) public func load() -> UInt64 { word.load() }
 
+    /// Asks the processor to bring the entry's line, which is about to be written; looks at nothing.
+    @inlinable @inline(__always) public func prefetch() { word.prefetch() }
+
     /// The entry `count` further on in the same table: a loop over a table looks the table up once.
     @inlinable @inline(__always)
     public func following(_ count: Int) -> StageTwoEntry { StageTwoEntry(word.following(count), field) }
@@ -102,7 +105,7 @@ public struct StageTwoEntry: Sendable {
 
     /// Maps the permit's frame with a leaf of `level`: `attributes` are all bits of the entry but the frame. Nil on
     /// success, else the value found in place of `expected`. Spec: I-6, I-7.
-    @inlinable
+    @inlinable @inline(__always)
     public func install(
         _ permit: borrowing InstallPermit, level: PageLevel, attributes: UInt64, expected: UInt64
     ) -> UInt64? {
@@ -118,7 +121,7 @@ public struct StageTwoEntry: Sendable {
     }
 
     /// The entry that `install` would store.
-    @inlinable
+    @inlinable @inline(__always)
     public func value(_ permit: borrowing InstallPermit, _ level: PageLevel, _ attributes: UInt64) -> UInt64 {
         precondition(attributes & field.mask == 0, "attributes may not spell a frame")
         precondition(permit.writable || attributes & field.write == 0, "the permit does not allow writing (I-7)")
@@ -151,6 +154,22 @@ public struct StageTwoEntry: Sendable {
         precondition(index >= 0 && index < 512 && first.isAligned(to: childLevel.above), "not a part of the huge leaf")
         let frame = HostFrame(first.number + UInt64(index) * childLevel.frames)
         word.initialize(to: (update.applied(to: huge.value) & ~field.mask) | field.bits(for: frame))
+    }
+
+    /// All 512 parts, into the table of which this is the first entry.
+    @inlinable
+    public func storeParts(of huge: borrowing ObservedEntry, childLevel: PageLevel, _ update: EntryUpdate) {
+        precondition((update.set | update.clear) & field.mask == 0, "an update may not spell a frame")
+        let first = field.frame(in: huge.value)
+        let last = HostFrame(first.number + 511 * childLevel.frames)
+        precondition(first.isAligned(to: childLevel.above), "not a huge leaf of that level")
+        precondition(field.frame(in: field.bits(for: last)) == last, "beyond what the field can say")
+        let step = field.bits(for: HostFrame(childLevel.frames))
+        var value = (update.applied(to: huge.value) & ~field.mask) | field.bits(for: first)
+        for index in 0..<512 {
+            word.following(index).initialize(to: value)
+            value &+= step
+        }
     }
 
     /// Joins the leaves of a table into one huge leaf of `level`: `leaf` is any leaf of the table; its frame is rounded

@@ -4,10 +4,10 @@ import Synchronization
 // swift-format-ignore: AlwaysUseLowerCamelCase
 public final class Statistics: @unchecked Sendable {
     // Unchecked: `cpus` is written while vCPUs are made, before any of them runs.
-    /// Present leaves by level; index 0 is 4 KiB. Kernel: `pages_4k`, `pages_2m`, `pages_1g`.
-    public let pages_4k = Atomic<Int>(0)
-    public let pages_2m = Atomic<Int>(0)
-    public let pages_1g = Atomic<Int>(0)
+    /// What `addPages` has counted: all but the leaves that vCPUs count for themselves.
+    private let otherPages_4k = Atomic<Int>(0)
+    private let otherPages_2m = Atomic<Int>(0)
+    private let otherPages_1g = Atomic<Int>(0)
     public let remote_tlb_flush = Atomic<UInt64>(0)
     public let remote_tlb_flush_requests = Atomic<UInt64>(0)
     /// Shadow pages that were zapped; a root counts once more when its last vCPU lets it go.
@@ -51,12 +51,31 @@ public final class Statistics: @unchecked Sendable {
 
     // MARK: Of the VM
 
+    /// Present leaves of 4 KiB. A fault adds to its own vCPU's counter, everybody else to the VM's. Kernel: `pages_4k`.
+    public var pages_4k: LeafCount {
+        leaves(otherPages_4k.load(ordering: .relaxed)) { $0.pages_4k.load(ordering: .relaxed) }
+    }
+    /// Of 2 MiB. Kernel: `pages_2m`.
+    public var pages_2m: LeafCount {
+        leaves(otherPages_2m.load(ordering: .relaxed)) { $0.pages_2m.load(ordering: .relaxed) }
+    }
+    /// Of 1 GiB. Kernel: `pages_1g`.
+    public var pages_1g: LeafCount {
+        leaves(otherPages_1g.load(ordering: .relaxed)) { $0.pages_1g.load(ordering: .relaxed) }
+    }
+
+    private func leaves(_ others: Int, _ counter: (CPUStatistics) -> Int) -> LeafCount {
+        var total = others
+        for cpu in cpus { total &+= counter(cpu) }
+        return LeafCount(value: total)
+    }
+
     /// Adds `count` leaves of `level` (1, 2 or 3).
-    @inlinable public func addPages(level: UInt8, _ count: Int) {
+    public func addPages(level: UInt8, _ count: Int) {
         switch level {
-        case 1: pages_4k.add(count, ordering: .relaxed)
-        case 2: pages_2m.add(count, ordering: .relaxed)
-        default: pages_1g.add(count, ordering: .relaxed)
+        case 1: otherPages_4k.add(count, ordering: .relaxed)
+        case 2: otherPages_2m.add(count, ordering: .relaxed)
+        default: otherPages_1g.add(count, ordering: .relaxed)
         }
     }
 

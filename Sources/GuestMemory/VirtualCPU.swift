@@ -49,7 +49,12 @@ open class VirtualCPU: @unchecked Sendable {
     final let mode = Atomic<UInt8>(Mode.outside.rawValue)
     final let requests = Atomic<UInt32>(0)
     /// The root of the stage-2 tables in use, 0 for none; the MMU's own. Written by the vCPU's task.
-    public final var root: HostFrame?
+    public final var root: HostFrame? {
+        get { currentRoot }
+        set { currentRoot = newValue }
+    }
+    // Unchecked, here and below: one word, or read by the vCPU's own task alone; the check costs more than the access.
+    @exclusivity(unchecked) private final var currentRoot: HostFrame?
     /// Times that guest mode was entered. Written by the vCPU's task.
     public final var entries: UInt64 = 0
     public final let identity = ObjectIdentity()
@@ -72,8 +77,8 @@ open class VirtualCPU: @unchecked Sendable {
     private final let currentSpace = Atomic<UInt8>(0)
     /// The slot that the last lookup found, and the generation in which it did. Kernel: `last_used_slot`,
     /// `last_used_slot_gen`. Generations differ between address spaces, so a change of those invalidates it too.
-    private final var hintedSlot: Unmanaged<MemorySlot>?
-    private final var hintGeneration = UInt64.max
+    @exclusivity(unchecked) private final var hintedSlot: Unmanaged<MemorySlot>?
+    @exclusivity(unchecked) private final var hintGeneration = UInt64.max
 
     public init(number: Int, vm: VirtualMachine) {
         self.number = number
@@ -85,12 +90,21 @@ open class VirtualCPU: @unchecked Sendable {
     /// The slot that contains `frame` in the vCPU's address space. Caller: the vCPU's task, inside `withSlots`.
     /// Kernel: `kvm_vcpu_gfn_to_memslot`. Spec: generic 2.1.
     public final func slot(containing frame: GuestFrame) -> MemorySlot? {
+        unretainedSlot(containing: frame)?.takeUnretainedValue()
+    }
+
+    /// The same, for the short of time: good as long as the section.
+    public final func unretainedSlot(containing frame: GuestFrame) -> Unmanaged<MemorySlot>? {
         let generation = vm.slotsGeneration(of: addressSpaceNumber)
-        if let hinted = hint(for: frame, generation) { return hinted.takeUnretainedValue() }
+        return hint(for: frame, generation) ?? findSlot(containing: frame, generation)
+    }
+
+    @inline(never)
+    private final func findSlot(containing frame: GuestFrame, _ generation: UInt64) -> Unmanaged<MemorySlot>? {
         guard let slot = vm.slot(containing: frame, in: addressSpaceNumber) else { return nil }
         hintedSlot = Unmanaged.passUnretained(slot)
         hintGeneration = generation
-        return slot
+        return hintedSlot
     }
 
     /// The hinted slot, if it still is one and contains `frame`. While the generation is the same nobody frees it.

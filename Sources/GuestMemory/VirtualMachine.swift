@@ -22,6 +22,11 @@ public final class VirtualMachine: @unchecked Sendable {
     public let memory: PhysicalMemory
     public let mmu: SecondaryMMU
     public let policy: Policy
+    /// The policy is `precise`.
+    let isPrecise: Bool
+    // What the MMU has said when the VM was made.
+    let faultsInParallel: Bool
+    let retryLooksAtRange: Bool
     public let statistics = Statistics()
     /// Kernel: `allow_unsafe_mappings`. Spec: generic 2.13.
     public let allowUnsafeMappings: Bool
@@ -29,7 +34,7 @@ public final class VirtualMachine: @unchecked Sendable {
     public let slotsLock = SleepingLock(.slots)
     public let slotsArchLock = SleepingLock(.slotsArch)
     /// Kernel: `kvm->srcu`.
-    public let slotReaders = ReadSideSections(atomic: false)
+    public let slotReaders = ReadSideSections(atomic: false, spread: true)
     public let mmuLock: ReadWriteLock
     public let type: VirtualMachineType
     let privateMemory = PrivateMemory()
@@ -100,7 +105,10 @@ public final class VirtualMachine: @unchecked Sendable {
         self.mmu = mmu
         self.policy = Policy(policy, memory: addressSpace.host.memory, entryHasSoftwareBit: mmu.hasReferenceBit)
         self.allowUnsafeMappings = allowUnsafeMappings
-        mmuLock = ReadWriteLock(.mmu, spinning: true)
+        isPrecise = policy == .precise
+        faultsInParallel = mmu.faultsInParallel
+        retryLooksAtRange = mmu.retryLooksAtRange
+        mmuLock = ReadWriteLock(.mmu, spinning: true, spread: mmu.faultsInParallel)
         // Generations never repeat among the address spaces: each begins with its number and goes on by their count.
         // With private memory there is one. Spec: generic 1.1.
         slotSets = (0..<(type.hasPrivateMemory ? 1 : mmu.addressSpaceCount)).map { SlotSets(generation: UInt64($0)) }
@@ -187,6 +195,7 @@ public final class VirtualMachine: @unchecked Sendable {
 
     /// Kernel: `kvm_memslots.generation`. Spec: generic 4.2.
     public var slotsGeneration: UInt64 { slotsGeneration(of: 0) }
+    @inline(__always)
     public func slotsGeneration(of space: UInt8) -> UInt64 {
         activeSet(of: space)._withUnsafeGuaranteedRef { $0.generation.load(ordering: .acquiring) }
     }
@@ -208,9 +217,15 @@ public final class VirtualMachine: @unchecked Sendable {
         if process !== addressSpace || isDead { throw .EIO }
     }
 
-    @inlinable func record(_ event: @autoclosure () -> Event) {
-        if let journal = memory.journal { journal.record(event()) }
+    /// Records an event where a journal listens.
+    @inline(__always)
+    public func record(_ event: @autoclosure () -> Event) {
+        if memory.isObserved { tell(event()) }
     }
+
+    /// Apart, so that nothing of it burdens who is not listened to.
+    @inline(never)
+    public func tell(_ event: Event) { memory.tell(event) }
 }
 
 /// Kernel: `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2`. Spec: generic 5.2.

@@ -11,7 +11,16 @@ extension AddressSpace {
     /// One reference, or nil. Never sleeps, never faults; may be called with `mmu_lock` held.
     /// Kernel: `get_user_page_fast_only`.
     public func getUserPageFastOnly(_ address: UserAddress, write: Bool, holder: Holder) -> PageReference? {
-        guard let page = grabFast(address, write: write, pin: false) else { return nil }
+        Self.getUserPageFastOnly(in: Unmanaged.passUnretained(self), address, write: write, holder: holder)
+    }
+
+    /// The same, without counting references to `space`, which the caller keeps.
+    public static func getUserPageFastOnly(
+        in space: Unmanaged<AddressSpace>, _ address: UserAddress, write: Bool, holder: Holder
+    ) -> PageReference? {
+        let page = space._withUnsafeGuaranteedRef { $0.grabFast(address, write: write, pin: false) }
+        guard let page else { return nil }
+        let memory = space._withUnsafeGuaranteedRef { Unmanaged.passUnretained($0.memory) }
         return PageReference(adopting: page, of: memory, holder: holder)
     }
 
@@ -56,6 +65,7 @@ extension AddressSpace {
     }
 
     /// Kernel: `gup_fast_pte_range`, `gup_fast_pmd_leaf`.
+    @inline(__always)
     private func grabFast(
         _ address: UserAddress, write: Bool, pin: Bool
     ) -> UnsafeMutablePointer<PageFrame>? {
@@ -68,9 +78,7 @@ extension AddressSpace {
             guard page.pointee.flags.load(ordering: .relaxed) & PageFlags.secret == 0 else { return nil }
             guard pin ? memory.tryPin(page) : memory.tryGet(page) else { return nil }
             // The level-2 entry is looked at again too: a huge leaf may have been split, a table's page replaced.
-            let again = self.leaf(address)
-            let isSame = again.map { $0.entry == entry && $0.word.identity == leaf.word.identity } ?? false
-            guard isSame, !pin || write || !memory.mustUnshare(page, leaf.level) else {
+            guard leaf.isUnchanged, !pin || write || !memory.mustUnshare(page, leaf.level) else {
                 if pin { memory.unpin(page) } else { memory.put(page) }
                 return nil
             }

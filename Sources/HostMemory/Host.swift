@@ -91,6 +91,13 @@ public final class Host: @unchecked Sendable {
         return frame
     }
 
+    /// A table whose 512 entries the caller writes, each of them, before it links it. Nil when memory is used up.
+    public func allocateUnwrittenTable() -> HostFrame? {
+        guard let frame = memory.allocatePages(order: 0) else { return nil }
+        memory.page(frame).pointee.flags.bitwiseOr(PageFlags.table | PageFlags.written, ordering: .relaxed)
+        return frame
+    }
+
     /// Gives a table back. Nobody may walk it any more.
     public func freeTable(_ frame: HostFrame) {
         let page = tablePage(frame)
@@ -100,13 +107,18 @@ public final class Host: @unchecked Sendable {
     /// The two words that the owner of a table keeps in its page frame. Kernel: `page_private`, `struct ptdesc`.
     public func tableWords(_ frame: HostFrame) -> (UInt64, UInt64) {
         let page = tablePage(frame)
-        return (page.pointee.word0, page.pointee.word1)
+        return (Self.word(&page.pointee.word0).peek(), Self.word(&page.pointee.word1).peek())
     }
 
     public func setTableWords(_ frame: HostFrame, _ word0: UInt64, _ word1: UInt64) {
         let page = tablePage(frame)
-        page.pointee.word0 = word0
-        page.pointee.word1 = word1
+        Self.word(&page.pointee.word0).initialize(to: word0)
+        Self.word(&page.pointee.word1).initialize(to: word1)
+    }
+
+    /// Readers of the one word meet writers of the other.
+    private static func word(_ place: UnsafeMutablePointer<UInt64>) -> AtomicWord {
+        AtomicWord(at: UnsafeMutableRawPointer(place))
     }
 
     /// `frame` as something that an entry may link: it must be in use as a page table, any other frame traps.

@@ -97,8 +97,17 @@ struct HostLeaf {
     let word: AtomicWord
     let entry: HostEntry
     let level: PageLevel
+    /// Of a 4 KiB leaf: the level-2 entry through which it was found, and what stood there.
+    var upper: (word: AtomicWord, bits: UInt64)?
+
+    /// Whether both entries are still as they were found. Kernel: the second look of `gup_fast_pte_range`.
+    @inline(__always) var isUnchanged: Bool {
+        if let upper, upper.word.load() != upper.bits { return false }
+        return word.load() == entry.bits
+    }
 
     /// The exact frame that `address` reaches.
+    @inline(__always)
     func frame(of address: UserAddress) -> HostFrame {
         entry.frame.advanced(by: Int(address.page & (level.frames - 1)))
     }

@@ -63,8 +63,7 @@ extension AddressSpace {
     /// is mapped. Lockless, each entry read once: the caller holds what keeps the answer true (`mmu_lock`, after the
     /// retry check). Kernel: `host_pfn_mapping_level`.
     public func mappingLevel(of address: UserAddress) -> PageLevel {
-        guard let leaf = leaf(address), leaf.entry.mapsFrame else { return .page4K }
-        return leaf.level
+        leafLevel(address)
     }
 
     /// What stands in the primary table; nil where nothing is present. Lockless.

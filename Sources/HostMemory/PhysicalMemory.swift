@@ -24,11 +24,17 @@ public final class PhysicalMemory: @unchecked Sendable {
     public let device: Range<HostFrame>
     /// The journal of the run, if there is one.
     public let journal: Journal?
+    /// Whether there is one.
+    public let isObserved: Bool
     let zone = SpinLock(.zone)
     /// Reclaim's lists, on a host that has any. Set before the first page is handed out.
     var lists: PageLists?
     /// Pools of huge pages. Changed while nothing is used yet.
-    var hugePools: [HugePagePool] = []
+    var hugePools: [HugePagePool] = [] {
+        didSet { hasHugePools = !hugePools.isEmpty }
+    }
+    /// Whether there is any: asked at each walk.
+    @exclusivity(unchecked) private(set) var hasHugePools = false
     /// One past the last frame that the allocator may hand out; above it are pools' gigantic pages. Under the zone lock.
     var ceiling: Int
     /// Heads of the free lists by order; 0 for none. Under the zone lock. No array: its checks cost as much as the rest
@@ -60,6 +66,7 @@ public final class PhysicalMemory: @unchecked Sendable {
         self.arena = arena
         self.arenaIsZero = arenaIsZero
         self.journal = journal
+        isObserved = journal != nil
         ram = HostFrame(0)..<HostFrame(UInt64(ramFrames))
         device = HostFrame(UInt64(ramFrames))..<HostFrame(UInt64(ramFrames + deviceFrames))
         deviceNext = UInt64(ramFrames)
@@ -79,6 +86,7 @@ public final class PhysicalMemory: @unchecked Sendable {
         storage.renew()
         self.storage = storage
         self.journal = journal
+        isObserved = journal != nil
         arena = storage.arena
         arenaIsZero = true
         frames = storage.frames
@@ -139,11 +147,9 @@ public final class PhysicalMemory: @unchecked Sendable {
         return AtomicWord(at: arena + Int(truncatingIfNeeded: address))
     }
 
-    /// Entry `index` (0..<512, or ..<2048 for a 16 KiB root) of the table at `frame`, unchecked but for debug builds.
+    /// See `TableArena.entry`.
     @inlinable @inline(__always)
-    public func entry(_ index: Int, of frame: HostFrame) -> AtomicWord {
-        AtomicWord(at: arena + Int(truncatingIfNeeded: frame.number << pageShift) + index &* 8)
-    }
+    public func entry(_ index: Int, of frame: HostFrame) -> AtomicWord { tables.entry(index, of: frame) }
 
     /// For reports and tests: flags and counts of a frame, nil where no page frame exists.
     public func inspect(_ frame: HostFrame) -> PageState? {
@@ -172,27 +178,52 @@ public final class PhysicalMemory: @unchecked Sendable {
         }
     }
 
-    @inlinable func page(_ frame: HostFrame) -> UnsafeMutablePointer<PageFrame> { frames + Int(frame.number) }
-    @inlinable func head(of page: UnsafeMutablePointer<PageFrame>) -> UnsafeMutablePointer<PageFrame> {
+    @inlinable @inline(__always) func page(_ frame: HostFrame) -> UnsafeMutablePointer<PageFrame> {
+        frames + Int(frame.number)
+    }
+    @inlinable @inline(__always) func head(of page: UnsafeMutablePointer<PageFrame>) -> UnsafeMutablePointer<PageFrame>
+    {
         page - Int(page.pointee.headDistance)
     }
-    @inlinable func frame(of page: UnsafeMutablePointer<PageFrame>) -> HostFrame {
+    @inlinable @inline(__always) func frame(of page: UnsafeMutablePointer<PageFrame>) -> HostFrame {
         HostFrame(UInt64(page - frames))
     }
 
+    /// Records an event where a journal listens.
     @inlinable @inline(__always)
-    func record(_ event: @autoclosure () -> Event) {
-        if let journal { journal.record(event()) }
+    public func record(_ event: @autoclosure () -> Event) {
+        if isObserved { tell(event()) }
     }
+
+    /// Apart, so that nothing of it burdens who is not listened to.
+    @inline(never)
+    public func tell(_ event: Event) { journal?.record(event) }
+
+    /// Where entries of tables are found: without this object, so that nobody counts references to it on the way down.
+    @inlinable public var tables: TableArena { TableArena(arena) }
 
     /// Sets `bits`, if they are not all set already; a reserved page is left alone (Spec: I-14). Returns whether it
     /// changed anything.
-    @inlinable @discardableResult
+    @inlinable @inline(__always) @discardableResult
     func mark(_ page: UnsafeMutablePointer<PageFrame>, _ bits: UInt64) -> Bool {
         let old = page.pointee.flags.load(ordering: .relaxed)
         if old & bits == bits || old & PageFlags.reserved != 0 { return false }
         page.pointee.flags.bitwiseOr(bits, ordering: .relaxed)
         return true
+    }
+}
+
+/// The arena, as far as tables are concerned. Good as long as its `PhysicalMemory` is kept.
+@frozen
+public struct TableArena: @unchecked Sendable {
+    // Unchecked: what the pointer leads to is changed by atomic operations alone.
+    @usableFromInline let arena: UnsafeMutableRawPointer
+    @inlinable init(_ arena: UnsafeMutableRawPointer) { self.arena = arena }
+
+    /// Entry `index` (0..<512, or ..<2048 for a 16 KiB root) of the table at `frame`, unchecked.
+    @inlinable @inline(__always)
+    public func entry(_ index: Int, of frame: HostFrame) -> AtomicWord {
+        AtomicWord(at: arena + Int(truncatingIfNeeded: frame.number << pageShift) + index &* 8)
     }
 }
 

@@ -34,7 +34,7 @@ extension AddressSpace {
 
     /// The leaf for `address`, present or not, if there is an entry for it. Lockless callers must check again.
     func leaf(_ address: UserAddress) -> HostLeaf? {
-        if !memory.hugePools.isEmpty, let word = upperEntry(address) {
+        if memory.hasHugePools, let word = upperEntry(address) {
             let entry = HostEntry(word.load())
             if entry.isLargeLeaf { return HostLeaf(word: word, entry: entry, level: .page1G) }
         }
@@ -43,7 +43,15 @@ extension AddressSpace {
         if middle.isLargeLeaf { return HostLeaf(word: word, entry: middle, level: .page2M) }
         guard middle.isPresent else { return nil }
         let last = memory.entry(Self.index(address, 1), of: middle.frame)
-        return HostLeaf(word: last, entry: HostEntry(last.load()), level: .page4K)
+        return HostLeaf(word: last, entry: HostEntry(last.load()), level: .page4K, upper: (word, middle.bits))
+    }
+
+    /// The level of the leaf for `address`: 4 KiB also where nothing is mapped. Lockless callers must check again.
+    @inline(__always)
+    func leafLevel(_ address: UserAddress) -> PageLevel {
+        if memory.hasHugePools, let word = upperEntry(address), HostEntry(word.load()).isLargeLeaf { return .page1G }
+        guard case .present(let word, _) = middleEntry(address) else { return .page4K }
+        return HostEntry(word.load()).isLargeLeaf ? .page2M : .page4K
     }
 
     /// The level-3 entry of `address`, if there is one. No lock needed.

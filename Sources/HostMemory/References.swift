@@ -40,10 +40,10 @@ extension PhysicalMemory {
     }
 
     /// Drops a reference and frees the folio with the last. Kernel: `folio_put`.
-    @inlinable func put(_ page: UnsafeMutablePointer<PageFrame>) {
+    @inlinable @inline(__always) func put(_ page: UnsafeMutablePointer<PageFrame>) {
         let head = head(of: page)
         schedulingPoint(.pagePut, frame(of: head).physicalAddress)
-        let old = head.pointee.referenceCount.subtract(1, ordering: .acquiringAndReleasing).oldValue
+        let old = head.pointee.referenceCount.wrappingSubtract(1, ordering: .acquiringAndReleasing).oldValue
         if old <= 0 { return refuse(head, old) }
         if old == 1 { freeFolio(head) }
     }
@@ -127,10 +127,16 @@ public struct PageReference: ~Copyable {
 
     /// Takes over a reference that has been counted.
     init(adopting page: UnsafeMutablePointer<PageFrame>, of memory: PhysicalMemory, holder: Holder) {
-        self.memory = Unmanaged.passUnretained(memory)
+        self.init(adopting: page, of: Unmanaged.passUnretained(memory), holder: holder)
+    }
+
+    init(adopting page: UnsafeMutablePointer<PageFrame>, of memory: Unmanaged<PhysicalMemory>, holder: Holder) {
+        self.memory = memory
         self.page = page
         self.holder = holder
-        memory.record(Event(.referenceTaken, holder: holder, frame: memory.frame(of: page)))
+        memory._withUnsafeGuaranteedRef {
+            $0.record(Event(.referenceTaken, holder: holder, frame: $0.frame(of: page)))
+        }
     }
 
     deinit {
@@ -235,8 +241,15 @@ extension PhysicalMemory {
         _ page: UnsafeMutablePointer<PageFrame>, _ holder: Holder, _ kind: ReleaseKind, underLock: Bool
     ) {
         let frame = frame(of: page)
-        if kind == .dirty { markDirty(page, holder) }
-        if kind != .unused { markAccessed(page, holder) }
+        // One look where all marks are there already.
+        let originator: Originator = holder.isKVM ? .kvm : .driver
+        let wanted =
+            (kind == .dirty ? PageFlags.dirty(originator) : 0)
+            | (kind != .unused ? PageFlags.accessed(originator) : 0)
+        if head(of: page).pointee.flags.load(ordering: .relaxed) & wanted != wanted {
+            if kind == .dirty { markDirty(page, holder) }
+            markAccessed(page, holder)
+        }
         record(
             Event(.released, holder: holder, frame: frame, value: UInt64(kind.rawValue) | (underLock ? 0x100 : 0)))
         record(Event(.referenceDropped, holder: holder, frame: frame))

@@ -1,3 +1,4 @@
+import CSchedule
 import Synchronization
 
 /// An 8-byte page-table entry in raw memory, changed only by atomic operations: software and (modelled) hardware share
@@ -39,6 +40,10 @@ public struct AtomicWord: @unchecked Sendable {
     /// Reads unannounced: under the lock of every writer whose changes matter to the reader.
     @inlinable @inline(__always)
     public func peek() -> UInt64 { pointer.pointee.load(ordering: .acquiring) }
+
+    /// Asks the processor to bring the word's line, which is about to be written.
+    @inlinable @inline(__always)
+    public func prefetch() { fl_prefetch(pointer) }
 
     /// How many words from this one on, at most `count`, hold `value`. Unannounced, like `peek`. Tables are mostly empty:
     /// eight words are looked at for one branch.

@@ -111,11 +111,13 @@ public struct LockViolations: Sendable, Equatable {
 }
 
 /// Whether the running task holds a lock of `rank`. For assertions.
+@inlinable @inline(__always)
 public func isHeld(_ rank: LockRank) -> Bool {
     fl_held_current().pointee.ranks & (1 << UInt64(rank.rawValue)) != 0
 }
 
 /// Asserts that the running task may sleep; a violation is counted. Kernel: `might_sleep`. Spec: generic 2.3, row 13.
+@inlinable @inline(__always)
 public func mightSleep() {
     let held = fl_held_current()!
     if held.pointee.atomic_depth > 0 { held.pointee.sleep_violations &+= 1 }
@@ -128,16 +130,11 @@ public func withoutSleeping(_ body: () -> Void) {
     noteAtomicSection(entering: false)
 }
 
-@usableFromInline func noteAcquire(_ rank: LockRank, spinning: Bool) {
+@inlinable @inline(__always)
+func noteAcquire(_ rank: LockRank, spinning: Bool) {
     let held = fl_held_current()!
     let bit: UInt64 = 1 << UInt64(rank.rawValue)
-    if held.pointee.ranks & ~(bit - 1) != 0 {
-        if held.pointee.order_violations == 0 {
-            held.pointee.first_held = UInt32(63 - held.pointee.ranks.leadingZeroBitCount)
-            held.pointee.first_wanted = UInt32(rank.rawValue)
-        }
-        held.pointee.order_violations &+= 1
-    }
+    if held.pointee.ranks & ~(bit &- 1) != 0 { noteViolation(rank) }
     if spinning {
         held.pointee.atomic_depth &+= 1
     } else if held.pointee.atomic_depth > 0 {
@@ -146,14 +143,26 @@ public func withoutSleeping(_ body: () -> Void) {
     held.pointee.ranks |= bit
 }
 
-@usableFromInline func noteRelease(_ rank: LockRank, spinning: Bool) {
+@usableFromInline @inline(never)
+func noteViolation(_ rank: LockRank) {
+    let held = fl_held_current()!
+    if held.pointee.order_violations == 0 {
+        held.pointee.first_held = UInt32(63 - held.pointee.ranks.leadingZeroBitCount)
+        held.pointee.first_wanted = UInt32(rank.rawValue)
+    }
+    held.pointee.order_violations &+= 1
+}
+
+@inlinable @inline(__always)
+func noteRelease(_ rank: LockRank, spinning: Bool) {
     let held = fl_held_current()!
     held.pointee.ranks &= ~(1 << UInt64(rank.rawValue))
     if spinning { held.pointee.atomic_depth &-= 1 }
 }
 
 /// A section in which sleeping is forbidden though no lock is held (RCU). Kernel: `rcu_read_lock`.
-@usableFromInline func noteAtomicSection(entering: Bool) {
+@inlinable @inline(__always)
+func noteAtomicSection(entering: Bool) {
     let held = fl_held_current()!
     if entering { held.pointee.atomic_depth &+= 1 } else { held.pointee.atomic_depth &-= 1 }
 }

@@ -56,70 +56,95 @@ public final class SleepingLock: Sendable {
 }
 
 /// Many readers or one writer. `spinning` makes it Kernel: `rwlock_t` (mmu_lock), else `rw_semaphore` (mmap_lock).
-/// A waiting writer does not hold back new readers.
+///
+/// Who comes announces himself, then looks for the other side; so of two that come at the same time at least one sees the
+/// other. A reader that sees a writer steps back. A writer that sees readers steps back too, so that it does not hold back
+/// new readers while it waits: of mmap_lock, a reader may wait for another. Only where readers are spread, of mmu_lock,
+/// under which nobody waits, does it stay, and they wait for it. A task that holds the lock for reading may not take it
+/// again.
 public final class ReadWriteLock: Sendable {
-    /// Bit 31: a writer; below: the number of readers.
-    let state = Atomic<UInt32>(0)
-    static let writer: UInt32 = 1 << 31
+    @usableFromInline let writer = Atomic<UInt32>(0)
+    @usableFromInline let readers: ReaderLines
     public let rank: LockRank
     public let spinning: Bool
     public let identity = ObjectIdentity()
-    public init(_ rank: LockRank, spinning: Bool) {
+
+    /// - Parameter spread: readers are many, and shall not write one line all of them. Kernel: `percpu_rw_semaphore`.
+    public init(_ rank: LockRank, spinning: Bool, spread: Bool = false) {
         self.rank = rank
         self.spinning = spinning
+        readers = ReaderLines(isSpread: spread)
     }
 
-    public func lockForRead() {
-        schedulingPoint(.lockAcquireShared, identity.value)
-        noteAcquire(rank, spinning: spinning)
-        var backoff = Backoff()
-        while true {
-            let old = state.load(ordering: .relaxed)
-            if old & Self.writer != 0 {
-                backoff.wait(identity.value)
-            } else if state.compareExchange(expected: old, desired: old + 1, ordering: .acquiring).exchanged {
-                return
-            }
-        }
-    }
+    deinit { readers.deallocate() }
 
-    /// Takes the lock for reading if no writer has it. Kernel: `mmap_read_trylock`.
-    public func tryLockForRead() -> Bool {
-        schedulingPoint(.lockTry, identity.value)
-        var old = state.load(ordering: .relaxed)
-        while old & Self.writer == 0 {
-            let (done, seen) = state.compareExchange(expected: old, desired: old + 1, ordering: .acquiring)
-            if done {
-                schedulingNote(.lockAcquireShared, identity.value)
-                noteAcquire(rank, spinning: spinning)
-                return true
-            }
-            old = seen
-        }
+    /// Sequentially consistent, both, as the writer's are: else each could miss the other.
+    @inlinable @inline(__always)
+    func enters() -> Bool {
+        let line = readers.own
+        readers.enter(0, line: line)
+        if writer.load(ordering: .sequentiallyConsistent) == 0 { return true }
+        readers.leave(0, line: line)
         return false
     }
 
+    @inlinable @inline(__always)
+    public func lockForRead() {
+        schedulingPoint(.lockAcquireShared, identity.value)
+        noteAcquire(rank, spinning: spinning)
+        if !enters() { waitToEnter() }
+    }
+
+    @inline(never) @usableFromInline
+    func waitToEnter() {
+        var backoff = Backoff()
+        repeat {
+            while writer.load(ordering: .relaxed) != 0 { backoff.wait(identity.value) }
+        } while !enters()
+    }
+
+    /// Takes the lock for reading if no writer has it, or is about to. Kernel: `mmap_read_trylock`.
+    public func tryLockForRead() -> Bool {
+        schedulingPoint(.lockTry, identity.value)
+        guard enters() else { return false }
+        schedulingNote(.lockAcquireShared, identity.value)
+        noteAcquire(rank, spinning: spinning)
+        return true
+    }
+
+    @inlinable @inline(__always)
     public func unlockRead() {
         noteRelease(rank, spinning: spinning)
         schedulingNote(.lockReleaseShared, identity.value)
-        state.subtract(1, ordering: .releasing)
+        readers.leave(0, line: readers.own)
     }
 
     public func lockForWrite() {
         schedulingPoint(.lockAcquire, identity.value)
         noteAcquire(rank, spinning: spinning)
         var backoff = Backoff()
-        while !state.compareExchange(expected: 0, desired: Self.writer, ordering: .acquiring).exchanged {
-            backoff.wait(identity.value)
+        while true {
+            while !writer.compareExchange(expected: 0, desired: 1, ordering: .sequentiallyConsistent).exchanged {
+                backoff.wait(identity.value)
+            }
+            if readers.isEmpty(0) { return }
+            if readers.isSpread { return waitForReaders() }
+            writer.store(0, ordering: .releasing)
+            repeat { backoff.wait(identity.value) } while !readers.isEmpty(0)
         }
+    }
+
+    private func waitForReaders() {
+        var backoff = Backoff()
+        while !readers.isEmpty(0) { backoff.wait(identity.value) }
     }
 
     public func unlockWrite() {
         noteRelease(rank, spinning: spinning)
         schedulingNote(.lockRelease, identity.value)
-        state.store(0, ordering: .releasing)
+        writer.store(0, ordering: .releasing)
     }
 
-    public var isWriteLocked: Bool { state.load(ordering: .relaxed) & Self.writer != 0 }
-    public var isLocked: Bool { state.load(ordering: .relaxed) != 0 }
+    public var isWriteLocked: Bool { writer.load(ordering: .relaxed) != 0 }
+    public var isLocked: Bool { isWriteLocked || !readers.isEmpty(0) }
 }

@@ -3,38 +3,40 @@ import Synchronization
 /// Read-side sections with grace periods. Kernel: SRCU (`srcu_struct`), and RCU where `atomic` is set.
 ///
 /// Two counters; a grace period flips which one new readers use and waits until the other has drained, twice, so that a
-/// reader that was caught between choosing a counter and raising it is waited for too.
+/// reader that was caught between choosing a counter and raising it is waited for too. With spread readers that holds line
+/// by line.
 public final class ReadSideSections: Sendable {
-    let readers0 = Atomic<Int>(0)
-    let readers1 = Atomic<Int>(0)
-    let index = Atomic<UInt32>(0)
+    @usableFromInline let readers: ReaderLines
+    @usableFromInline let index = Atomic<UInt32>(0)
     let updater = Atomic<UInt32>(0)
     /// Whether a reader may not sleep (RCU).
     public let atomic: Bool
     public let identity = ObjectIdentity()
 
-    public init(atomic: Bool) { self.atomic = atomic }
+    /// - Parameter spread: readers are many, and shall not write one line all of them.
+    public init(atomic: Bool, spread: Bool = false) {
+        self.atomic = atomic
+        readers = ReaderLines(isSpread: spread)
+    }
+
+    deinit { readers.deallocate() }
+
     /// Enters a read-side section; give the result to `exit`.
+    @inlinable @inline(__always)
     public func enter() -> UInt32 {
         schedulingPoint(.readSideEnter, identity.value)
         let side = index.load(ordering: .acquiring) & 1
-        if side == 0 {
-            readers0.add(1, ordering: .sequentiallyConsistent)
-        } else {
-            readers1.add(1, ordering: .sequentiallyConsistent)
-        }
+        let line = readers.own
+        readers.enter(Int(side), line: line)
         if atomic { noteAtomicSection(entering: true) }
-        return side
+        return side | UInt32(truncatingIfNeeded: line) << 1
     }
 
-    public func exit(_ side: UInt32) {
+    @inlinable @inline(__always)
+    public func exit(_ section: UInt32) {
         if atomic { noteAtomicSection(entering: false) }
         schedulingNote(.readSideExit, identity.value)
-        if side == 0 {
-            readers0.subtract(1, ordering: .releasing)
-        } else {
-            readers1.subtract(1, ordering: .releasing)
-        }
+        readers.leave(Int(section & 1), line: Int(section >> 1))
     }
 
     /// Waits until every section that was entered before the call has been left. Must not be called inside one.
@@ -43,11 +45,12 @@ public final class ReadSideSections: Sendable {
         schedulingPoint(.gracePeriod, identity.value)
         spinUntil(identity.value) { updater.compareExchange(expected: 0, desired: 1, ordering: .acquiring).exchanged }
         for _ in 0..<2 {
-            let old = index.add(1, ordering: .sequentiallyConsistent).oldValue & 1
-            if old == 0 {
-                spinUntil(identity.value) { readers0.load(ordering: .sequentiallyConsistent) == 0 }
-            } else {
-                spinUntil(identity.value) { readers1.load(ordering: .sequentiallyConsistent) == 0 }
+            let old = Int(index.add(1, ordering: .sequentiallyConsistent).oldValue & 1)
+            for line in 0..<readers.count {
+                let counter = readers.counter(old, line: line)
+                // The explorer is asked to wait only where there is somebody to wait for.
+                if counter.pointee.load(ordering: .sequentiallyConsistent) == 0, line > 0 { continue }
+                spinUntil(identity.value) { counter.pointee.load(ordering: .sequentiallyConsistent) == 0 }
             }
         }
         schedulingNote(.gracePeriod, identity.value)
@@ -57,7 +60,6 @@ public final class ReadSideSections: Sendable {
     /// Whether no section is open right now: what was unlinked before the call can then be freed.
     public var isQuiescent: Bool {
         schedulingPoint(.conditionRead, identity.value)
-        return readers0.load(ordering: .sequentiallyConsistent) == 0
-            && readers1.load(ordering: .sequentiallyConsistent) == 0
+        return readers.isEmpty(0) && readers.isEmpty(1)
     }
 }

@@ -8,8 +8,11 @@ import Scenario
 
 struct Bench: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Measure: KVM's memory operations (the default), slots, the host's operations, or the explorer.",
-        subcommands: [MemoryBench.self, SlotBench.self, HostBench.self, ExplorerBench.self, IoctlBench.self],
+        abstract:
+            "Measure: KVM's memory operations (the default), slots, the host's operations, x86's MMUs, or the explorer.",
+        subcommands: [
+            MemoryBench.self, SlotBench.self, HostBench.self, X86Bench.self, ExplorerBench.self, IoctlBench.self,
+        ],
         defaultSubcommand: MemoryBench.self)
 }
 
@@ -105,6 +108,29 @@ struct HostBench: ParsableCommand {
             bytes: quick ? 16 << 20 : 1 << 30, rounds: quick ? 1 : rounds.count, seed: rounds.seed)
         let report = try RoundOptions.report(benchmark.run)
         output(rounds.json ? HostBenchmarkText.json(report) : HostBenchmarkText.render(report))
+    }
+}
+
+struct X86Bench: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "x86",
+        abstract: "Measure x86's MMUs: faults with warm and cold tables, splits, the log, two vCPUs.",
+        discussion: "Documentation/Faultline.docc/Benchmark.md says what is measured and how to read it.")
+
+    @Flag(help: "Small guests and one round: checks that the benchmark runs; its times mean nothing.")
+    var quick = false
+    @Option(help: "GiB of the guest whose tables are cold; its tables take 1/512 of that.")
+    var cold = 32
+    @OptionGroup var rounds: RoundOptions
+
+    func validate() throws {
+        guard (1...256).contains(cold) else { throw ValidationError("--cold must be 1 to 256 (GiB)") }
+    }
+
+    func run() throws {
+        let benchmark = X86Benchmark(quick: quick, coldGiB: cold, rounds: rounds.count, seed: rounds.seed)
+        let report = try RoundOptions.report(benchmark.run)
+        output(rounds.json ? X86BenchmarkText.json(report) : X86BenchmarkText.render(report))
     }
 }
 

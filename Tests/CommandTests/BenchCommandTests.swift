@@ -65,3 +65,40 @@ import Testing
         }
     }
 }
+
+/// `faultline bench x86`: each row beside its limit, what was published, what is to be reached.
+@Suite struct X86BenchCommand {
+    @Test func `a quick run prints each row with its limit, and what was published`() throws {
+        let result = try Command.run("bench", "x86", "--quick")
+        #expect(result.status == 0 && result.errors.isEmpty, "\(result.errors)")
+        for row in [
+            "fault, warm tables", "fault, cold tables", "eager split", "write-protect", "clear dirty", "shadow MMU",
+            "published:", "62 ns for each 4 KiB entry",
+        ] {
+            #expect(result.output.contains(row), "\(row)")
+        }
+        #expect(result.output.split(separator: "\n").allSatisfy { $0.last != " " })
+    }
+
+    @Test func `the same numbers as JSON, and few atomics, none on a line that two vCPUs share`() throws {
+        let result = try Command.run("bench", "x86", "--quick", "--json")
+        #expect(result.status == 0)
+        let report = try #require(try JSONSerialization.jsonObject(with: Data(result.output.utf8)) as? [String: Any])
+        let rows = try #require(report["rows"] as? [[String: Any]])
+        #expect(rows.count == 8)
+        for row in rows {
+            let time = try #require(row["nanoseconds"] as? Double)
+            #expect(time > 0)
+        }
+        // Nil where the machine can't be stepped.
+        guard let anatomy = report["anatomy"] as? [String: Any] else { return }
+        let shared = try #require(anatomy["sharedLines"] as? Int)
+        #expect(shared <= 1)
+    }
+
+    @Test(arguments: ["--rounds=0", "--cold=0", "--cold=257"])
+    func `wrong usage ends with 2`(_ argument: String) throws {
+        let result = try Command.run("bench", "x86", argument)
+        #expect(result.status == 2 && result.output.isEmpty)
+    }
+}

@@ -54,3 +54,26 @@ size_t limit_resident_bytes(void);
 
 /// So many system calls that do next to nothing. What a script on a kernel can't do without.
 void limit_system_calls(size_t count);
+
+// x86's two-dimensional paging.
+
+/// Bytes of four levels of tables for `pages`.
+size_t limit_radix_size(size_t pages);
+/// Makes them at `tables`, zeroed memory: page `i` is at frame `order[i]`; nil: the last level stays empty.
+void limit_radix_make(void *tables, const uint32_t *order, size_t pages);
+/// The faults of `pages` and nothing else: for each the guest's tables walked; `sections` words of the thread's own,
+/// each in a line of its own, raised by locked additions and, at the end, lowered by stores; the host's tables walked, `lock cmpxchg`
+/// on the page frame, the walk again; `lock cmpxchg` on the guest's entry; `lock or` on the page frame if it is not marked
+/// yet; `lock sub` on it. Returns how many entries were empty.
+size_t limit_faults(void *host, void *guest, void *frames, const uint32_t *pages, size_t count, int sections);
+/// Plain stores of ascending frames to each word. What a split can't do without.
+void limit_split(uint64_t *tables, size_t count, uint64_t entry);
+
+/// What ran between two points: instructions, those of them that lock a line, and which lines, each once.
+typedef struct {
+    uint64_t instructions, locked;
+    uint32_t lines;
+    uint64_t line[64];
+} limit_steps;
+/// Runs `body` one instruction at a time. One caller at a time. -1: this processor or system can't.
+int limit_step(void (*body)(void *), void *context, limit_steps *steps);

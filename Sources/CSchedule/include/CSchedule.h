@@ -87,6 +87,24 @@ static inline uint64_t fl_new_identity(void) {
 /// Before a run that is to name its objects as the last one did.
 static inline void fl_reset_identities(void) { fl_objects_made_default = 0; }
 
+/// Over how many lines of memory tasks spread what they write often and others read seldom. The last one is everybody's
+/// who has none of their own.
+enum { fl_lines = 16, fl_common_line = fl_lines - 1 };
+extern FL_TASK_LOCAL uint32_t fl_line_default;  ///< 0: none yet, else the number, plus 1
+/// Gives the thread a line of its own until it ends, if one is left.
+uint32_t fl_take_line(void);
+
+/// The running task's line: always the same for one thread. But for `fl_common_line` it is no other thread's. Nothing but
+/// speed depends on the number.
+static inline uint32_t fl_line(void) {
+    if (__builtin_expect(fl_task_current != 0, 0)) return fl_common_line;
+    uint32_t line = fl_line_default;
+    return __builtin_expect(line != 0, 1) ? line - 1 : fl_take_line();
+}
+
+/// Asks the processor to bring the line of `address`, which is about to be written.
+static inline void fl_prefetch(const void *address) { __builtin_prefetch(address, 1); }
+
 /// Tells the processor that the task spins.
 static inline void fl_pause(void) {
 #if defined(__x86_64__)

@@ -12,7 +12,13 @@ extension VirtualMachine {
     ///
     /// A write without a vCPU is lost in a VM that has rings alone. Linux warns there, and so does a finding here; it warns
     /// in every VM on an architecture that has no reason for such writes, which says nothing about this one.
+    @inline(__always)
     public func markDirty(_ frame: GuestFrame, in slot: MemorySlot, by cpu: VirtualCPU? = nil) {
+        if slot.isLogged || (cpu != nil && cpu!.vm !== self) { logWrite(frame, in: slot, by: cpu) }
+    }
+
+    @inline(never)
+    private func logWrite(_ frame: GuestFrame, in slot: MemorySlot, by cpu: VirtualCPU?) {
         if let cpu, cpu.vm !== self { return report("a vCPU writes to the memory of another VM", frame) }
         guard slot.isLogged else { return }
         let page = frame.number - slot.baseFrame.number

@@ -56,7 +56,7 @@ extension VirtualMachine {
     /// it: memory that is mapped by frame number is taken whatever `allow_unsafe_mappings` says, for the notifier guards it.
     @export(interface)
     func translateForCache(_ address: UserAddress) -> HeldFrame? {
-        let request = FollowRequest(slot: nil, frame: GuestFrame(0), write: true, holder: .frameCache)
+        let request = FollowRequest(frame: GuestFrame(0), write: true, holder: .frameCache)
         switch translate(address, request) {
         case .failed: return nil
         case .page(let page, _): return hold(page)

@@ -6,25 +6,37 @@ import Synchrony
 /// mmu_lock, held. It ends with `unlock()` or with its scope, and cannot be copied: a function that borrows it runs
 /// under the lock. Kernel: `read_lock(&kvm->mmu_lock)` or `write_lock`.
 public struct MMUGuard: ~Copyable {
-    unowned(unsafe) let vm: VirtualMachine
+    private let owner: Unmanaged<VirtualMachine>
+    var vm: VirtualMachine { owner.takeUnretainedValue() }
     /// Held for writing: nobody else changes the tables, but for the processor's A and D bits and the lockless fast path.
     public let exclusive: Bool
 
     fileprivate init(_ vm: VirtualMachine, exclusive: Bool) {
-        self.vm = vm
+        owner = Unmanaged.passUnretained(vm)
         self.exclusive = exclusive
-        if exclusive { vm.mmuLock.lockForWrite() } else { vm.mmuLock.lockForRead() }
+        takeLock()
     }
 
-    deinit { if exclusive { vm.mmuLock.unlockWrite() } else { vm.mmuLock.unlockRead() } }
+    deinit { dropLock() }
 
     /// Ends the section here. Not in a scope that asked for a permit or an observed entry, which borrow the guard: there
     /// the section ends with the scope.
     public consuming func unlock() {}
 
     /// For the defect `releaseAfterUnlock`: the lock is not held from the first to the second.
-    borrowing func dropLock() { if exclusive { vm.mmuLock.unlockWrite() } else { vm.mmuLock.unlockRead() } }
-    borrowing func takeLock() { if exclusive { vm.mmuLock.lockForWrite() } else { vm.mmuLock.lockForRead() } }
+    borrowing func dropLock() {
+        owner._withUnsafeGuaranteedRef {
+            lending($0.mmuLock) { if exclusive { $0.unlockWrite() } else { $0.unlockRead() } }
+        }
+    }
+    borrowing func takeLock() {
+        owner._withUnsafeGuaranteedRef {
+            lending($0.mmuLock) { if exclusive { $0.lockForWrite() } else { $0.lockForRead() } }
+        }
+    }
+
+    /// Whether the guard is that of `vm`.
+    borrowing func isOf(_ vm: Unmanaged<VirtualMachine>) -> Bool { vm.toOpaque() == owner.toOpaque() }
 
     /// The retry check and, if it passes, the right to map exactly this frame while the lock is held.
     ///
@@ -35,23 +47,9 @@ public struct MMUGuard: ~Copyable {
     public borrowing func check(
         _ faulted: borrowing FaultedFrame, largest: PageLevel = .page4K
     ) -> InstallPermit? {
-        precondition(faulted.snapshot.vm.toOpaque() == Unmanaged.passUnretained(vm).toOpaque(), "another VM's frame")
-        if !Defect.retryCheckMissing.isOn,
-            vm.isStale(faulted.snapshot.sequence, faulted.guestFrame, ranged: vm.mmu.retryLooksAtRange)
-        {
-            vm.record(Event(.retry, frame: faulted.frame, guest: faulted.guestFrame.number))
-            return nil
-        }
-        if SeriesPatch.makingMarksNothing.isUndone, faulted.isWritable, vm.mmu.marksPagesFromEntries {
-            Guess(memory: vm.memory).dirtyCleared(faulted.frame, counted: true)
-        }
-        var level = PageLevel.page4K
-        // Of private memory the host has no mapping that could be larger.
-        if largest > .page4K, !faulted.isPrivate {
-            let host = vm.addressSpace.mappingLevel(of: faulted.slot.userAddress(of: faulted.guestFrame))
-            level = min(largest, host)
-            while level > .page4K, !faulted.slot.allowsHugeLeaf(at: faulted.guestFrame, level) { level = level.below }
-        }
+        precondition(isOf(faulted.snapshot.vm), "another VM's frame")
+        let level = owner._withUnsafeGuaranteedRef { $0.level(of: faulted, largest: largest) }
+        guard let level else { return nil }
         return InstallPermit(
             guestFrame: faulted.guestFrame, frame: faulted.frame, largest: level, writable: faulted.isWritable,
             counted: faulted.isCounted)
@@ -90,6 +88,7 @@ public struct InstallPermit: ~Escapable {
     }
 
     /// The first host frame of a leaf of `level`. Traps if the permit does not reach that far.
+    @inlinable @inline(__always)
     public borrowing func frame(at level: PageLevel) -> HostFrame {
         precondition(level <= largest, "the permit does not allow a leaf of this level (X38)")
         let first = frame.aligned(to: level)
@@ -112,11 +111,38 @@ public struct PrefetchPermit: ~Escapable {
 }
 
 extension VirtualMachine {
+    /// The largest level that host and slot allow; nil: an invalidation came between. mmu_lock is held.
+    @inline(__always)
+    fileprivate func level(of faulted: borrowing FaultedFrame, largest: PageLevel) -> PageLevel? {
+        if !Defect.retryCheckMissing.isOn,
+            isStale(faulted.snapshot.sequence, faulted.guestFrame, ranged: retryLooksAtRange)
+        {
+            record(Event(.retry, frame: faulted.frame, guest: faulted.guestFrame.number))
+            return nil
+        }
+        if SeriesPatch.makingMarksNothing.isUndone { markAsBefore(faulted) }
+        // Of private memory the host has no mapping that could be larger.
+        guard largest > .page4K, !faulted.isPrivate else { return .page4K }
+        let frame = faulted.guestFrame
+        return faulted.slotReference._withUnsafeGuaranteedRef { slot in
+            var level = min(largest, addressSpace.mappingLevel(of: slot.userAddress(of: frame)))
+            while level > .page4K, !slot.allowsHugeLeaf(at: frame, level) { level = level.below }
+            return level
+        }
+    }
+
+    /// As it was before patch 41 of the series.
+    @inline(never)
+    private func markAsBefore(_ faulted: borrowing FaultedFrame) {
+        guard faulted.isWritable, mmu.marksPagesFromEntries else { return }
+        Guess(memory: memory).dirtyCleared(faulted.frame, counted: true)
+    }
+
     /// Takes mmu_lock for writing.
     public func lockMMU() -> MMUGuard { MMUGuard(self, exclusive: true) }
 
     /// Takes mmu_lock as a fault does: for reading where faults run in parallel.
-    public func lockMMUForFault() -> MMUGuard { MMUGuard(self, exclusive: !mmu.faultsInParallel) }
+    public func lockMMUForFault() -> MMUGuard { MMUGuard(self, exclusive: !faultsInParallel) }
 
     /// Takes mmu_lock for reading.
     public func lockMMUForRead() -> MMUGuard { MMUGuard(self, exclusive: false) }

@@ -20,6 +20,7 @@ public struct InvalidationSnapshot: ~Copyable {
 
 extension VirtualMachine {
     /// Reads the invalidation count, with acquire order. No lock held. Spec: generic 0.4, 2.8 step 1.
+    @inline(__always)
     public func snapshot() -> InvalidationSnapshot {
         schedulingPoint(.atomicLoad, invalidateIdentity.value)
         let sequence = invalidateSequence.load(ordering: .acquiring)
@@ -29,27 +30,34 @@ extension VirtualMachine {
 
     /// A look without the lock, to save a useless lookup: may be wrong in both directions.
     /// Kernel: `mmu_invalidate_retry_gfn_unsafe`. Spec: generic 3.3.
+    @inline(__always)
     public func mayBeStale(_ snapshot: borrowing InvalidationSnapshot, _ frame: GuestFrame) -> Bool {
         !Defect.retryCheckMissing.isOn && isStale(snapshot.sequence, frame, ranged: true)
     }
 
     /// The same once the frame is translated, to save a useless wait for the lock. Spec: x86 2.7 step 10.
+    @inline(__always)
     public func mayBeStale(_ faulted: borrowing FaultedFrame) -> Bool {
         !Defect.retryCheckMissing.isOn && isStale(faulted.snapshot.sequence, faulted.guestFrame, ranged: true)
     }
 
     /// The retry check. Kernel: `mmu_invalidate_retry` or, `ranged`, `mmu_invalidate_retry_gfn`.
     /// In-progress is loaded first, with acquire: whoever sees 0 there also sees the count that came before it.
+    @inline(__always)
     func isStale(_ seen: UInt64, _ frame: GuestFrame, ranged: Bool) -> Bool {
         schedulingNote(.atomicLoad, invalidateIdentity.value)
-        if invalidateInProgress.load(ordering: .acquiring) != 0 {
-            if !ranged { return true }
-            let start = invalidateStart.load(ordering: .relaxed)
-            let end = invalidateEnd.load(ordering: .relaxed)
-            // An unset range is a bug of the protocol; refusing is the safe answer (Spec: generic 3.3).
-            if start == UInt64.max || (frame.number >= start && frame.number < end) { return true }
-        }
+        if invalidateInProgress.load(ordering: .acquiring) != 0, isInRange(frame, ranged: ranged) { return true }
         return invalidateSequence.load(ordering: .relaxed) != seen
+    }
+
+    /// Whether a running invalidation is in the way of `frame`.
+    @inline(never)
+    private func isInRange(_ frame: GuestFrame, ranged: Bool) -> Bool {
+        if !ranged { return true }
+        let start = invalidateStart.load(ordering: .relaxed)
+        let end = invalidateEnd.load(ordering: .relaxed)
+        // An unset range is a bug of the protocol; refusing is the safe answer (Spec: generic 3.3).
+        return start == UInt64.max || (frame.number >= start && frame.number < end)
     }
 
     /// Waits for what makes a fault on `frame` be tried again and again: an invalidation that runs, a slot that is being

@@ -34,6 +34,7 @@ public enum PrivateFaultInResult: ~Copyable {
 extension VirtualMachine {
     /// Whether a fault on `frame` that does not say itself wants private memory: where the guest has no way to say so, its
     /// attribute does. Read before the snapshot: a change in between is seen as a mismatch. Spec: x86 2.3 step 1.
+    @inline(__always)
     public func wantsPrivate(_ fault: GuestFault) -> Bool {
         fault.isPrivate ?? (type == .softwareProtected && isPrivate(fault.frame))
     }
@@ -72,7 +73,7 @@ extension FaultedFrame {
         vm.record(
             Event(.translated, holder: .guestFault, frame: found, guest: frame.number, value: (writable ? 1 : 0) | 2))
         self.init(
-            guestFrame: frame, frame: found, isWritable: writable, isCounted: true, isPrivate: true, slot: slot,
-            snapshot: snapshot, reference: vm.hold(page))
+            guestFrame: frame, frame: found, isWritable: writable, isCounted: true, isPrivate: true,
+            slotReference: Unmanaged.passUnretained(slot), snapshot: snapshot, reference: vm.hold(page))
     }
 }

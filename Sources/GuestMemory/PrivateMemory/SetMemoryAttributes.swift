@@ -17,9 +17,13 @@ extension VirtualMachine {
 
     /// Whether a guest frame uses private memory. Any lock may be held. A fault asks after its snapshot: a change after
     /// that is an invalidation. Kernel: `kvm_mem_is_private`.
+    @inline(__always)
     public func isPrivate(_ frame: GuestFrame) -> Bool {
-        hasPrivateMemory && privateMemory.attributes.isPrivate(frame)
+        hasPrivateMemory && hasPrivateAttribute(frame)
     }
+
+    @inline(never)
+    private func hasPrivateAttribute(_ frame: GuestFrame) -> Bool { privateMemory.attributes.isPrivate(frame) }
 
     /// Makes guest frames private or shared, with or without a slot. Address and size in bytes. Takes slots_lock.
     /// EINVAL: a flag, an attribute that is not supported, no size, wrap, part of a page; ENOMEM. Kernel:

@@ -35,7 +35,12 @@ public final class MemorySlot: @unchecked Sendable {
     public let isInvalid: Bool
     public let dirtyBitmap: DirtyBitmap?
     /// Why a block can't be a huge page, per level. Kernel: `lpage_info`. Made by the MMU's `prepare`.
-    public var largePages: LargePageCounts?
+    public var largePages: LargePageCounts? {
+        get { counts }
+        set { counts = newValue }
+    }
+    // Set before anybody else sees the slot.
+    @exclusivity(unchecked) private var counts: LargePageCounts?
     /// What the MMU keeps for the slot besides. Made by its `prepare`; a change of flags hands it on. Kernel: `arch`.
     public var extra: SlotExtra?
     /// Where its private memory is. Nil: it has none; the INVALID copy has none either. Kernel: `slot->gmem`.
@@ -54,7 +59,7 @@ public final class MemorySlot: @unchecked Sendable {
         self.flags = flags
         self.isInvalid = isInvalid
         self.dirtyBitmap = dirtyBitmap
-        self.largePages = largePages
+        counts = largePages
         self.extra = extra
         self.guestMemory = guestMemory
     }
@@ -89,8 +94,20 @@ public final class MemorySlot: @unchecked Sendable {
         return GuestFrame(first)..<GuestFrame(end)
     }
 
+    /// The largest level, up to `largest`, of which nothing speaks against a huge page around `frame`; 4 KiB where the MMU
+    /// keeps no counts. Caller holds mmuLock.
+    public func largestAllowed(at frame: GuestFrame, upTo largest: PageLevel) -> PageLevel {
+        guard let counts else { return .page4K }
+        return lending(counts) { counts in
+            var level = largest
+            while level > .page4K, !counts.allows(frame, level) { level = level.below }
+            return level
+        }
+    }
+
     /// Whether the whole block of `level` around `frame` lies in the slot and its user address is congruent, so that a
     /// huge leaf is possible at all. Spec: x86 3.5, X38.
+    @inline(__always)
     public func allowsHugeLeaf(at frame: GuestFrame, _ level: PageLevel) -> Bool {
         guard level > .page4K else { return true }
         guard (baseFrame.number ^ userAddress.page) & (level.frames - 1) == 0 else { return false }
@@ -109,13 +126,19 @@ open class SlotExtra: @unchecked Sendable {
 public final class LargePageCounts: @unchecked Sendable {
     // Unchecked: changed under mmuLock held for writing only.
     let base: GuestFrame
-    var level2: [Int32]
-    var level3: [Int32]
+    // No arrays: each fault asks, and their checks and counts cost as much as the rest of the answer.
+    let level2: UnsafeMutableBufferPointer<Int32>
+    let level3: UnsafeMutableBufferPointer<Int32>
 
     public init(_ slot: MemorySlot) {
         base = slot.baseFrame
         level2 = LargePageCounts.edges(slot, .page2M)
         level3 = LargePageCounts.edges(slot, .page1G)
+    }
+
+    deinit {
+        level2.deallocate()
+        level3.deallocate()
     }
 
     /// The reasons against a huge page of `level` around `frame`, and those among them that the slot's edges are.
@@ -125,10 +148,11 @@ public final class LargePageCounts: @unchecked Sendable {
         return (Int(level == .page2M ? level2[index] : level3[index]), slot.allowsHugeLeaf(at: frame, level) ? 0 : 1)
     }
 
-    private static func edges(_ slot: MemorySlot, _ level: PageLevel) -> [Int32] {
+    private static func edges(_ slot: MemorySlot, _ level: PageLevel) -> UnsafeMutableBufferPointer<Int32> {
         let first = slot.baseFrame.number / level.frames
         let last = (slot.baseFrame.number + slot.pageCount - 1) / level.frames
-        var counts = [Int32](repeating: 0, count: Int(last - first + 1))
+        let counts = UnsafeMutableBufferPointer<Int32>.allocate(capacity: Int(last - first + 1))
+        counts.initialize(repeating: 0)
         for i in counts.indices {
             let frame = GuestFrame((first + UInt64(i)) * level.frames)
             if !slot.allowsHugeLeaf(at: frame, level) { counts[i] = 1 }
@@ -151,8 +175,10 @@ public final class LargePageCounts: @unchecked Sendable {
     }
 
     /// Whether nothing speaks against a huge page of `level` around `frame`. Caller holds mmuLock.
+    @inline(__always)
     public func allows(_ frame: GuestFrame, _ level: PageLevel) -> Bool {
         let index = Int(frame.number / level.frames - base.number / level.frames)
+        precondition(index >= 0 && index < (level == .page1G ? level3.count : level2.count), "a frame of another slot")
         switch level {
         case .page2M: return level2[index] == 0
         case .page1G: return level3[index] == 0

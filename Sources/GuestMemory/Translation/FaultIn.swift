@@ -11,21 +11,39 @@ public struct FaultedFrame: ~Copyable {
     public let guestFrame: GuestFrame
     public let frame: HostFrame
     /// Whether the primary mapping lets the guest write. Kernel: `map_writable`.
-    public let isWritable: Bool
+    public var isWritable: Bool { traits & 1 != 0 }
     /// Whether the policy thinks that a counted page stands behind the frame.
-    public let isCounted: Bool
+    public var isCounted: Bool { traits & 2 != 0 }
     /// Whether the frame is private memory, of which the user's mappings say nothing.
-    public let isPrivate: Bool
-    public let slot: MemorySlot
+    public var isPrivate: Bool { traits & 4 != 0 }
+    /// The three above in one word: a processor hands a word on from a store to a load at once, but not one that was
+    /// stored in pieces.
+    private let traits: UInt64
+    /// Good as long as the read-side section of the slots in which the fault runs.
+    let slotReference: Unmanaged<MemorySlot>
+    public var slot: MemorySlot { slotReference.takeUnretainedValue() }
     let snapshot: InvalidationSnapshot
     let reference: FaultReference
+
+    init(
+        guestFrame: GuestFrame, frame: HostFrame, isWritable: Bool, isCounted: Bool, isPrivate: Bool,
+        slotReference: Unmanaged<MemorySlot>, snapshot: consuming InvalidationSnapshot,
+        reference: consuming FaultReference
+    ) {
+        self.guestFrame = guestFrame
+        self.frame = frame
+        traits = (isWritable ? 1 : 0) | (isCounted ? 2 : 0) | (isPrivate ? 4 : 0)
+        self.slotReference = slotReference
+        self.snapshot = snapshot
+        self.reference = reference
+    }
 
     /// Whether a page reference is owned (false for PFN-mapped memory under `precise`).
     public var ownsReference: Bool { reference.isOwned }
 
     /// Ends the fault, under mmu_lock. Kernel: `kvm_release_faultin_page`. Spec: generic 2.8 step 7, 2.9, I-10.
     public consuming func finish(_ use: FaultUse, holding guardian: borrowing MMUGuard) {
-        precondition(snapshot.vm.toOpaque() == Unmanaged.passUnretained(guardian.vm).toOpaque(), "another VM's lock")
+        precondition(guardian.isOf(snapshot.vm), "another VM's lock")
         let isLate = Defect.releaseAfterUnlock.isOn || SeriesPatch.releasedUnderLock.isUndone
         if isLate { guardian.dropLock() }
         if SeriesPatch.faultEndsItsPage.isUndone, guardian.vm.mmu.marksPagesFromEntries {
@@ -101,22 +119,15 @@ public struct FaultReference: ~Copyable {
     public consuming func release(_ use: FaultUse, holding guardian: borrowing MMUGuard) {
         switch consume owned {
         case .nothing:
-            if SeriesPatch.releaseOfNothing.isUndone {
-                guardian.vm.memory.journal?.add(Finding(.i2, "a release of no page"))
-            }
+            if SeriesPatch.releaseOfNothing.isUndone { Self.noteReleaseOfNothing(guardian) }
         case .page(let page):
             switch use {
             case .unused: page.releaseUnused()
             case .used(dirty: true): page.releaseDirty(stabilisedBy: .mmuLock)
             case .used(dirty: false): page.releaseClean(stabilisedBy: .mmuLock)
             }
-        case .guessed(let reference):
-            // Up to 6.12 a fault marks the page accessed, also on retry; x86 marks dirty only when the entry goes.
-            let dirty = use == .used(dirty: true) && !guardian.vm.mmu.marksPagesFromEntries
-            reference.release(dirty ? .dirty : .clean, underLock: true)
-        case .tracked(let tracked, let frame):
-            let dirty = use == .used(dirty: true) && !guardian.vm.mmu.marksPagesFromEntries
-            tracked.finish(frame, use == .unused ? .unused : dirty ? .dirty : .clean)
+        case .guessed(let reference): Self.release(guessed: reference, use, guardian)
+        case .tracked(let tracked, let frame): Self.release(tracked: tracked, frame, use, guardian)
         }
     }
 
@@ -130,6 +141,28 @@ public struct FaultReference: ~Copyable {
         case .guessed(let reference): reference.release(.clean, underLock: true)
         case .tracked(let tracked, let frame): tracked.finish(frame, .clean)
         }
+    }
+
+    @inline(never)
+    private static func noteReleaseOfNothing(_ guardian: borrowing MMUGuard) {
+        guardian.vm.memory.journal?.add(Finding(.i2, "a release of no page"))
+    }
+
+    /// Up to 6.12 a fault marks the page accessed, also on retry; x86 marks dirty only when the entry goes.
+    @inline(never)
+    private static func release(
+        guessed reference: consuming GuessedReference, _ use: FaultUse, _ guardian: borrowing MMUGuard
+    ) {
+        let dirty = use == .used(dirty: true) && !guardian.vm.mmu.marksPagesFromEntries
+        reference.release(dirty ? .dirty : .clean, underLock: true)
+    }
+
+    @inline(never)
+    private static func release(
+        tracked: Tracked, _ frame: HostFrame, _ use: FaultUse, _ guardian: borrowing MMUGuard
+    ) {
+        let dirty = use == .used(dirty: true) && !guardian.vm.mmu.marksPagesFromEntries
+        tracked.finish(frame, use == .unused ? .unused : dirty ? .dirty : .clean)
     }
 
     /// Puts the page without a mark; legal anywhere.
@@ -159,16 +192,33 @@ extension VirtualCPU {
     public final func faultIn(
         _ fault: GuestFault, slot: MemorySlot, snapshot: consuming InvalidationSnapshot
     ) -> ServedTranslation {
+        faultIn(fault, in: Unmanaged.passUnretained(slot), snapshot: snapshot, vm)
+    }
+
+    /// The same for a slot that is borrowed from the section, and for who has the vCPU's VM at hand.
+    @export(interface)
+    public final func faultIn(
+        _ fault: GuestFault, in slot: Unmanaged<MemorySlot>, snapshot: consuming InvalidationSnapshot,
+        _ vm: VirtualMachine
+    ) -> ServedTranslation {
         let write = fault.access == .write
-        switch vm.faultIn(fault.frame, slot: slot, write: write, noWait: true, snapshot: snapshot) {
+        switch vm.faultIn(fault.frame, in: slot, write: write, noWait: true, snapshot: snapshot) {
         case .frame(let faulted): return .frame(faulted)
         case .failed(let error, let snapshot):
             guard error == .needsIO else { return .failed(error) }
-            if postpone(fault, in: slot) { return .postponed }
-            switch vm.faultIn(fault.frame, slot: slot, write: write, interruptible: true, snapshot: snapshot) {
-            case .frame(let faulted): return .frame(faulted)
-            case .failed(let error, _): return .failed(error)
-            }
+            return faultInWaiting(fault, in: slot, snapshot: snapshot)
+        }
+    }
+
+    @inline(never)
+    private final func faultInWaiting(
+        _ fault: GuestFault, in slot: Unmanaged<MemorySlot>, snapshot: consuming InvalidationSnapshot
+    ) -> ServedTranslation {
+        if postpone(fault, in: slot.takeUnretainedValue()) { return .postponed }
+        let write = fault.access == .write
+        switch vm.faultIn(fault.frame, in: slot, write: write, interruptible: true, snapshot: snapshot) {
+        case .frame(let faulted): return .frame(faulted)
+        case .failed(let error, _): return .failed(error)
         }
     }
 }
@@ -188,16 +238,23 @@ extension VirtualMachine {
         _ frame: GuestFrame, slot: MemorySlot?, write: Bool, noWait: Bool = false, interruptible: Bool = false,
         snapshot: consuming InvalidationSnapshot
     ) -> FaultInResult {
-        var request = FollowRequest(slot: slot, frame: frame, write: write, holder: .guestFault)
+        faultIn(
+            frame, in: slot.map { Unmanaged.passUnretained($0) }, write: write, noWait: noWait,
+            interruptible: interruptible, snapshot: snapshot)
+    }
+
+    /// The same for a slot that is borrowed from the section.
+    public func faultIn(
+        _ frame: GuestFrame, in slot: Unmanaged<MemorySlot>?, write: Bool, noWait: Bool = false,
+        interruptible: Bool = false, snapshot: consuming InvalidationSnapshot
+    ) -> FaultInResult {
+        var request = FollowRequest(frame: frame, write: write, holder: .guestFault)
         request.noWait = noWait
         request.interruptible = interruptible
         request.wantsWritable = true
-        switch follow(request) {
+        switch follow(request, in: slot) {
         case .failed(let error):
-            record(
-                Event(
-                    .translationFailed, holder: .guestFault, guest: frame.number,
-                    value: UInt64(TranslationError.allCases.firstIndex(of: error) ?? 0)))
+            if memory.isObserved { tellFailure(error, frame) }
             return .failed(error, snapshot)
         case .page(let page, let writable):
             let snapshot = Defect.snapshotAfterTranslate.isOn ? self.snapshot() : snapshot
@@ -206,17 +263,24 @@ extension VirtualMachine {
             return .frame(
                 FaultedFrame(
                     guestFrame: frame, frame: found, isWritable: writable, isCounted: true, isPrivate: false,
-                    slot: slot!,
-                    snapshot: snapshot, reference: hold(page)))
+                    slotReference: slot!, snapshot: snapshot, reference: hold(page)))
         case .mapped(let found, let writable, let guessed, let counted):
             let snapshot = Defect.snapshotAfterTranslate.isOn ? self.snapshot() : snapshot
             note(frame, found, writable: writable, owned: guessed, mapped: true)
             return .frame(
                 FaultedFrame(
                     guestFrame: frame, frame: found, isWritable: writable, isCounted: counted, isPrivate: false,
-                    slot: slot!,
-                    snapshot: snapshot, reference: hold(mapped: found, guessed: guessed, counted: counted)))
+                    slotReference: slot!, snapshot: snapshot,
+                    reference: hold(mapped: found, guessed: guessed, counted: counted)))
         }
+    }
+
+    @inline(never)
+    private func tellFailure(_ error: TranslationError, _ frame: GuestFrame) {
+        record(
+            Event(
+                .translationFailed, holder: .guestFault, guest: frame.number,
+                value: UInt64(TranslationError.allCases.firstIndex(of: error) ?? 0)))
     }
 
     private func note(_ frame: GuestFrame, _ found: HostFrame, writable: Bool, owned: Bool, mapped: Bool) {
@@ -225,10 +289,14 @@ extension VirtualMachine {
     }
 
     func hold(_ page: consuming PageReference) -> FaultReference {
+        if isPrecise, !SeriesPatch.pageIsReported.isUndone { return FaultReference(page) }
+        return holdAsBefore(page)
+    }
+
+    @inline(never)
+    private func holdAsBefore(_ page: consuming PageReference) -> FaultReference {
         switch policy {
-        case .precise:
-            guard SeriesPatch.pageIsReported.isUndone else { return FaultReference(page) }
-            return FaultReference(guessed: forget(page, Guess(memory: memory)))
+        case .precise: return FaultReference(guessed: forget(page, Guess(memory: memory)))
         case .guess(let guess): return FaultReference(guessed: forget(page, guess))
         case .tracked(let tracked):
             // The notifier guards the mapping, so the reference is put at once; the frame stays marked as counted.

@@ -5,7 +5,6 @@ import Synchrony
 
 /// A wish to translate one guest frame. Kernel: `struct kvm_follow_pfn`. Spec: generic 1.6.
 struct FollowRequest {
-    var slot: MemorySlot?
     var frame: GuestFrame
     var write: Bool
     var noWait = false
@@ -32,13 +31,20 @@ extension VirtualMachine {
     /// The one way from a guest frame to a host frame through the user's mappings. May sleep; inside `withSlots`.
     /// Kernel: `kvm_follow_pfn`. Spec: generic 2.2, the rows of its table in order.
     @export(interface)
-    func follow(_ request: FollowRequest) -> Followed {
-        guard let slot = request.slot, !slot.isInvalid else { return .failed(.noSlot) }
-        if slot.flags.readOnly && request.write { return .failed(.readOnly) }
+    func follow(_ request: FollowRequest, in slot: MemorySlot?) -> Followed {
+        follow(request, in: slot.map { Unmanaged.passUnretained($0) })
+    }
+
+    /// The same for a slot that is borrowed from the section.
+    @export(interface)
+    func follow(_ request: FollowRequest, in slot: Unmanaged<MemorySlot>?) -> Followed {
+        guard let slot, !slot._withUnsafeGuaranteedRef({ $0.isInvalid }) else { return .failed(.noSlot) }
+        let isReadOnly = slot._withUnsafeGuaranteedRef { $0.flags.readOnly }
+        if isReadOnly && request.write { return .failed(.readOnly) }
         var request = request
         // A read-only slot never yields a writable mapping, so none is tried for.
-        if slot.flags.readOnly { request.wantsWritable = false }
-        return translate(slot.userAddress(of: request.frame), request)
+        if isReadOnly { request.wantsWritable = false }
+        return translate(slot._withUnsafeGuaranteedRef { $0.userAddress(of: request.frame) }, request)
     }
 
     /// Kernel: `hva_to_pfn`. Spec: generic 2.3: A fast, B slow, C the PFN map.
@@ -46,6 +52,12 @@ extension VirtualMachine {
     func translate(_ address: UserAddress, _ request: FollowRequest) -> Followed {
         if !SeriesPatch.mayAlwaysSleep.isUndone { mightSleep() }
         if let page = fast(address, request) { return .page(page, writable: true) }
+        return slowly(address, request)
+    }
+
+    /// Steps B and C.
+    @inline(never)
+    private func slowly(_ address: UserAddress, _ request: FollowRequest) -> Followed {
         switch slow(address, request) {
         case .page(let page, let writable): return .page(page, writable: writable)
         case .failed(.signalPending): return .failed(.signalPending)
@@ -71,9 +83,11 @@ extension VirtualMachine {
 
     /// A page for write, without sleeping. A pure read must not come here: a lockless read-only grab could race with
     /// copy-on-write and leave KVM on the old page (Spec: generic 2.4, I-29).
+    @inline(__always)
     private func fast(_ address: UserAddress, _ request: FollowRequest) -> PageReference? {
         guard request.write || request.wantsWritable else { return nil }
-        return addressSpace.getUserPageFastOnly(address, write: true, holder: request.holder)
+        return AddressSpace.getUserPageFastOnly(
+            in: Unmanaged.passUnretained(addressSpace), address, write: true, holder: request.holder)
     }
 
     /// Kernel: `hva_to_pfn_slow`. Spec: generic 2.5.

@@ -11,7 +11,7 @@ extension VirtualMachine {
     public func page(of frame: GuestFrame, write: Bool = true) -> PageReference? {
         let slot = slot(containing: frame)
         let write = write || SeriesPatch.pageForReading.isUndone
-        switch follow(FollowRequest(slot: slot, frame: frame, write: write, holder: .framePage)) {
+        switch follow(FollowRequest(frame: frame, write: write, holder: .framePage), in: slot) {
         case .page(let page, _): return page
         case .mapped(let found, _, let guessed, _):
             // PFN-mapped memory has no page for the caller, even if it has a page frame; the old policies gave one.

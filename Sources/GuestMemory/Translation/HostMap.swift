@@ -97,7 +97,7 @@ extension VirtualMachine {
         }
         // Refused before any walk.
         guard allowUnsafeMappings || SeriesPatch.unpinnedMapsRefused.isUndone else { throw .EINVAL }
-        let request = FollowRequest(slot: slot, frame: frame, write: writable, holder: .hostMap)
+        let request = FollowRequest(frame: frame, write: writable, holder: .hostMap)
         switch throughPFNMap(address, request) {
         case .mapped(let found, _, _, _):
             guard canMap(found) else { throw .EFAULT }
@@ -123,7 +123,7 @@ extension VirtualMachine {
     /// With a reference or with nothing, as the old policies do. Spec: generic 10.1, 10.2.
     @export(interface)
     private func mapReferenced(_ frame: GuestFrame, _ slot: MemorySlot, writable: Bool) throws(Errno) -> HostMap {
-        switch follow(FollowRequest(slot: slot, frame: frame, write: writable, holder: .hostMap)) {
+        switch follow(FollowRequest(frame: frame, write: writable, holder: .hostMap), in: slot) {
         case .page(let page, _):
             let found = page.frame
             return HostMap(frame, found, writable: writable, .page(page), self)

@@ -63,7 +63,7 @@ public final class GStageMMU: SecondaryMMU, @unchecked Sendable {
     /// The tables, with the lock held and the root there.
     var tables: RadixTables<GStageFormat> {
         guard let root else { preconditionFailure("the G-stage tables are used without a root") }
-        return RadixTables(memory: vm.memory, format: GStageFormat(levels: mode.levels), root: root)
+        return RadixTables(memory: vm.memory.tables, format: GStageFormat(levels: mode.levels), root: root)
     }
 
     func note(_ event: @autoclosure () -> Event) {

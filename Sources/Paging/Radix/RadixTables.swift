@@ -44,14 +44,14 @@ struct LeafRun {
 
 /// A view of the tables under one root.
 struct RadixTables<Format: RadixFormat> {
-    let memory: PhysicalMemory
+    let memory: TableArena
     let format: Format
     let root: HostFrame
 
     @inline(__always)
     func index(_ frame: GuestFrame, _ level: UInt8) -> Int {
         let bits = level == format.levels ? format.rootIndexBits : 9
-        return Int(truncatingIfNeeded: (frame.number >> (9 * UInt64(level - 1))) & ((1 << bits) - 1))
+        return Int(truncatingIfNeeded: (frame.number &>> (9 &* UInt64(level &- 1))) & ((1 &<< bits) &- 1))
     }
 
     @inline(__always)
@@ -64,6 +64,7 @@ struct RadixTables<Format: RadixFormat> {
 
     /// Goes down towards `frame` and stops at `target`'s level, or above it where there is no table to enter.
     /// Caller: mmu_lock or a read-side section that keeps tables from being freed.
+    @inline(__always)
     func descend(to frame: GuestFrame, until target: PageLevel) -> RadixPosition {
         var table = root
         var level = format.levels
@@ -77,6 +78,22 @@ struct RadixTables<Format: RadixFormat> {
             table = format.field.frame(in: value)
             level -= 1
         }
+    }
+
+    /// How many tables are missing on the way to the 4 KiB entry of `frame`. Where none is, that entry is not looked at:
+    /// its line is only asked for. Caller as for `descend`.
+    @inline(__always)
+    func approach(_ frame: GuestFrame) -> Int {
+        var table = root
+        var level = format.levels
+        while level > 1 {
+            let value = entry(index(frame, level), of: table).load()
+            guard format.isTable(value, level) else { return Int(level) - 1 }
+            table = format.field.frame(in: value)
+            level -= 1
+        }
+        entry(index(frame, 1), of: table).prefetch()
+        return 0
     }
 
     /// The leaf that maps `frame`, if there is one.

@@ -31,9 +31,10 @@ import Testing
         let guest = TestGuest()
         try guest.addMemory(0, 1, readOnly: true)
         let slot = try #require(guest.vm.activeSlots.first)
-        let request = FollowRequest(slot: slot.invalidCopy(), frame: gfn(0), write: true, holder: .framePage)
+        let invalid = slot.invalidCopy()
+        let request = FollowRequest(frame: gfn(0), write: true, holder: .framePage)
         guest.vm.withSlots {
-            switch guest.vm.follow(request) {
+            switch guest.vm.follow(request, in: invalid) {
             case .failed(let error): #expect(error == .noSlot)
             case .mapped: Issue.record("an invalid slot was translated")
             case .page(let page, _):

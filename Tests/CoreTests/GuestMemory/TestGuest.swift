@@ -183,11 +183,10 @@ extension TestGuest {
     /// The generic lookup alone. Kernel: `kvm_follow_pfn`.
     func follow(_ page: Int, write: Bool = false, wantsWritable: Bool = false, noWait: Bool = false) -> Answer {
         vm.withSlots {
-            var request = FollowRequest(
-                slot: vm.slot(containing: gfn(page)), frame: gfn(page), write: write, holder: .framePage)
+            var request = FollowRequest(frame: gfn(page), write: write, holder: .framePage)
             request.wantsWritable = wantsWritable
             request.noWait = noWait
-            switch vm.follow(request) {
+            switch vm.follow(request, in: vm.slot(containing: gfn(page))) {
             case .failed(let error): return .failed(error)
             case .mapped(let frame, let writable, _, _):
                 return Answer(frame: frame, writable: writable, references: heldReferences)

@@ -94,6 +94,7 @@ extension TDPMMU {
     /// nothing here, and its access is emulated: its tree is another one, so the marker is in nobody's way. While the APIC
     /// is not virtualised it is emulated too, and nothing is left behind that would outlive that. No page is owned.
     /// Kernel: a part of `kvm_mmu_faultin_pfn`. Spec: x86 2.7 step 5.
+    @inline(never)
     func serveAPIC(
         _ cpu: VirtualCPU, _ root: HostFrame, _ fault: GuestFault, _ reserve: inout TableReserve
     ) -> FaultOutcome? {

@@ -11,9 +11,12 @@ extension SecondaryMMU {
     final func use(after outcome: FaultOutcome, ofWritable isWritable: Bool) -> FaultUse {
         let isUnused = outcome == .retry && !SeriesPatch.retriedIsUnused.isUndone
         let use = isUnused ? FaultUse.unused : .used(dirty: isWritable && outcome != .retry)
-        if let journal = vm.memory.journal, outcome == .retry, use != .unused {
-            journal.add(Finding(.x7, "the page of a fault that is to be tried again is marked"))
-        }
+        if outcome == .retry, use != .unused { tellMarked() }
         return use
+    }
+
+    @inline(never)
+    private final func tellMarked() {
+        vm.memory.journal?.add(Finding(.x7, "the page of a fault that is to be tried again is marked"))
     }
 }

@@ -83,7 +83,7 @@ struct TableCheck {
 
     /// X27 at rest: a marker of this generation stands where no slot is. Those of others nobody believes.
     private mutating func mmio(_ value: UInt64, _ guest: GuestFrame) {
-        let vm = mmu.vm!
+        let vm = mmu.vm
         if bits.frame(ofMMIO: value) != guest { report(.x27, "an MMIO entry is for another frame", guest, value) }
         let now = vm.slotsGeneration(of: tree.space) & EntryBits.generationMask
         // A nested guest has no APIC access page, whatever the slots say.
@@ -171,7 +171,7 @@ struct TableCheck {
     /// What the guest can write, or has written, unseen is in the log, or on its way there. Of a tree where the processor
     /// logs (X45), of a nested guest's beside such (X46), of all others (X44).
     private mutating func logged(_ value: UInt64, _ guest: GuestFrame) {
-        let vm = mmu.vm!
+        let vm = mmu.vm
         let sign = mmu.seenBy(tree)
         guard value & sign != 0, !vm.logHasHoles, let slot = vm.slot(containing: guest, in: tree.space), slot.isLogged,
             !vm.isInDirtyLog(guest, of: slot)

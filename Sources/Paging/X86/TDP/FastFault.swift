@@ -10,11 +10,11 @@ extension TDPMMU {
     /// Fixes the fault without mmu_lock, or nil: the slow path must. Kernel: `fast_page_fault`. Spec: x86 2.6.
     ///
     /// Caller inside `withSlots`. Works only because a TDP entry's guest frame never changes.
+    @inline(never)
     func fixWithoutLock(
-        _ root: HostFrame, _ fault: GuestFault, _ slot: MemorySlot?, by cpu: VirtualCPU
+        _ root: HostFrame, _ fault: GuestFault, _ slot: Unmanaged<MemorySlot>?, by cpu: VirtualCPU
     ) -> FaultOutcome? {
-        // Present, the leaf must have lacked W; absent, it can only be access-tracked.
-        guard fault.entryPresent ? fault.access == .write : !accessDirty else { return nil }
+        let slot = slot?.takeUnretainedValue()
         guard !fault.isReserved, fault.frame < view(root).end else { return nil }
         return withTables {
             for _ in 0..<5 {
@@ -26,6 +26,13 @@ extension TDPMMU {
             }
             return nil
         }
+    }
+
+    /// Whether there is anything to try: present, the leaf must have lacked W; absent, it can only be access-tracked.
+    /// Kernel: `page_fault_can_be_fast`.
+    @inline(__always)
+    func mayNeedNoLock(_ fault: GuestFault) -> Bool {
+        fault.entryPresent ? fault.access == .write : !accessDirty
     }
 
     private enum Attempt {

@@ -14,7 +14,8 @@ extension TDPMMU {
     /// A prefetched leaf is old: its A is clear or, where the hardware keeps no A, its rights are set aside (Spec: generic
     /// 6.3, x86 2.11).
     func leafAttributes(
-        _ permit: borrowing InstallPermit, at level: PageLevel, _ role: PageRole, isTracked: Bool, prefetch: Bool
+        _ permit: borrowing InstallPermit, at level: PageLevel, _ role: PageRole, isTracked: Bool, prefetch: Bool,
+        _ vm: VirtualMachine
     ) -> UInt64 {
         var entry = EntryBits.mmuPresent | bits.present | bits.user | adType(role)
         entry |= level > .page4K && nxHugePages ? bits.noExecute : bits.execute

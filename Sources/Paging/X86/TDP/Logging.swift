@@ -132,6 +132,18 @@ extension TDPMMU {
 
     // MARK: Splitting
 
+    /// Splits every huge leaf of the slot to 4 KiB. False: memory is used up, and the rest stays huge. Takes mmu_lock.
+    /// Kernel: `kvm_mmu_slot_try_split_huge_pages`.
+    public func splitHugeLeaves(of slot: MemorySlot) -> Bool {
+        let guardian = vm.lockMMU()
+        var isDone = true
+        for root in validRoots(of: slot.addressSpace) {
+            isDone = splitHugeLeaves(in: slot.frames, root, holding: guardian) && isDone
+        }
+        guardian.unlock()
+        return isDone
+    }
+
     /// Splits the huge leaves that intersect `frames` to 4 KiB. False: memory is used up, and the rest stays huge.
     /// Caller holds mmu_lock for writing. Kernel: `kvm_tdp_mmu_try_split_huge_pages`. Spec: x86 3.6.
     ///
@@ -146,11 +158,14 @@ extension TDPMMU {
         while cursor < end {
             let position = view.descend(to: cursor, until: .page4K)
             if position.level > .page4K, view.format.isLeaf(position.value, position.level.rawValue) {
-                guard let child = vm.host.allocateTable(order: 0, fill: 0) else { return false }
+                // Whole: a split writes all parts.
+                guard let child = vm.host.allocateUnwrittenTable() else { return false }
                 // Lost to an A or D that the processor set: once more, with the new value.
                 let seen = position.entry.observe(holding: guardian)
-                if !link(child, at: position, cursor, role, seen: seen) { vm.host.freeTable(child) }
-                continue
+                let isSplit = link(child, at: position, cursor, role, seen: seen)
+                if !isSplit { vm.host.freeTable(child) }
+                // What 1 GiB was split into is split next.
+                if !isSplit || position.level > .page2M { continue }
             }
             let step = max(position.level, .page2M)
             cursor = GuestFrame(cursor.aligned(to: step).number + step.frames)

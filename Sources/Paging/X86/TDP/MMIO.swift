@@ -31,6 +31,7 @@ extension TDPMMU {
     /// The access met an entry that hardware does not accept. Nil: the entry is out of date, and the fault is handled like
     /// any other. EINVAL: KVM's own tables are broken. Caller as for `handleFault`. Kernel: `handle_mmio_page_fault`.
     /// Spec: x86 2.8.
+    @inline(never)
     func handleMMIO(_ cpu: VirtualCPU, _ fault: GuestFault) -> FaultOutcome? {
         let state = state(of: cpu)
         if state.mmioFrame == fault.frame, state.mmioGeneration == generation(for: cpu) { return .emulate }
@@ -76,6 +77,7 @@ extension TDPMMU {
     /// Caller as for `serve`. Kernel: `kvm_handle_noslot_fault`, and the rest of the fault.
     ///
     /// No retry check: the generation protects these entries. That of the root stays. Spec: x86 2.7.
+    @inline(never)
     func serveNoSlot(
         _ cpu: VirtualCPU, _ root: HostFrame, _ fault: GuestFault, _ reserve: inout TableReserve
     ) -> FaultOutcome {

@@ -12,12 +12,11 @@ extension TDPMMU {
     /// A prefetch ends where something is mapped already: `fault.level` says how large. The kernel would split a huge leaf
     /// for it where only small ones are allowed now; the guest's own access does that here.
     func map(
-        _ permit: borrowing InstallPermit, _ fault: inout GuestFault, _ slot: MemorySlot, _ root: HostFrame,
-        _ reserve: inout TableReserve, by cpu: VirtualCPU
+        _ permit: borrowing InstallPermit, _ fault: inout GuestFault, _ slot: Unmanaged<MemorySlot>, _ root: HostFrame,
+        _ role: PageRole, _ reserve: inout TableReserve, by cpu: VirtualCPU, _ vm: VirtualMachine
     ) -> FaultOutcome {
-        let view = view(root)
+        let view = view(root, vm)
         let frame = permit.guestFrame
-        let role = role(ofRoot: root)
         let isDisallowed = disallowsHugePage(fault)
         fault.level = isDisallowed ? .page4K : permit.largest
         while true {
@@ -27,26 +26,37 @@ extension TDPMMU {
                 fault.level = fault.level.below
                 continue
             }
-            if position.level == fault.level { return install(permit, fault, slot, position, role, by: cpu) }
+            if position.level == fault.level { return install(permit, fault, slot, position, role, by: cpu, vm) }
             if fault.isPrefetch, EntryBits.isLeaf(position.value, position.level.rawValue) {
                 fault.level = position.level
                 return .spurious
             }
-            guard let child = reserve.take() else { return .retry }
-            let seen = position.entry.observe(holding: permit)
-            if !link(child, at: position, frame, role, isDisallowed: isDisallowed, seen: seen) {
-                vm.host.freeTable(child)
-                return .retry
-            }
-            // Nothing but the fetch was against a huge leaf here.
-            if isDisallowed && permit.largest >= position.level { trackPossibleHugePage(child) }
+            if !addTable(permit, at: position, role, isDisallowed: isDisallowed, &reserve) { return .retry }
         }
+    }
+
+    /// False: somebody else was faster, or a table is missing that was there when the reserve was made.
+    @inline(never)
+    private func addTable(
+        _ permit: borrowing InstallPermit, at position: RadixPosition, _ role: PageRole, isDisallowed: Bool,
+        _ reserve: inout TableReserve
+    ) -> Bool {
+        guard let child = reserve.take() else { return false }
+        let seen = position.entry.observe(holding: permit)
+        if !link(child, at: position, permit.guestFrame, role, isDisallowed: isDisallowed, seen: seen) {
+            vm.host.freeTable(child)
+            return false
+        }
+        // Nothing but the fetch was against a huge leaf here.
+        if isDisallowed && permit.largest >= position.level { trackPossibleHugePage(child) }
+        return true
     }
 
     /// Kernel: `tdp_mmu_map_handle_target_level`. Spec: x86 3.4 step 3.
     private func install(
-        _ permit: borrowing InstallPermit, _ fault: GuestFault, _ slot: MemorySlot, _ position: RadixPosition,
-        _ role: PageRole, by cpu: VirtualCPU
+        _ permit: borrowing InstallPermit, _ fault: GuestFault, _ slot: Unmanaged<MemorySlot>,
+        _ position: RadixPosition,
+        _ role: PageRole, by cpu: VirtualCPU, _ vm: VirtualMachine
     ) -> FaultOutcome {
         let old = position.value
         let level = position.level
@@ -54,19 +64,23 @@ extension TDPMMU {
         if fault.isPrefetch, EntryBits.outlastsPrefetch(old) { return .spurious }
         if wasLeaf && bits.allows(fault.access, old) { return .spurious }
         let mayWrite =
-            EntryBits.provesWritable(old, level.rawValue)
+            !tracksFrames || EntryBits.provesWritable(old, level.rawValue)
             || letGuestWrite(permit.guestFrame, slot, prefetch: fault.isPrefetch)
         let isProtected = !mayWrite && permit.writable && fault.access == .write
-        let attributes = leafAttributes(permit, at: level, role, isTracked: !mayWrite, prefetch: fault.isPrefetch)
+        let attributes = leafAttributes(
+            permit, at: level, role, isTracked: !mayWrite, prefetch: fault.isPrefetch, vm)
         let new = position.entry.value(permit, level, attributes)
         if new == old { return isProtected ? .writeProtected : .spurious }
         // In the log before the guest can write: a harvest in between reports too much at worst. Spec: X44, X47.
-        if new & EntryBits.write != 0 { vm.markDirty(permit.guestFrame, in: slot, by: cpu) }
+        if new & EntryBits.write != 0 {
+            let frame = permit.guestFrame
+            slot._withUnsafeGuaranteedRef { vm.markDirty(frame, in: $0, by: cpu) }
+        }
         schedulingNote(.atomicLoad, position.table.physicalAddress)
         guard position.entry.install(permit, level: level, attributes: attributes, expected: old) == nil else {
             return .retry
         }
-        record(
+        vm.record(
             Event(
                 .entryInstalled, frame: EntryBits.field.frame(in: new),
                 guest: permit.guestFrame.aligned(to: level).number,
@@ -74,22 +88,25 @@ extension TDPMMU {
         if wasLeaf {
             leafReplaced(old, by: new, permit.guestFrame)
         } else {
-            vm.statistics.addPages(level: level.rawValue, 1)
+            lending(cpu.statistics) { $0.addPage(level: level.rawValue) }
         }
-        if let journal = vm.memory.journal { checkInstalled(old, new, permit.guestFrame, slot, fault, level, journal) }
+        if vm.memory.isObserved { checkInstalled(old, new, permit.guestFrame, slot, fault, level) }
         if EntryBits.isTable(old, level.rawValue) { tableReplaced(old) }
         return isProtected ? .writeProtected : .fixed
     }
 
     /// X58 and X59, where they can be broken. Caller holds mmu_lock.
+    @inline(never)
     private func checkInstalled(
-        _ old: UInt64, _ new: UInt64, _ frame: GuestFrame, _ slot: MemorySlot, _ fault: GuestFault, _ level: PageLevel,
-        _ journal: Journal
+        _ old: UInt64, _ new: UInt64, _ frame: GuestFrame, _ slot: Unmanaged<MemorySlot>, _ fault: GuestFault,
+        _ level: PageLevel
     ) {
+        guard let journal = vm.memory.journal else { return }
         let mapped = EntryBits.field.frame(in: new)
         if EntryBits.isTable(old, level.rawValue), new & EntryBits.write != 0,
             isTracked(frame, in: slot)
-                || nested?.forbidsWrites(frame..<frame.advanced(by: 1), in: slot.addressSpace) ?? false
+                || nested?.forbidsWrites(
+                    frame..<frame.advanced(by: 1), in: slot._withUnsafeGuaranteedRef { $0.addressSpace }) ?? false
         {
             journal.add(
                 Finding(
@@ -103,6 +120,7 @@ extension TDPMMU {
 
     /// A leaf took a huge table's place. Stale paging-structure entries go before the section ends, and the table, frozen
     /// by then, after it. Spec: F8.
+    @inline(never)
     private func tableReplaced(_ link: UInt64) {
         vm.flushRemoteTLBs()
         remove(EntryBits.field.frame(in: link))
@@ -111,6 +129,7 @@ extension TDPMMU {
     /// The rights or A/D of a leaf changed in place. The frame may not: whoever changed the host's mapping has zapped the
     /// leaf first. Linux stops the machine there; here it is a finding where a journal listens, and stops else. Losing
     /// HW or MW cannot happen either: Linux warns; it would leave writable TLB entries. Spec: X20, X21, F3.
+    @inline(never)
     private func leafReplaced(_ old: UInt64, by new: UInt64, _ frame: GuestFrame) {
         if (old ^ new) & EntryBits.field.mask != 0 {
             guard let journal = vm.memory.journal else { preconditionFailure("a present leaf changes its frame (X21)") }

@@ -19,7 +19,12 @@ extension TDPMMU {
     /// mmu_lock, in a section.
     func isDisallowed(_ position: RadixPosition) -> Bool {
         guard nxHugePages, EntryBits.isTable(position.value, position.level.rawValue) else { return false }
-        return TableInfo(vm.host.tableWords(EntryBits.field.frame(in: position.value))).isDisallowed
+        return isDisallowedTable(at: position)
+    }
+
+    @inline(never)
+    private func isDisallowedTable(at position: RadixPosition) -> Bool {
+        TableInfo(vm.host.tableWords(EntryBits.field.frame(in: position.value))).isDisallowed
     }
 
     /// A fetch has linked `table`, and but for that it could be a huge leaf. Whoever has removed it meanwhile has also

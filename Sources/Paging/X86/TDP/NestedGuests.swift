@@ -70,6 +70,7 @@ extension TDPMMU {
     /// A write of the processor's own to the guest's tables, to set A or D, was refused because they are second-stage tables
     /// for another guest as well: those are given up, and the processor tries again. Emulation would not help.
     /// Kernel: `kvm_mmu_write_protect_fault`. Spec: x86 2.9, 4.10.
+    @inline(never)
     func unprotecting(_ outcome: FaultOutcome, _ fault: GuestFault) -> FaultOutcome {
         guard outcome == .writeProtected, fault.isOnGuestTables, fault.entryPresent, let nested, nested.knowsSlots,
             nested.unprotect(fault.frame)
@@ -88,9 +89,11 @@ extension TDPMMU {
 
     /// Whether the guest may write `frame` through these tables: it may hold tables that are shadowed. Those of the lowest
     /// level are out of sync from now on. Caller: mmu_lock, for reading at least. Kernel: `mmu_try_to_unsync_pages`.
-    func letGuestWrite(_ frame: GuestFrame, _ slot: MemorySlot, prefetch: Bool) -> Bool {
+    @inline(never)
+    func letGuestWrite(_ frame: GuestFrame, _ borrowed: Unmanaged<MemorySlot>, prefetch: Bool) -> Bool {
         guard tracksFrames else { return true }
-        if isTracked(frame, in: slot) { return false }
+        if isTracked(frame, in: borrowed) { return false }
+        let slot = borrowed.takeUnretainedValue()
         guard configuration.nested, let nested, nested.knowsSlots else { return true }
         return nested.letGuestWrite(frame, slot, synchronizing: false, prefetch: prefetch)
     }

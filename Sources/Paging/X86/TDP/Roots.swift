@@ -85,6 +85,7 @@ extension TDPMMU {
     /// Gives the vCPU the VM's root of its role, a new one if there is none that is valid. Without memory it stays without; its
     /// first fault then fails with ENOMEM. The new context starts with empty TLBs. Kernel:
     /// `kvm_tdp_mmu_alloc_root`. No lock held; may sleep.
+    @inline(never)
     func takeRoot(_ cpu: VirtualCPU) {
         precondition(cpu.root == nil, "a vCPU's root is dropped before it gets another")
         let role = role(for: cpu)
@@ -160,6 +161,7 @@ extension TDPMMU {
 
     /// X33: a fault that finds its root invalid finds the request too, which was posted in the same section of mmu_lock,
     /// and which nobody but the vCPU's own task, this one, takes off. Caller holds mmu_lock.
+    @inline(never)
     func checkRequest(of cpu: VirtualCPU, on root: HostFrame) {
         guard let journal = vm.memory.journal, !cpu.hasRequest(VirtualCPU.Request.reloadRoot) else { return }
         journal.add(Finding(.x33, "a vCPU faults on an invalid root and is not asked to leave it", frame: root))

@@ -10,6 +10,7 @@ import Audit
 import Frames
 import GuestMemory
 import HostMemory
+import Synchronization
 import Synchrony
 
 /// The stage-2 tables of one VM, as x86 KVM keeps them with EPT or NPT.
@@ -33,18 +34,22 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     public var allowsPreFault = true
 
     /// Kernel: RCU, as far as tables are concerned.
-    let tables = ReadSideSections(atomic: true)
+    let tables = ReadSideSections(atomic: true, spread: true)
     /// Kernel: `tdp_mmu_pages_lock`.
     let pages = SpinLock(.tdpPages)
     /// Root tables, in order of their making. Written under `pages` and mmu_lock; read under either.
     var roots: [HostFrame] = []
     /// Whether huge leaves are never executable. Written under mmu_lock for writing, read under mmu_lock.
-    var nxHugePages: Bool
+    @exclusivity(unchecked) var nxHugePages: Bool
     /// Tables that only a fetch keeps from being a huge leaf, oldest first. Under `pages`. Kernel:
     /// `possible_nx_huge_pages`.
     var possibleHugePages: [HostFrame] = []
     /// Tables that nothing reachable points to. Under `pages`.
-    var removed: [HostFrame] = []
+    var removed: [HostFrame] = [] {
+        didSet { hasRemoved.store(!removed.isEmpty, ordering: .relaxed) }
+    }
+    /// Whether there are any: for whoever looks without the lock. Who removes a table frees it, so no other need be sure.
+    let hasRemoved = Atomic<Bool>(false)
     /// The page of the VM's APIC.
     let apic = APICAccessPage()
     /// The tables of nested guests whose guest hypervisors have such of their own. Nil: there can't be any. Set when this is
@@ -132,27 +137,38 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     // MARK: Faults and roots
 
     override public func handleFault(_ cpu: VirtualCPU, _ fault: GuestFault) -> FaultOutcome {
-        if configuration.nested, let nested, nested.isInUse(by: cpu) { return nested.handleFault(cpu, fault) }
+        if configuration.nested, let outcome = handleNestedFault(cpu, fault) { return outcome }
+        return lending(cpu.vm) { handleFault(cpu, fault, $0) }
+    }
+
+    @inline(never)
+    private func handleNestedFault(_ cpu: VirtualCPU, _ fault: GuestFault) -> FaultOutcome? {
+        guard let nested, nested.isInUse(by: cpu) else { return nil }
+        return nested.handleFault(cpu, fault)
+    }
+
+    private func handleFault(_ cpu: VirtualCPU, _ fault: GuestFault, _ vm: VirtualMachine) -> FaultOutcome {
         if fault.isReserved, cpu.root != nil, let outcome = handleMMIO(cpu, fault) { return outcome }
         // Of a misconfiguration KVM tells nothing.
         let isTold = !fault.isReserved || !bits.isEPT
         if isTold {
-            record(
+            vm.record(
                 Event(
                     .fault, guest: fault.frame.number, value: UInt64(fault.access.rawValue), extra: UInt64(cpu.number),
                     task: UInt8(truncatingIfNeeded: cpu.number)))
         }
-        CPUStatistics.bump(cpu.statistics.pf_taken)
         var served = fault
-        let outcome = unprotecting(serve(cpu, &served), fault)
-        cpu.statistics.count(outcome)
+        lending(cpu.statistics) { CPUStatistics.bump($0.pf_taken) }
+        var outcome = serve(cpu, &served, vm)
+        if case .writeProtected = outcome { outcome = unprotecting(outcome, fault) }
+        lending(cpu.statistics) { $0.count(outcome) }
         if isTold {
-            record(
+            vm.record(
                 Event(
                     .faultResolved, guest: fault.frame.number, value: outcome.code, extra: UInt64(cpu.number),
                     task: UInt8(truncatingIfNeeded: cpu.number)))
         }
-        freeRemovedTables()
+        if hasRemoved.load(ordering: .relaxed) { freeRemovedTables() }
         return outcome
     }
 
@@ -263,12 +279,14 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
 
     /// The tables under one root.
     @inline(__always)
-    func view(_ root: HostFrame) -> RadixTables<TDPFormat> {
-        RadixTables(memory: vm.memory, format: TDPFormat(levels: configuration.levels), root: root)
+    func view(_ root: HostFrame) -> RadixTables<TDPFormat> { view(root, vm) }
+
+    /// The same for who has the VM at hand: a fault, which counts no reference to it.
+    @inline(__always)
+    func view(_ root: HostFrame, _ vm: VirtualMachine) -> RadixTables<TDPFormat> {
+        RadixTables(memory: vm.memory.tables, format: TDPFormat(levels: configuration.levels), root: root)
     }
 
     @inline(__always)
-    func record(_ event: @autoclosure () -> Event) {
-        if let journal = vm.memory.journal { journal.record(event()) }
-    }
+    func record(_ event: @autoclosure () -> Event) { vm.record(event()) }
 }

@@ -49,24 +49,32 @@ struct TableInfo {
 /// The tables that one fault may need, taken before the invalidation snapshot, when sleeping is allowed. What is left
 /// over goes back. Kernel: `mmu_topup_memory_caches`.
 struct TableReserve: ~Copyable {
-    private let host: Host
+    /// Nil: empty from the start.
+    private var host: Unmanaged<Host>?
     private var first: HostFrame?
     private var second: HostFrame?
     private var third: HostFrame?
     private var fourth: HostFrame?
 
-    /// Takes `count` (at most 4) empty tables. Nil: memory is used up.
-    init?(_ host: Host, count: Int) {
-        self.host = host
+    init() {}
+
+    /// Takes `count` (at most 4) empty tables. False: memory is used up. `host` outlives the reserve.
+    @inline(never)
+    mutating func fill(_ host: Host, count: Int) -> Bool {
+        self.host = Unmanaged.passUnretained(host)
         first = count > 0 ? host.allocateTable(order: 0, fill: EntryBits.empty) : nil
         second = count > 1 ? host.allocateTable(order: 0, fill: EntryBits.empty) : nil
         third = count > 2 ? host.allocateTable(order: 0, fill: EntryBits.empty) : nil
         fourth = count > 3 ? host.allocateTable(order: 0, fill: EntryBits.empty) : nil
         let got = (first == nil ? 0 : 1) + (second == nil ? 0 : 1) + (third == nil ? 0 : 1) + (fourth == nil ? 0 : 1)
-        if got < count { return nil }
+        return got == count
     }
 
-    deinit {
+    deinit { if let host { giveBack(host) } }
+
+    @inline(never)
+    private borrowing func giveBack(_ host: Unmanaged<Host>) {
+        let host = host.takeUnretainedValue()
         if let first { host.freeTable(first) }
         if let second { host.freeTable(second) }
         if let third { host.freeTable(third) }
@@ -113,8 +121,9 @@ extension TDPMMU {
             return false
         }
         if isHuge {
-            vm.statistics.addPages(level: position.level.rawValue, -1)
-            vm.statistics.addPages(level: childLevel.rawValue, 512)
+            let statistics = vm.statistics
+            statistics.addPages(level: position.level.rawValue, -1)
+            statistics.addPages(level: childLevel.rawValue, 512)
         }
         record(
             Event(
@@ -130,10 +139,8 @@ extension TDPMMU {
         let freed = isSmall && nxHugePages
         let update = EntryUpdate(
             set: freed ? bits.execute : 0, clear: (isSmall ? EntryBits.large : 0) | (freed ? bits.noExecute : 0))
-        for i in 0..<512 {
-            StageTwoEntry(vm.memory.entry(i, of: child), EntryBits.field)
-                .storePart(of: huge, index: i, childLevel: childLevel, update)
-        }
+        StageTwoEntry(vm.memory.entry(0, of: child), EntryBits.field)
+            .storeParts(of: huge, childLevel: childLevel, update)
     }
 
     /// Ends a table that nothing points to any more: freezes every entry, ends what they mapped, and puts the table

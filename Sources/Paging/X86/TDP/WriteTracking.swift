@@ -9,8 +9,11 @@ extension TDPMMU {
     /// Whether a frame can be tracked: if somebody asked for that, or there are nested guests' tables.
     @inline(__always)
     var tracksFrames: Bool {
-        configuration.tracksWrites || (configuration.nested && nested?.knowsSlots ?? false)
+        configuration.tracksWrites || (configuration.nested && tracksForNested)
     }
+
+    @inline(never)
+    private var tracksForNested: Bool { nested?.knowsSlots ?? false }
 
     /// The slot's tracked frames; nil where the MMU was made without.
     @inline(__always)
@@ -21,9 +24,15 @@ extension TDPMMU {
     }
 
     /// Whether a write to `frame` must be emulated.
-    func isTracked(_ frame: GuestFrame, in slot: MemorySlot?) -> Bool {
-        guard tracksFrames, let slot else { return false }
-        return trackedFrames(of: slot)?.isTracked(frame) ?? false
+    @inline(__always)
+    func isTracked(_ frame: GuestFrame, in slot: Unmanaged<MemorySlot>?) -> Bool {
+        tracksFrames && isTrackedFrame(frame, in: slot)
+    }
+
+    @inline(never)
+    private func isTrackedFrame(_ frame: GuestFrame, in slot: Unmanaged<MemorySlot>?) -> Bool {
+        guard let slot else { return false }
+        return trackedFrames(of: slot.takeUnretainedValue())?.isTracked(frame) ?? false
     }
 
     /// A write to `frame` faults from now on; returns when no vCPU can write it any more. No lock held. EINVAL: the MMU was

@@ -8,5 +8,5 @@ func invent(
 ) -> FaultedFrame {
     FaultedFrame(  // error: 'FaultedFrame' initializer is inaccessible
         guestFrame: GuestFrame(1), frame: HostFrame(2), isWritable: true, isCounted: true, isPrivate: false,
-        slot: slot, snapshot: snapshot, reference: reference)
+        slotReference: Unmanaged.passUnretained(slot), snapshot: snapshot, reference: reference)
 }

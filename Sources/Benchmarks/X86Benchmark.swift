@@ -1,0 +1,271 @@
+import CBenchmarkLimits
+import Frames
+import GuestMemory
+import Machine
+import SeededRandom
+
+/// What is measured of x86's MMUs.
+public enum X86Operation: String, Sendable, CaseIterable, Codable {
+    case warmFault = "fault, warm tables"
+    case coldFault = "fault, cold tables"
+    case split = "eager split, per 4 KiB entry"
+    case writeProtect = "write-protect, per entry"
+    case clearDirty = "clear dirty, per entry"
+    case oneCPU = "faults of one vCPU"
+    case twoCPUs = "faults of two vCPUs, two cores"
+    case shadowFault = "shadow MMU: fault, warm tables"
+
+    /// What the limit row does for each.
+    public var limit: String {
+        switch self {
+        case .warmFault, .coldFault: "the same atomics, the same memory"
+        case .split: "plain stores, table not linked"
+        case .writeProtect, .clearDirty: "lock and"
+        case .oneCPU, .twoCPUs, .shadowFault: "none"
+        }
+    }
+}
+
+/// One line of the table, in nanoseconds for each fault or entry.
+public struct X86Row: Sendable, Codable {
+    public var operation: X86Operation
+    public var nanoseconds: Double
+    /// Nil: there is none.
+    public var limit: Double?
+    public var ratioToLimit: Double? { limit.map { nanoseconds / $0 } }
+}
+
+public struct X86Report: Sendable, Codable {
+    public var warmPages: Int
+    public var coldPages: Int
+    public var parallelPages: Int
+    public var rounds: Int
+    public var seed: UInt64
+    public var rows: [X86Row]
+    /// Nil: this machine can't be stepped.
+    public var anatomy: FaultAnatomy?
+    /// Throughput of two vCPUs to that of one, best of all rounds; nil: fewer than two processors.
+    public var parallelSpeedup: Double?
+
+    public func row(_ operation: X86Operation) -> X86Row? { rows.first { $0.operation == operation } }
+}
+
+/// Faults, splits and dirty logging of x86's MMUs, each beside the least that the machine could have done.
+public struct X86Benchmark: Sendable {
+    public var rounds: Int
+    public var seed: UInt64
+    /// Pages of each guest.
+    public var warmPages: Int
+    public var coldPages: Int
+    public var parallelPages: Int
+    public var splitPages: Int
+
+    public init(quick: Bool, coldGiB: Int = 32, rounds: Int, seed: UInt64) {
+        self.rounds = quick ? 1 : rounds
+        self.seed = seed
+        warmPages = quick ? 512 : 2048
+        coldPages = quick ? 1 << 12 : coldGiB << 18
+        parallelPages = quick ? 1 << 12 : 1 << 13
+        splitPages = quick ? 1 << 14 : 1 << 21
+    }
+
+    /// Words of the thread's own that a fault raises by a locked addition and lowers by a store: the slots' section, the
+    /// tables' (twice), mmu_lock.
+    static let sections = 4
+    private static let splitPasses = 5
+
+    public func run(progress: (String) -> Void) throws(BenchmarkError) -> X86Report {
+        var samples = X86Samples()
+        progress(X86Operation.warmFault.rawValue)
+        let anatomy = try measureFaults(.warmFault, warmPages, passes: max(1, (1 << 19) / warmPages), &samples)
+        progress(X86Operation.coldFault.rawValue)
+        _ = try measureFaults(.coldFault, coldPages, passes: 1, &samples)
+        progress(X86Operation.split.rawValue)
+        try measureSplit(&samples)
+        progress(X86Operation.twoCPUs.rawValue)
+        let speedup = try measureParallel(&samples)
+        progress(X86Operation.shadowFault.rawValue)
+        try measureShadow(&samples)
+        progress("dirty logging")
+        let logging = try MemoryBenchmark(guestBytes: UInt64(splitPages) << 12, rounds: rounds, seed: seed)
+            .run4KPrecise()
+        var rows = X86Operation.allCases.compactMap { samples.row($0) }
+        for (operation, memory) in [(X86Operation.writeProtect, Operation.writeProtect), (.clearDirty, .clearDirty)] {
+            guard let found = logging.rows.first(where: { $0.operation == memory }) else { continue }
+            rows.append(X86Row(operation: operation, nanoseconds: found.nanoseconds, limit: found.limit))
+        }
+        return X86Report(
+            warmPages: warmPages, coldPages: coldPages, parallelPages: parallelPages, rounds: rounds, seed: seed,
+            rows: rows, anatomy: anatomy, parallelSpeedup: speedup)
+    }
+
+    private func machine(
+        _ pages: Int, blockOrder: Int = 0, virtualCPUs: Int = 1
+    ) throws(BenchmarkError) -> BenchmarkMachine {
+        guard
+            let machine = BenchmarkMachine(
+                pages: pages, policy: .precise, blockOrder: blockOrder, seed: seed, virtualCPUs: virtualCPUs,
+                hugePages: true)
+        else { throw .noMemory("a guest of \(pages >> 8) MiB") }
+        return machine
+    }
+
+    private func shuffled(_ pages: Int) -> [UInt32] {
+        var random = SplitMix(seed: seed &+ 1)
+        return (0..<UInt32(pages)).shuffled(using: &random)
+    }
+
+    private func expect(
+        _ operation: X86Operation, _ found: Int, _ wanted: Int
+    ) throws(BenchmarkError) {
+        if found != wanted { throw .wrongResult("\(operation.rawValue) left \(found) where \(wanted) was right") }
+    }
+
+    // MARK: Faults
+
+    /// All pages are faulted in once, so that the tables are there, and zapped from the guest's tables alone. Each pass
+    /// faults them in again, in random order, and zaps them untimed. A round's time is that of its best pass: a pass is
+    /// short, and what else runs on the machine can only make it longer.
+    private func measureFaults(
+        _ operation: X86Operation, _ pages: Int, passes: Int, _ samples: inout X86Samples
+    ) throws(BenchmarkError) -> FaultAnatomy? {
+        let machine = try machine(pages, virtualCPUs: 2)
+        let order = shuffled(pages)
+        try expect(operation, order.withUnsafeBufferPointer { machine.fault($0) }, pages)
+        machine.zapAll()
+        for round in 0..<rounds + 1 {
+            var best = Double.infinity
+            for _ in 0..<passes {
+                let run = time { order.withUnsafeBufferPointer { machine.fault($0) } }
+                try expect(operation, run.result, pages)
+                best = min(best, run.nanoseconds)
+                machine.zapAll()
+            }
+            if round > 0 { samples.keep(operation, best / Double(pages)) }
+        }
+        try measureFaultLimit(operation, order, passes: passes, &samples)
+        return machine.anatomy()
+    }
+
+    private func measureFaultLimit(
+        _ operation: X86Operation, _ order: [UInt32], passes: Int, _ samples: inout X86Samples
+    ) throws(BenchmarkError) {
+        let pages = order.count
+        var random = SplitMix(seed: seed)
+        let frames = (0..<UInt32(pages)).shuffled(using: &random)
+        let size = limit_radix_size(pages)
+        guard let host = MappedArena(size: size, hugePages: true), let guest = MappedArena(size: size, hugePages: true),
+            let pageFrames = MappedArena(size: pages * 64, hugePages: true)
+        else { throw .noMemory("the limit's tables") }
+        limit_radix_make(host.base, frames, pages)
+        for page in 0..<pages { pageFrames.base.storeBytes(of: 1, toByteOffset: page * 64 + 8, as: UInt32.self) }
+        for round in 0..<rounds + 1 {
+            var best = Double.infinity
+            for _ in 0..<passes {
+                limit_radix_make(guest.base, nil, pages)
+                let run = time {
+                    limit_faults(host.base, guest.base, pageFrames.base, order, pages, Int32(Self.sections))
+                }
+                try expect(operation, run.result, pages)
+                best = min(best, run.nanoseconds)
+            }
+            if round > 0 { samples.keep(operation, best / Double(pages), isLimit: true) }
+        }
+    }
+
+    /// Each pass faults in what is not mapped ahead of use, and zaps it untimed.
+    private func measureShadow(_ samples: inout X86Samples) throws(BenchmarkError) {
+        let machine = try ShadowBenchmarkMachine()
+        let passes = max(1, warmPages * 8 / ShadowBenchmarkMachine.faults)
+        for round in 0..<rounds + 1 {
+            var best = Double.infinity
+            for _ in 0..<passes {
+                let run = time { machine.faultAll() }
+                try expect(.shadowFault, run.result, ShadowBenchmarkMachine.faults)
+                best = min(best, run.nanoseconds)
+                machine.zapAll()
+            }
+            if round > 0 { samples.keep(.shadowFault, best / Double(ShadowBenchmarkMachine.faults)) }
+        }
+    }
+
+    // MARK: Splits
+
+    /// A guest of 2 MiB leaves is split by turning the log on; what the log does to the entries then is not timed.
+    private func measureSplit(_ samples: inout X86Samples) throws(BenchmarkError) {
+        let machine = try machine(splitPages, blockOrder: 9)
+        for round in 0..<rounds + 1 {
+            let order = stride(from: UInt32(0), to: UInt32(splitPages), by: 512).map { $0 }
+            var best = Double.infinity
+            for _ in 0..<Self.splitPasses {
+                try expect(.split, order.withUnsafeBufferPointer { machine.fault($0) }, splitPages / 512)
+                try expect(.split, machine.leaves2M, splitPages / 512)
+                let run = time { machine.mmu.splitHugeLeaves(of: machine.slot) }
+                guard run.result else { throw .noMemory("the tables of a split") }
+                try expect(.split, machine.leaves4K, splitPages)
+                machine.endTables()
+                best = min(best, run.nanoseconds)
+            }
+            if round > 0 { samples.keep(.split, best / Double(splitPages)) }
+        }
+        guard let tables = MappedArena(size: splitPages * 8, hugePages: true) else { throw .noMemory("tables") }
+        let words = tables.base.bindMemory(to: UInt64.self, capacity: splitPages)
+        for round in 0..<rounds + 1 {
+            var best = Double.infinity
+            for _ in 0..<Self.splitPasses {
+                best = min(best, time { limit_split(words, splitPages, 0x8600_0000_0000_0b77) }.nanoseconds)
+            }
+            if round > 0 { samples.keep(.split, best / Double(splitPages), isLimit: true) }
+        }
+    }
+
+    // MARK: Two vCPUs
+
+    /// Each vCPU has one half of the guest. The best of all rounds: what else runs on the machine can only make it worse.
+    private func measureParallel(_ samples: inout X86Samples) throws(BenchmarkError) -> Double? {
+        let machine = try machine(parallelPages, virtualCPUs: 2)
+        let half = parallelPages / 2
+        let order = [UInt32](0..<UInt32(parallelPages))
+        var one: [Double] = []
+        var two: [Double] = []
+        for _ in 0..<(rounds == 1 ? 3 : 100 * rounds) {
+            try order.withUnsafeBufferPointer { (order) throws(BenchmarkError) in
+                let alone = machine.faultInParallel([order])
+                try expect(.oneCPU, alone.fixed, parallelPages)
+                one.append(alone.nanoseconds / Double(parallelPages))
+                machine.zapAll()
+                let both = machine.faultInParallel([
+                    UnsafeBufferPointer(rebasing: order[..<half]), UnsafeBufferPointer(rebasing: order[half...]),
+                ])
+                try expect(.twoCPUs, both.fixed, parallelPages)
+                two.append(both.nanoseconds / Double(parallelPages))
+                machine.zapAll()
+            }
+        }
+        guard let bestOne = one.dropFirst().min(), let bestTwo = two.dropFirst().min() else { return nil }
+        samples.keep(.oneCPU, bestOne)
+        samples.keep(.twoCPUs, bestTwo)
+        return bestOne / bestTwo
+    }
+}
+
+/// Times by operation, in nanoseconds for each fault or entry.
+struct X86Samples {
+    private var values: [(operation: X86Operation, isLimit: Bool, nanoseconds: Double)] = []
+
+    mutating func keep(_ operation: X86Operation, _ nanoseconds: Double, isLimit: Bool = false) {
+        values.append((operation, isLimit, nanoseconds))
+    }
+
+    private func median(_ operation: X86Operation, isLimit: Bool) -> Double? {
+        let found = values.filter { $0.operation == operation && $0.isLimit == isLimit }.map(\.nanoseconds)
+        return found.isEmpty ? nil : middle(of: found)
+    }
+
+    /// Medians; nil: not measured.
+    func row(_ operation: X86Operation) -> X86Row? {
+        median(operation, isLimit: false).map {
+            X86Row(operation: operation, nanoseconds: $0, limit: median(operation, isLimit: true))
+        }
+    }
+}
