@@ -87,7 +87,7 @@ import Testing
         #expect(object?["verdict"] as? String == "ok")
         let table = try Command.run("compare", "Scenarios/virtio-gpu-blob.yaml", "--json")
         let cells = try JSONSerialization.jsonObject(with: Data(table.output.utf8)) as? [String: Any]
-        #expect((cells?["cells"] as? [Any])?.count == 9)
+        #expect((cells?["cells"] as? [Any])?.count == 12)
     }
 
     @Test func `a schema is printed`() throws {
@@ -101,7 +101,9 @@ import Testing
 @Suite struct OwnTraces {
     @Test(arguments: Command.scenarios) func `a run's trace is clean`(_ scenario: String) throws {
         try Command.withFile("trace.txt", "") { path in
-            let run = try Command.run("run", scenario, "--architecture", "x86-tdp", "--trace", path)
+            let isShadow = try Command.text(of: scenario).contains("\narchitecture: x86-shadow\n")
+            let run = try Command.run(
+                "run", scenario, "--architecture", isShadow ? "x86-shadow" : "x86-tdp", "--trace", path)
             #expect(run.status == 0)
             let audit = try Command.run("audit", path)
             #expect(audit.status == 0, "\(audit.output)")

@@ -13,6 +13,8 @@ public enum StepOutcome: Sendable, Equatable {
     case dirtyRingFull
     /// EFAULT, and KVM said of which page.
     case memoryFault
+    /// The guest's own page fault.
+    case pageFault
     case error(Errno)
     /// Pages of the slot that GET_DIRTY_LOG reported, or guest frames of a dirty ring, ascending.
     case pages([UInt64])

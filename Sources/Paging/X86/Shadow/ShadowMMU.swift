@@ -57,6 +57,7 @@ public final class ShadowMMU: SecondaryMMU, @unchecked Sendable {
     override public var protectsNewSlots: Bool { false }
     override public var guestAddressBits: Int { 52 }
     override public var retryLooksAtRange: Bool { true }
+    override public var hasReferenceBit: Bool { true }
     override public var marksPagesFromEntries: Bool { true }
     override public var elidesFlushIfYoung: Bool { true }
     override public var isTotalStoreOrder: Bool { true }

@@ -162,10 +162,23 @@ extension ShadowMMU {
             reverseMap(slot).remove(page.place(of: index), frame, page.level)
         }
         vm.statistics.addPages(level: page.role.level, -1)
+        markPage(of: old)
         note(
             Event(
                 .entryZapped, frame: EntryBits.field.frame(in: old), guest: frame.number, level: page.role.level,
                 value: EntryBits.empty, extra: old))
+    }
+
+    /// The old policies mark the page when its leaf goes. Spec: x86 0.1 (E0), generic 10.1, 10.2.
+    private func markPage(of leaf: UInt64) {
+        let frame = EntryBits.field.frame(in: leaf)
+        let (accessed, dirty) = (leaf & bits.accessed != 0, leaf & bits.dirty != 0)
+        switch vm.policy {
+        case .precise: break
+        case .tracked(let policy):
+            policy.leafRemoved(frame, counted: leaf & Self.counted != 0, accessed: accessed, dirty: dirty)
+        case .guess(let policy): policy.leafRemoved(frame, counted: false, accessed: accessed, dirty: dirty)
+        }
     }
 
     /// Empties an entry that points to a page. The caller flushes. Kernel: `drop_parent_pte`.
