@@ -18,6 +18,8 @@ public final class CPUStatistics: Sendable {
     public let exits = Atomic<UInt64>(0)
     public let mmio_exits = Atomic<UInt64>(0)
     public let signal_exits = Atomic<UInt64>(0)
+    /// Instructions that KVM carried out in the guest's place.
+    public let insn_emulation = Atomic<UInt64>(0)
     public init() {}
 
     /// Caller: the vCPU's own task.

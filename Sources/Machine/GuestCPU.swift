@@ -158,6 +158,7 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
     /// The emulator: a store to memory that is not read-only goes through the user mapping, as KVM's emulator does;
     /// all else is MMIO. Caller is inside `withSlots`. Spec: generic section 7, real-kvm "a live finding".
     private func emulate(_ fault: GuestFault, _ value: UInt64, _ mask: UInt64) -> AccessResult {
+        if tables.emulatorWritesMemory { CPUStatistics.bump(statistics.insn_emulation) }
         if fault.access == .write, tables.emulatorWritesMemory,
             let slot = slot(containing: fault.frame), !slot.isInvalid, !slot.flags.readOnly
         {

@@ -171,6 +171,7 @@ public final class PagedCPU: VirtualCPU, @unchecked Sendable {
     /// The emulator goes through the user's mapping; what it writes over a guest page table has consequences. What isn't
     /// there is MMIO. Caller is inside `withSlots`.
     private func emulate(_ access: PagedAccess, _ address: GuestAddress) -> PagedAccessResult {
+        CPUStatistics.bump(statistics.insn_emulation)
         if let slot = slot(containing: address.frame), !slot.isInvalid {
             let place = slot.userAddress(of: address.frame) + address.offset
             do throws(Errno) {

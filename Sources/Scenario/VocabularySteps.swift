@@ -394,6 +394,20 @@ extension Vocabulary {
         case .remote_tlb_flush: "flushes of all vCPUs done"
         case .remote_tlb_flush_requests: "flushes of all vCPUs asked for"
         case .tlb_flush: "flushes that a vCPU served"
+        case .mmu_shadow_zapped: "shadow pages zapped; a root in use counts twice"
+        case .mmu_pte_write: "emulated stores over guest page tables"
+        case .mmu_pde_zapped: "those over a present entry above the lowest level"
+        case .mmu_flooded: "shadow pages given up because the guest wrote their table again and again"
+        case .mmu_recycled: "shadow pages given up for want of room"
+        case .mmu_cache_miss: "shadow pages made because none was found"
+        case .mmu_unsync: "shadow pages out of sync now"
+        case .nx_lpage_splits: "huge pages not allowed because they would be executable, now"
+        case .max_mmu_rmap_size: "most entries that mapped one guest frame"
+        case .max_mmu_page_hash_collisions: "most other pages passed in a search for a shadow page"
+        case .pf_guest: "page faults injected into the guest"
+        case .invlpg: "INVLPGs of the guest"
+        case .exits: "exits from guest mode"
+        case .insn_emulation: "instructions that KVM carried out in the guest's place"
         }
     }
 }

@@ -20,6 +20,7 @@ let shipped =
         "signal", "race-signal", "precopy", "precopy-manual", "precopy-dma", "diff-snapshot", "race-precopy",
         "race-precopy-start", "race-precopy-manual", "race-snapshot", "dirty-ring", "race-dirty-ring", "private-memory",
         "race-private", "race-frame-cache", "async-fault", "race-async-fault", "prefault", "race-mmio-slot",
+        "huge-page-logged",
         "race-eager-split",
     ] + shippedForShadow
 
@@ -27,7 +28,8 @@ let shipped =
 let shippedForShadow = [
     "shadow-own-tables", "shadow-unsync", "shadow-write-protect", "shadow-dirty-log", "shadow-mmio",
     "shadow-shootdown", "race-shadow-walk", "race-shadow-unmap", "race-shadow-sync", "race-shadow-zap",
-    "race-shadow-log", "race-shadow-clear-log", "race-shadow-shootdown", "race-shadow-table", "race-shadow-punch",
+    "race-shadow-log", "race-shadow-clear-log", "race-shadow-exchange", "race-shadow-shootdown", "race-shadow-table",
+    "race-shadow-punch",
     "shadow-zero-page",
 ]
 

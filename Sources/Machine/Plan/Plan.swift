@@ -423,4 +423,7 @@ public enum StatisticName: UInt8, Sendable, CaseIterable {
     case pages_4k, pages_2m, pages_1g
     case remote_tlb_flush, remote_tlb_flush_requests
     case tlb_flush
+    case mmu_shadow_zapped, mmu_pte_write, mmu_pde_zapped, mmu_flooded, mmu_recycled, mmu_cache_miss, mmu_unsync
+    case nx_lpage_splits, max_mmu_rmap_size, max_mmu_page_hash_collisions
+    case pf_guest, invlpg, exits, insn_emulation
 }

@@ -1,5 +1,6 @@
 import Audit
 import Frames
+import GuestMemory
 import HostMemory
 
 /// What one step gave.
@@ -67,6 +68,8 @@ public struct RunOutcome: Sendable {
     public var statistics: [StatisticExpectation]
     /// Statistics that differ from the plan's expectations: name, expected, found.
     public var statisticMismatches: [(StatisticName, expected: UInt64, found: UInt64)]
+    /// All of KVM's counters in its own order: the VM's, and then each vCPU's.
+    public var counters: [[NamedCounter]] = []
     public var regions: [RegionState]
     public var totals: EventTotals
 

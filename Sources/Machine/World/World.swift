@@ -121,7 +121,7 @@ public final class World {
         pools = try Self.setAside(plan, host)
         framesAtStart = memory.freeFrames
         addressSpace = AddressSpace(host: host)
-        tables = chosen.makeTables()
+        tables = Self.makeTables(chosen)
         guard plan.fits(chosen) else { throw plan.hasPrivateMemory ? .privateMemory : .guestTables }
         vm = VirtualMachine(
             addressSpace: addressSpace, mmu: tables.mmu, policy: policy.kind,
@@ -138,6 +138,14 @@ public final class World {
             self.consumers = consumers
             stepChecks.consumers = consumers
         }
+    }
+
+    /// As KVM's module parameters have it: with MMIO caching, where there is any.
+    private static func makeTables(_ architecture: Architecture) -> StageTwoTables {
+        guard architecture == .x86TDP else { return architecture.makeTables() }
+        var configuration = TDPConfiguration()
+        configuration.largestPage = .page1G
+        return .tdp(TDPMMU(configuration))
     }
 
     private static func makeCPUs(
@@ -269,12 +277,13 @@ public final class World {
             if found != wanted.value { mismatches.append((wanted.statistic, wanted.value, found)) }
         }
         let events = journal.events
+        let counters = [vm.statistics.inOrder] + vm.virtualCPUs.map { $0.statistics.inOrder }
         takeDown()
         journal.observer = nil
         return RunOutcome(
             plan: plan, architecture: architecture, policy: policy, steps: results, events: events,
             findings: journal.findings, holdings: journal.holdings, statistics: statistics,
-            statisticMismatches: mismatches, regions: states, totals: EventTotals(events))
+            statisticMismatches: mismatches, counters: counters, regions: states, totals: EventTotals(events))
     }
 
     /// Runs one task of a phase to its end. The explorer runs several side by side; a step's range of events then holds

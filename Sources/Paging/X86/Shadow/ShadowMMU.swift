@@ -73,7 +73,9 @@ public final class ShadowMMU: SecondaryMMU, @unchecked Sendable {
     override public func handleFault(_ cpu: VirtualCPU, _ fault: GuestFault) -> FaultOutcome {
         note(
             Event(
-                .fault, guest: fault.frame.number, value: UInt64(fault.access.rawValue), extra: UInt64(cpu.number),
+                .fault, guest: fault.frame.number,
+                level: (fault.entryPresent ? 1 : 0) | (state(of: cpu).isUser ? 4 : 0),
+                value: UInt64(fault.access.rawValue), extra: UInt64(cpu.number),
                 task: task(cpu)))
         CPUStatistics.bump(cpu.statistics.pf_taken)
         let outcome = serve(cpu, fault)

@@ -71,7 +71,7 @@ extension ShadowMMU {
         guard let slot = slot(page.frame, page.role) else { return }
         slot.largePages?.add(1, at: page.frame)
         if page.role.level > 1 { reverseMap(slot).add(1, page.frame) }
-        if writeProtect(page.frame, slot, tracking: true) { vm.flushRemoteTLBs() }
+        if writeProtect(page.frame, slot, tracking: true), !Defect.shadowedUnflushed.isOn { vm.flushRemoteTLBs() }
     }
 
     /// Kernel: `unaccount_shadowed`.
@@ -124,7 +124,7 @@ extension ShadowMMU {
             Event(
                 .tableLinked, frame: page.table, guest: parent.guestFrame(of: index).number, level: parent.role.level,
                 value: attributes | EntryBits.field.bits(for: page.table), extra: old))
-        if page.isUnsync || page.unsyncChildren > 0 { markUnsync(parent, index) }
+        if page.isUnsync || page.unsyncChildren > 0, !Defect.unsyncUnmarked.isOn { markUnsync(parent, index) }
     }
 
     /// Marks an entry, and those above it, as having something out of sync below. Kernel: `mark_unsync`.
@@ -214,7 +214,7 @@ extension ShadowMMU {
         guard old & taken != 0 else { return false }
         let last = entry.clear(bits: taken)
         noteChange(place, last, last & ~taken)
-        return true
+        return last & EntryBits.write != 0 || !Defect.protectionUnflushed.isOn
     }
 
     func noteChange(_ place: UInt64, _ old: UInt64, _ new: UInt64) {

@@ -108,6 +108,7 @@ extension ShadowMMU {
             var protected = false
             for path in found {
                 guard let slot = slot(path.page.frame, path.page.role) else { continue }
+                guard !Defect.syncUnprotected.isOn else { continue }
                 if writeProtect(path.page.frame, slot, tracking: true) { protected = true }
             }
             if protected { vm.flushRemoteTLBs() }
@@ -122,7 +123,11 @@ extension ShadowMMU {
                 }
                 clearParents(path)
             }
-            if zapped.isEmpty { if flush { vm.flushRemoteTLBs() } } else { commit(&zapped) }
+            if !zapped.isEmpty {
+                commit(&zapped)
+            } else if flush, !Defect.syncUnflushed.isOn {
+                vm.flushRemoteTLBs()
+            }
         }
     }
 
@@ -174,7 +179,7 @@ extension ShadowMMU {
         let attributes = leafAttributes(
             LeafRequest(
                 page: page, slot: slot, frame: frame, rights: rights, old: old, prefetch: true, synchronizing: true,
-                writable: old & bits.hostWritable != 0), by: cpu
+                writable: old & bits.hostWritable != 0 || Defect.hostWriteAssumed.isOn), by: cpu
         ).attributes
         let update = EntryUpdate(set: attributes, clear: ~(EntryBits.frameMask | Self.counted | attributes))
         guard update.applied(to: old) != old else { return .kept }

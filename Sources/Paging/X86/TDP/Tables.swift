@@ -112,7 +112,7 @@ extension TDPMMU {
         guard position.entry.link(vm.host.table(child), attributes: attributes, expected: seen.value) == nil else {
             return false
         }
-        if isHuge {
+        if isHuge, !Defect.splitUncounted.isOn {
             vm.statistics.addPages(level: position.level.rawValue, -1)
             vm.statistics.addPages(level: childLevel.rawValue, 512)
         }
