@@ -14,6 +14,8 @@ public struct GuestFault: Sendable, Equatable {
     public var isPrivate: Bool?
     /// No guest waits for it: it never changes an entry that is there (Spec: I-26). Kernel: `fault->prefetch`.
     public var isPrefetch: Bool
+    /// What the processor was after was a table of the guest's own, not what the tables lead to. Kernel: PFERR_GUEST_PAGE.
+    public var isOnGuestTables = false
     /// Out: the level of the mapping that serves it. Kernel: `fault->goal_level`.
     public var level = PageLevel.page4K
     public init(
@@ -78,7 +80,8 @@ open class SecondaryMMU: @unchecked Sendable {
     /// Whether an entry of a table of `level` is a present leaf. For checks.
     open func isLeaf(_ entry: UInt64, _ level: PageLevel) -> Bool { false }
 
-    final func attach(_ vm: VirtualMachine) {
+    /// Called once, by the VM that the MMU is made for, or by an MMU that this one is a part of.
+    public final func attach(_ vm: VirtualMachine) {
         self.vm = vm
         attached()
     }

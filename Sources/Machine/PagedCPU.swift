@@ -6,39 +6,6 @@ import HostMemory
 import Paging
 import Synchrony
 
-/// How an access of a guest with page tables of its own ended.
-public enum PagedAccessResult: Sendable, Equatable {
-    /// A load's value, or what stood there before a locked addition.
-    case value(UInt64)
-    case stored
-    /// KVM did it in the guest's place.
-    case emulated
-    /// Userspace must emulate it. Kernel: `KVM_EXIT_MMIO`.
-    case mmio
-    /// The guest was not entered: userspace must reset the dirty ring and try again. Kernel: `KVM_EXIT_DIRTY_RING_FULL`.
-    case dirtyRingFull
-    /// The guest's own page fault.
-    case pageFault(GuestPageFault)
-    /// KVM_RUN failed.
-    case failed(Errno)
-}
-
-/// What a paged guest does at an address.
-public enum PagedAccess: Sendable, Equatable {
-    case load
-    case store(UInt64)
-    case fetch
-    case lockedAdd(UInt64)
-
-    var kind: AccessKind {
-        switch self {
-        case .load: .read
-        case .fetch: .execute
-        case .store, .lockedAdd: .write
-        }
-    }
-}
-
 /// A vCPU under shadow paging, which performs single accesses of 8 bytes at linear addresses. Kernel: a vCPU thread in
 /// `KVM_RUN` on a host without two-dimensional paging.
 ///
@@ -163,42 +130,9 @@ public final class PagedCPU: VirtualCPU, @unchecked Sendable {
         let fault = GuestFault(address: GuestAddress(address), access: access.kind, entryPresent: present)
         switch vm.mmu.handleFault(self, fault) {
         case .retry, .fixed, .spurious: return state.pageFault.map { .pageFault($0) }
-        case .writeProtected, .emulate: return emulate(access, state.faultedAddress)
+        case .writeProtected, .emulate:
+            return emulate(access, state.faultedAddress) { mmu.guestMemoryWritten(self, $0, count: 8) }
         case .failed(let errno), .memoryFault(let errno): return .failed(errno)
         }
-    }
-
-    /// The emulator goes through the user's mapping; what it writes over a guest page table has consequences. What isn't
-    /// there is MMIO. Caller is inside `withSlots`.
-    private func emulate(_ access: PagedAccess, _ address: GuestAddress) -> PagedAccessResult {
-        CPUStatistics.bump(statistics.insn_emulation)
-        if let slot = slot(containing: address.frame), !slot.isInvalid {
-            let place = slot.userAddress(of: address.frame) + address.offset
-            do throws(Errno) {
-                switch access {
-                case .load, .fetch: return .value(try vm.addressSpace.load(place))
-                case .store(let value):
-                    guard !slot.flags.readOnly else { break }
-                    try vm.addressSpace.store(place, value)
-                    return written(address, slot)
-                case .lockedAdd(let value):
-                    guard !slot.flags.readOnly else { break }
-                    let old = try vm.addressSpace.load(place)
-                    guard try vm.addressSpace.compareExchange(place, wide: true, expected: old, desired: old &+ value)
-                    else { break }
-                    return written(address, slot)
-                }
-            } catch {
-                // The process may not do it either: whatever the reason, the emulator takes it for a device.
-            }
-        }
-        CPUStatistics.bump(statistics.mmio_exits)
-        return .mmio
-    }
-
-    private func written(_ address: GuestAddress, _ slot: MemorySlot) -> PagedAccessResult {
-        vm.markDirty(address.frame, in: slot, by: self)
-        mmu.guestMemoryWritten(self, address, count: 8)
-        return .emulated
     }
 }

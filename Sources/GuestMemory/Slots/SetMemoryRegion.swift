@@ -257,12 +257,14 @@ extension VirtualMachine {
     /// removal: a handler that looked up the old slot has finished installing by then, and a later one sees INVALID.
     /// Returns the INVALID copy, with slotsArchLock held. Spec: generic 4.5, X16, I-21.
     private func retire(_ old: MemorySlot) -> MemorySlot {
-        let invalid = old.invalidCopy()
         slotsArchLock.lock()
+        let invalid = old.invalidCopy()
         sets(of: old).inactive.replace(old, by: invalid)
         swapSets(mirroring: old, invalid)
         mmu.flushSlot(old)
         slotsArchLock.lock()
+        // An MMU may have given the copy what all slots get late; the old one may come back.
+        old.extra = invalid.extra
         return invalid
     }
 

@@ -92,6 +92,9 @@ public struct PagingRegisters: Sendable, Equatable {
     }
 
     // CR0.
+    /// Paging off: linear addresses are physical ones.
+    public static let unpaged = PagingRegisters(cr0: 1, cr3: 0, cr4: 0, efer: 0)
+
     public static let writeProtectBit: UInt64 = 1 << 16
     public static let pagingBit: UInt64 = 1 << 31
     // CR4.

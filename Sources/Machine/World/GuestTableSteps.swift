@@ -39,7 +39,8 @@ extension World {
         case .emulated: .emulated
         case .mmio: .mmio
         case .dirtyRingFull: .dirtyRingFull
-        case .pageFault: .pageFault
+        // Its guest is no hypervisor.
+        case .pageFault, .nestedExit: .pageFault
         case .failed(let errno): errno == .EFAULT && pagedCPUs[cpu].memoryFault != nil ? .memoryFault : .error(errno)
         }
     }

@@ -19,6 +19,10 @@ public struct FaultCode: OptionSet, Sendable {
 public struct GuestPageFault: Sendable, Equatable {
     public var address: UInt64
     public var code: FaultCode
+    public init(address: UInt64, code: FaultCode) {
+        self.address = address
+        self.code = code
+    }
 }
 
 /// A walk of the guest's tables that found a page. Levels count from 1; element `level - 1` is a level's.
@@ -68,10 +72,19 @@ struct GuestWalk {
     fileprivate mutating func set(_ level: UInt8, entry: UInt64) { Self.write(&entries, level, entry) }
 }
 
+/// Why a walk found nothing.
+struct GuestWalkFailure {
+    /// The guest's own fault.
+    var pageFault: GuestPageFault
+    /// What the entries above it permit together, as far as the walk came.
+    var rights: Rights
+    /// The guest hypervisor has a page-modification log, which is full.
+    var logIsFull = false
+}
+
 enum GuestWalkResult {
     case page(GuestWalk)
-    /// The guest's own fault.
-    case fault(GuestPageFault)
+    case fault(GuestWalkFailure)
 }
 
 /// Walking the guest's tables as its processor would. Caller: the vCPU's task, inside `withSlots`, no lock held.
@@ -80,7 +93,7 @@ extension ShadowMMU {
     /// - Parameter code: W, U and F of the access, and P as the processor reported it.
     func walkGuest(_ cpu: VirtualCPU, _ address: UInt64, _ code: FaultCode) -> GuestWalkResult {
         let state = state(of: cpu)
-        guard state.registers.isPaged else {
+        guard state.format.isPaged else {
             var walk = GuestWalk()
             walk.level = largestDirectLevel
             walk.frame = GuestFrame(address >> 12)
@@ -91,9 +104,9 @@ extension ShadowMMU {
         while true {
             switch walkOnce(cpu, state, address, code) {
             case .page(let walk): return .page(walk)
-            case .fault(let fault):
-                note(Event(.guestWalkFailed, guest: address, value: fault.code.rawValue, task: task(cpu)))
-                return .fault(fault)
+            case .fault(let failure):
+                note(Event(.guestWalkFailed, guest: address, value: failure.pageFault.code.rawValue, task: task(cpu)))
+                return .fault(failure)
             case .changed: continue
             }
         }
@@ -108,24 +121,22 @@ extension ShadowMMU {
 
     private enum Step {
         case page(GuestWalk)
-        case fault(GuestPageFault)
+        case fault(GuestWalkFailure)
         /// An entry changed before A or D got into it.
         case changed
     }
 
     private func walkOnce(_ cpu: VirtualCPU, _ state: ShadowCPU, _ address: UInt64, _ code: FaultCode) -> Step {
-        let registers = state.registers
-        let format = GuestEntryFormat(registers: registers)
+        let format = state.format
+        var walk = GuestWalk()
+        var level = format.levels
+        var above = Rights.all
+        var next = format.top
         func fault(_ reason: FaultCode) -> Step {
-            let fetches = registers.noExecute && registers.physicalAddressExtension || registers.smep
-            let kept: FaultCode = fetches ? [.write, .user, .fetch] : [.write, .user]
-            return .fault(GuestPageFault(address: address, code: code.intersection(kept).union(reason)))
+            let found = code.intersection(format.reported).union(reason)
+            return .fault(GuestWalkFailure(pageFault: GuestPageFault(address: address, code: found), rights: above))
         }
 
-        var walk = GuestWalk()
-        var level = registers.levels
-        var above = Rights.all
-        var next = registers.cr3 & (registers.physicalAddressExtension ? 0x000f_ffff_ffff_f000 : 0xffff_f000)
         if level == 3 {
             // PAE: the four topmost entries were read when CR3 was loaded.
             let entry = state.pageDirectoryPointers(Int(address >> 30 & 3))
@@ -141,7 +152,11 @@ extension ShadowMMU {
                 let entry = readEntry(cpu, place, format, atomically: false)
             else { return fault([]) }
             note(Event(.guestEntryRead, level: level, value: entry, task: task(cpu)))
-            guard format.isPresent(entry) else { return fault([]) }
+            guard format.isPresent(entry) else {
+                // Of EPT the entry says what it lacks.
+                above = above.intersection(format.rights(entry))
+                return fault([])
+            }
             if format.hasReservedBit(entry, level) { return fault([.reserved, .present]) }
             walk.note(level, table: table, place: place, entry: entry, above)
             above = above.intersection(format.rights(entry))
@@ -150,31 +165,21 @@ extension ShadowMMU {
             level -= 1
         }
         walk.level = level
-        guard permits(registers, code, above) else { return fault(.present) }
+        guard format.permits(code, above) else { return fault(.present) }
         let leaf = walk.entry(level)
         walk.frame = GuestFrame(
             format.frame(leaf, level).number + (address >> 12) & (format.pages(level) - 1))
         walk.rights = above
-        if !code.contains(.write), leaf & GuestEntryFormat.dirty == 0 { walk.rights.remove(.write) }
-        switch setFlags(cpu, &walk, format, write: code.contains(.write)) {
+        if !code.contains(.write) { walk.rights = format.withoutWriteIfClean(above, leaf) }
+        switch setFlags(cpu, &walk, address, format, write: code.contains(.write)) {
         case .set: return .page(walk)
+        case .logIsFull:
+            return .fault(
+                GuestWalkFailure(
+                    pageFault: GuestPageFault(address: address, code: code), rights: above, logIsFull: true))
         case .changed: return .changed
         case .failed: return fault([])
         }
-    }
-
-    /// Whether the rights that the guest's entries give together allow the access. Kernel: `permission_fault`.
-    private func permits(_ registers: GuestRegisters, _ code: FaultCode, _ rights: Rights) -> Bool {
-        let user = code.contains(.user)
-        if code.contains(.fetch) {
-            if !rights.contains(.execute) { return false }
-            if !user && rights.contains(.user) && registers.smep { return false }
-        } else if !user && rights.contains(.user) && registers.smap {
-            return false
-        }
-        if user && !rights.contains(.user) { return false }
-        if code.contains(.write), !rights.contains(.write) { return !user && !registers.writeProtect }
-        return true
     }
 
     private enum Flags {
@@ -183,22 +188,25 @@ extension ShadowMMU {
         case changed
         /// The process may not write a table: to try again would be in vain.
         case failed
+        /// The guest hypervisor's page-modification log has no room for the page.
+        case logIsFull
     }
 
     /// Sets A on the way and D on the leaf, as the processor would.
     /// Kernel: `FNAME(update_accessed_dirty_bits)`.
     private func setFlags(
-        _ cpu: VirtualCPU, _ walk: inout GuestWalk, _ format: GuestEntryFormat, write: Bool
+        _ cpu: VirtualCPU, _ walk: inout GuestWalk, _ address: UInt64, _ format: GuestEntryFormat, write: Bool
     ) -> Flags {
-        let top = format.registers.levels == 3 ? 2 : format.registers.levels
-        for level in (walk.level...top).reversed() {
+        guard format.accessed != 0 else { return .set }
+        for level in (walk.level...format.topLevel).reversed() {
             let old = walk.entry(level)
-            var new = old | GuestEntryFormat.accessed
+            var new = old | format.accessed
             let place = walk.place(level)
             if new != old { note(Event(.guestAccessedSet, guest: place.value, level: level, task: task(cpu))) }
-            if level == walk.level, write, old & GuestEntryFormat.dirty == 0 {
+            if level == walk.level, write, old & format.dirty == 0 {
+                guard logForHypervisor(cpu, GuestAddress(address)) else { return .logIsFull }
                 note(Event(.guestDirtySet, guest: place.value, level: level, task: task(cpu)))
-                new |= GuestEntryFormat.dirty
+                new |= format.dirty
             }
             guard new != old else { continue }
             // Tables in a read-only slot stay as they are; the guest's processor could not write them either.

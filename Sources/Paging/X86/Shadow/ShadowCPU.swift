@@ -2,18 +2,19 @@ import Frames
 import GuestMemory
 import HostMemory
 
-/// A root in use or remembered: a table of KVM's, for one CR3. Kernel: `struct kvm_mmu_root_info`.
+/// A root in use or remembered: a table of KVM's, for one CR3, nCR3 or EPT pointer. Kernel: `struct kvm_mmu_root_info`.
 struct ShadowRoot {
     var page: ShadowPage
-    var cr3: UInt64
+    var pointer: UInt64
 }
 
 /// What the shadow MMU keeps for a vCPU: the guest's registers, its roots, and tables in reserve.
 /// Kernel: `vcpu->arch.mmu`. The vCPU's own task's.
 public final class ShadowCPU: CPUExtra, @unchecked Sendable {
     // Unchecked: as the base class.
-    /// Changed with `ShadowMMU.load`.
-    public internal(set) var registers = GuestRegisters.unpaged
+    /// What is shadowed. Changed with `ShadowMMU.load`.
+    var format = GuestEntryFormat(registers: .unpaged)
+    public var registers: GuestRegisters { format.registers }
     /// Whether the guest runs at privilege level 3.
     public var isUser = true
     var role = PageRole()
@@ -34,7 +35,11 @@ public final class ShadowCPU: CPUExtra, @unchecked Sendable {
     var stock: [HostFrame] = []
     /// The guest's own fault that the last access came to; whoever runs the guest takes it.
     public var pageFault: GuestPageFault?
-    /// The guest physical address of the last fault, if its walk found one.
+    /// The nested guest's fault on its guest hypervisor's tables that the last access came to; likewise.
+    public var nestedExit: NestedExit?
+    /// The guest hypervisor's own page-modification log, if it has switched it on. Kernel: vmcs12's.
+    public var hypervisorLog: HypervisorLog?
+    /// The guest physical address of the last fault, if its walk found one. Of a nested guest: the guest hypervisor's.
     public internal(set) var faultedAddress = GuestAddress(0)
 
     /// Kernel: `kvm_pdptr_read`.
@@ -50,6 +55,6 @@ public final class ShadowCPU: CPUExtra, @unchecked Sendable {
     func setPageDirectoryPointers(_ values: (UInt64, UInt64, UInt64, UInt64)) { pointers = values }
 
     /// Whether the root is made of four entries of its own. Kernel: a `pae_root` in use.
-    var usesFourRoots: Bool { registers.levels < 4 }
+    var usesFourRoots: Bool { format.levels < 4 }
     var hasRoot: Bool { usesFourRoots ? !fourRoots.isEmpty : root != nil || hasDummyRoot }
 }

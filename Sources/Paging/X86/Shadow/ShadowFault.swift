@@ -21,12 +21,12 @@ extension ShadowMMU {
         let state = state(of: cpu)
         guard state.hasRoot else { return .retry }
         let address = fault.address.value
-        let code = FaultCode(fault, isUser: state.isUser)
+        let code = state.format.ept == nil ? FaultCode(fault, isUser: state.isUser) : FaultCode(ofEPT: fault)
         let walk: GuestWalk
         switch walkGuest(cpu, address, code) {
         case .page(let found): walk = found
-        case .fault(let guestFault):
-            if !fault.isPrefetch { inject(guestFault, cpu) }
+        case .fault(let failure):
+            if !fault.isPrefetch { inject(failure, fault, cpu) }
             return .retry
         }
         var inner = fault
@@ -34,7 +34,7 @@ extension ShadowMMU {
         state.faultedAddress = inner.address
         var request = Request(address: address, fault: inner, walk: walk)
         guard let slot = cpu.slot(containing: walk.frame) else { return .emulate }
-        if fault.entryPresent, fault.access == .write, slot.extra != nil, reverseMap(slot).isTracked(walk.frame) {
+        if fault.entryPresent, fault.access == .write, reverseMap(slot).isTracked(walk.frame) {
             forgetFloods(state, address)
             return .writeProtected
         }
@@ -59,7 +59,7 @@ extension ShadowMMU {
             return .retry
         }
         let dirty = faulted.isWritable
-        let guardian = vm.lockMMUForFault()
+        let guardian = vm.lockMMU()
         let outcome = install(cpu, &request, faulted, guardian)
         faulted.finish(outcome == .retry ? .unused : .used(dirty: dirty), holding: guardian)
         guardian.unlock()
@@ -81,18 +81,20 @@ extension ShadowMMU {
             rights.remove(.user)
             if state.registers.smep { rights.remove(.execute) }
         }
-        guard let permit = guardian.check(faulted, largest: largestLeaf(request.walk, faulted.slot)) else {
+        guard let permit = guardian.check(faulted, largest: largestLeaf(request, faulted.slot)) else {
             return .retry
         }
         guard makeRoom() else { return .failed(.ENOSPC) }
         return fetch(permit, &request, rights, faulted.slot, cpu, holding: guardian)
     }
 
-    /// Kernel: `kvm_mmu_hugepage_adjust`: no larger than the guest's own page, unless the slot is logged.
-    private func largestLeaf(_ walk: GuestWalk, _ slot: MemorySlot) -> PageLevel {
+    /// No larger than the guest's own page; small if the slot is logged, or if huge pages are not executable and this is a
+    /// fetch. Kernel: `kvm_mmu_hugepage_adjust`.
+    private func largestLeaf(_ request: Request, _ slot: MemorySlot) -> PageLevel {
         guard !slot.isLogged, let counts = slot.largePages else { return .page4K }
-        var level = PageLevel(min(walk.level, 3))
-        while level > .page4K, !counts.allows(walk.frame, level) { level = level.below }
+        if let base, base.disallowsHugePage(request.fault) { return .page4K }
+        var level = PageLevel(min(request.walk.level, 3))
+        while level > .page4K, !counts.allows(request.walk.frame, level) { level = level.below }
         return level
     }
 
@@ -105,11 +107,10 @@ extension ShadowMMU {
         _ cpu: VirtualCPU, holding guardian: borrowing MMUGuard
     ) -> FaultOutcome {
         let state = state(of: cpu)
-        let format = GuestEntryFormat(registers: state.registers)
-        let paged = state.registers.isPaged
+        let format = state.format
+        let paged = format.isPaged
         // PAE: the four topmost entries were read with CR3, and count until it is loaded again.
-        let top = state.registers.levels == 3 ? 2 : state.registers.levels
-        if paged, hasChanged(&request.walk, top, cpu, format) { return .retry }
+        if paged, hasChanged(&request.walk, format.topLevel, cpu, format) { return .retry }
         guard var page = topPage(state, request.address) else {
             // There was no memory when the root was made; there is now. Spec: x86 4.4, X65.
             cpu.post(VirtualCPU.Request.reloadRoot)
@@ -131,7 +132,7 @@ extension ShadowMMU {
         }
         if paged { page.floods = 0 }
         // Only now: the tables on the way may lie in the very block that a large leaf would map. Spec: x86 4.5 (d), X41.
-        let goal = min(permit.largest, largestLeaf(request.walk, slot)).rawValue
+        let goal = min(permit.largest, largestLeaf(request, slot)).rawValue
         note(.init(.entryRequested, frame: permit.frame, guest: permit.guestFrame.number, level: goal))
         // Within a page of the guest's.
         while page.role.level > goal {
@@ -167,7 +168,9 @@ extension ShadowMMU {
 
     /// The page that a fault on a missing translation of the guest's own comes to. A fault on an entry that is present
     /// means that a stale one may be cached: it goes first. Kernel: `kvm_inject_emulated_page_fault`.
-    private func inject(_ fault: GuestPageFault, _ cpu: VirtualCPU) {
+    private func inject(_ failure: GuestWalkFailure, _ exit: GuestFault, _ cpu: VirtualCPU) {
+        guard base == nil else { return injectNested(failure, exit, cpu) }
+        let fault = failure.pageFault
         if fault.code.contains(.present), !fault.code.contains(.reserved) {
             invalidate(fault.address, cpu, earlierRoots: false)
         }

@@ -4,10 +4,11 @@ import GuestMemory
 import HostMemory
 import Synchrony
 
-/// What a leaf is made of, besides the frame.
+/// What a leaf is made of.
 struct LeafRequest {
     let page: ShadowPage
     let slot: MemorySlot
+    let host: HostFrame
     /// The guest frame of the leaf's first page.
     let frame: GuestFrame
     /// What the guest's entries permit.
@@ -29,25 +30,37 @@ extension ShadowMMU {
         _ request: LeafRequest, by cpu: VirtualCPU
     ) -> (attributes: UInt64, isTable: Bool) {
         let level = request.page.role.level
-        var value = EntryBits.mmuPresent | bits.present
-        if request.page.role.accessDirtyDisabled { value |= EntryBits.adDisabled }
-        if !request.prefetch || request.synchronizing { value |= bits.accessed }
-        value |= request.rights.contains(.execute) ? bits.execute : bits.noExecute
+        var value = EntryBits.mmuPresent | bits.present | bits.memoryType(of: request.host, in: vm.memory)
+        value |= adType(request.page.role) | bits.accessed
+        let isExecutable = request.rights.contains(.execute) && !(level > 1 && base?.nxHugePages ?? false)
+        value |= isExecutable ? bits.execute : bits.noExecute
         if request.rights.contains(.user) { value |= bits.user }
         if level > 1 { value |= EntryBits.large }
-        guard request.writable else { return (value, false) }
-        value |= bits.hostWritable
-        guard request.rights.contains(.write) else { return (value, false) }
+        var isTable = false
+        if request.writable {
+            value |= bits.hostWritable
+            if request.rights.contains(.write) {
+                isTable = !mayWrite(request)
+                if !isTable { value |= EntryBits.write | bits.mmuWritable | bits.dirty }
+            }
+        }
+        let isLogged = value & EntryBits.write != 0 && request.slot.isLogged
+        if request.prefetch, !request.synchronizing { value = bits.ageing(value).applied(to: value) }
+        if isLogged { vm.markDirty(request.frame, in: request.slot, by: cpu) }
+        return (value, isTable)
+    }
+
+    /// What a nested guest writes never reaches the page-modification log. Kernel: `kvm_cpu_dirty_log_size` in `make_spte`.
+    func adType(_ role: PageRole) -> UInt64 {
+        base?.adType(role) ?? (role.accessDirtyDisabled ? EntryBits.adDisabled : 0)
+    }
+
+    private func mayWrite(_ request: LeafRequest) -> Bool {
         // An old *leaf* that the guest could write proves that it may; a table's W says nothing. Spec: X58.
-        let mayAlready = EntryBits.isLeaf(request.old, level) && request.old & EntryBits.write != 0
-        guard
-            mayAlready
-                || letGuestWrite(
-                    request.frame, request.slot, synchronizing: request.synchronizing, prefetch: request.prefetch)
-        else { return (value, true) }
-        value |= EntryBits.write | bits.mmuWritable | bits.dirty
-        if request.slot.isLogged { vm.markDirty(request.frame, in: request.slot, by: cpu) }
-        return (value, false)
+        let mayAlready = EntryBits.isLeaf(request.old, request.page.role.level) && request.old & EntryBits.write != 0
+        return mayAlready
+            || letGuestWrite(
+                request.frame, request.slot, synchronizing: request.synchronizing, prefetch: request.prefetch)
     }
 
     /// Puts the permit's frame into an entry. `fault` is nil for a prefetch. Kernel: `mmu_set_spte`.
@@ -79,7 +92,8 @@ extension ShadowMMU {
         }
         let (attributes, isTable) = leafAttributes(
             LeafRequest(
-                page: page, slot: slot, frame: frame, rights: rights, old: old, prefetch: isPrefetch,
+                page: page, slot: slot, host: permit.frame(at: level), frame: frame, rights: rights, old: old,
+                prefetch: isPrefetch,
                 synchronizing: false, writable: permit.writable), by: cpu)
         let counted = permit.counted && vm.policy.kind == .tracked ? Self.counted : 0
         let new = entry.value(permit, level, attributes | counted)

@@ -12,6 +12,7 @@ import Audit
 import Frames
 import GuestMemory
 import HostMemory
+import Synchronization
 import Synchrony
 
 /// The tables of a VM whose guests' own page tables are shadowed. Spec: x86 section 4.
@@ -21,8 +22,13 @@ import Synchrony
 public final class ShadowMMU: SecondaryMMU, @unchecked Sendable {
     // Unchecked: restates the base class's; each mutable property names its lock.
 
-    let bits = EntryBits.legacy
+    let bits: EntryBits
     private let spaces: Int
+    /// The tables of all else that the VM does, if these are for nested guests alone. It owns this one.
+    unowned(unsafe) let base: TDPMMU?
+    /// Whether every slot has its reverse map. Without `base` they are made with the slot. Kernel:
+    /// `shadow_root_allocated`.
+    private let hasReverseMaps = Atomic<Bool>(false)
     /// Under mmu_lock.
     let index = PageIndex()
     /// Pages in use, and roots that are zapped but still some vCPU's. Kernel: `n_used_mmu_pages`. Under mmu_lock.
@@ -46,6 +52,17 @@ public final class ShadowMMU: SecondaryMMU, @unchecked Sendable {
         precondition(addressSpaces == 1 || addressSpaces == 2, "a vCPU is in system management mode or not")
         spaces = addressSpaces
         self.longestChain = longestChain
+        bits = .legacy
+        base = nil
+        super.init()
+    }
+
+    /// The tables of nested guests, in a VM whose other tables are `tdp`'s, which forwards to this what it is asked.
+    init(nestedIn tdp: TDPMMU) {
+        spaces = tdp.configuration.addressSpaces
+        longestChain = 1000
+        bits = tdp.bits
+        base = tdp
         super.init()
     }
 
@@ -66,6 +83,7 @@ public final class ShadowMMU: SecondaryMMU, @unchecked Sendable {
 
     /// What the MMU keeps for `cpu`: the guest's registers, and what its last access came to. The vCPU's own task's.
     public func state(of cpu: VirtualCPU) -> ShadowCPU {
+        if let base { return base.shadowState(of: cpu) }
         guard let extra = cpu.extra else { preconditionFailure("a vCPU of another MMU") }
         return unsafeDowncast(extra, to: ShadowCPU.self)
     }
@@ -120,10 +138,30 @@ public final class ShadowMMU: SecondaryMMU, @unchecked Sendable {
             guard vm.memory.allowsObject() else { throw .ENOMEM }
             slot.largePages = LargePageCounts(slot)
         }
-        if slot.extra == nil {
-            guard vm.memory.allowsObject() else { throw .ENOMEM }
-            slot.extra = ReverseMap(slot)
-        }
+        try makeReverseMap(of: slot)
+    }
+
+    private func makeReverseMap(of slot: MemorySlot) throws(Errno) {
+        guard slot.extra == nil else { return }
+        guard vm.memory.allowsObject() else { throw .ENOMEM }
+        slot.extra = ReverseMap(slot)
+    }
+
+    /// Whether the slots have reverse maps: before the first nested guest none needs any. Any lock may be held.
+    var knowsSlots: Bool { base == nil || hasReverseMaps.load(ordering: .acquiring) }
+
+    /// Gives every slot its reverse map, when the first root is made; from then on slots get theirs with their making.
+    /// False: there is no memory. Caller: no lock held; inside `withSlots` or not. Kernel: `mmu_first_shadow_root_alloc`.
+    func prepareSlots() -> Bool {
+        guard !knowsSlots else { return true }
+        vm.slotsArchLock.lock()
+        defer { vm.slotsArchLock.unlock() }
+        do throws(Errno) {
+            for slot in vm.activeSlots { try makeReverseMap(of: slot) }
+        } catch { return false }
+        // Who sees this sees the maps.
+        hasReverseMaps.store(true, ordering: .releasing)
+        return true
     }
 
     override public func flushSlot(_ slot: MemorySlot) { zapAllFast() }
@@ -186,7 +224,7 @@ public final class ShadowMMU: SecondaryMMU, @unchecked Sendable {
     func child(_ entry: UInt64) -> ShadowPage { page(of: EntryBits.field.frame(in: entry)) }
 
     func reverseMap(_ slot: MemorySlot) -> ReverseMap {
-        guard let extra = slot.extra else { preconditionFailure("a slot without a reverse map") }
+        guard knowsSlots, let extra = slot.extra else { preconditionFailure("a slot without a reverse map") }
         return unsafeDowncast(extra, to: ReverseMap.self)
     }
 

@@ -1,6 +1,7 @@
 import Frames
 import GuestMemory
 import HostMemory
+import Synchronization
 
 /// Where an entry lies.
 struct EntryPlace {
@@ -17,7 +18,7 @@ struct EntryPlace {
 /// A table of KVM's with what KVM knows of it: which guest table it shadows, or which guest frames it maps one to one,
 /// and who points to it. Kernel: `struct kvm_mmu_page`. Spec: x86 1.7.
 ///
-/// Written under mmu_lock held for writing.
+/// Written under mmu_lock held for writing, but for what tells of pages out of sync.
 final class ShadowPage {
     var role: PageRole
     /// The guest's table, or the first frame that a direct page maps.
@@ -25,8 +26,14 @@ final class ShadowPage {
     let table: HostFrame
     /// Kernel: `mmu_valid_gen`. Spec: X62.
     let generation: UInt8
-    /// The guest may have written its table since the entries here were made. Level 1 only. Spec: X49.
-    var isUnsync = false
+    /// The guest may have written its table since the entries here were made. Level 1 only. Set under mmu_lock held for
+    /// reading too, with `ShadowMMU.unsyncPages`, by faults of a guest hypervisor's; cleared under mmu_lock held for
+    /// writing. Spec: X49.
+    var isUnsync: Bool {
+        get { unsync.load(ordering: .acquiring) }
+        set { unsync.store(newValue, ordering: .releasing) }
+    }
+    private let unsync = Atomic<Bool>(false)
     /// Entries whose page is unsync or has such below it. Spec: X50.
     private(set) var unsyncChildren = 0
     private var unsyncBits: (UInt64, UInt64, UInt64, UInt64, UInt64, UInt64, UInt64, UInt64) = (0, 0, 0, 0, 0, 0, 0, 0)

@@ -198,8 +198,14 @@ extension ShadowMMU {
         -> Bool
     {
         var changed = false
+        // Of both kinds of tables: a guest hypervisor writes through the other.
         for level in [PageLevel.page4K, .page2M, .page1G] where level >= smallest {
             for place in reverseMap(slot).entries(frame, level) where protect(at: place, tracking: tracking) {
+                changed = true
+            }
+        }
+        if let base {
+            for root in base.validRoots(of: slot.addressSpace) where base.protectLeaf(of: frame, root, from: smallest) {
                 changed = true
             }
         }

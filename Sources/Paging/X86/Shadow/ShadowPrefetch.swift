@@ -37,15 +37,18 @@ extension ShadowMMU {
     private func prefetchShadowed(
         _ page: ShadowPage, _ index: Int, _ neighbours: [UInt64], _ cpu: VirtualCPU, _ permit: borrowing PrefetchPermit
     ) {
-        let format = GuestEntryFormat(registers: state(of: cpu).registers)
+        let format = state(of: cpu).format
         let first = index & ~7
         for i in first..<first + 8 where i != index && !EntryBits.isPresent(entry(page, i).peek()) {
             let guestEntry = neighbours[i - first]
-            guard isUsable(guestEntry, format) else {
+            guard format.isUsable(guestEntry) else {
                 emptyEntry(page, i)
                 return
             }
-            let rights = withoutWriteIfClean(page.role.access.intersection(format.rights(guestEntry)), guestEntry)
+            let rights = format.withoutWriteIfClean(
+                page.role.access.intersection(format.rights(guestEntry)), guestEntry)
+            // KVM makes an entry of EPT's that permits nothing; it helps nobody, and looks like one whose rights are set aside.
+            if format.isNothing(rights) { continue }
             page.setTranslation(i, format.frame(guestEntry, 1), rights)
             guard prefetchRun(page, i..<i + 1, rights, cpu, permit) else { return }
         }

@@ -12,25 +12,34 @@ extension ShadowMMU {
     /// Kernel: `kvm_init_mmu`, `kvm_mmu_new_pgd`, `load_pdptrs`.
     @discardableResult
     public func load(_ registers: GuestRegisters, on cpu: VirtualCPU) -> Bool {
-        let state = state(of: cpu)
         if registers.levels == 3 {
             guard let pointers = readPointers(registers, cpu) else { return false }
-            state.setPageDirectoryPointers(pointers)
+            state(of: cpu).setPageDirectoryPointers(pointers)
         }
-        let role = registers.rootRole(space: cpu.addressSpaceNumber)
+        load(GuestEntryFormat(registers: registers), registers.rootRole(space: cpu.addressSpaceNumber), on: cpu)
+        syncCurrentRoot(cpu)
+        return true
+    }
+
+    /// Goes over to other tables, or the same anew: a root that is remembered for them is taken, as it is.
+    func load(_ format: GuestEntryFormat, _ role: PageRole, on cpu: VirtualCPU) {
+        let state = state(of: cpu)
         if state.usesFourRoots { dropRoots(cpu) }
         let last = state.root
         state.root = nil
         state.hasDummyRoot = false
-        state.registers = registers
+        state.format = format
         state.role = role
         if let last { state.earlierRoots.insert(last, at: 0) }
         reuseRoot(state)
         forgetOldestRoot(state)
-        cpu.root = state.root?.page.table
-        syncCurrentRoot(cpu)
+        setRoot(state.root?.page.table, of: cpu)
         cpu.dropTranslations()
-        return true
+    }
+
+    /// What the processor would start from, if these are the tables in use.
+    func setRoot(_ table: HostFrame?, of cpu: VirtualCPU) {
+        if isInUse(by: cpu) { cpu.root = table }
     }
 
     /// Nil: one of the four can't be read or has a reserved bit set. Kernel: `load_pdptrs`.
@@ -59,7 +68,7 @@ extension ShadowMMU {
     private func reuseRoot(_ state: ShadowCPU) {
         guard !state.usesFourRoots else { return }
         let found = state.earlierRoots.firstIndex {
-            $0.cr3 == state.registers.cr3 && $0.page.role == state.role && !isObsolete($0.page)
+            $0.pointer == state.format.pointer && $0.page.role == state.role && !isObsolete($0.page)
         }
         if let found { state.root = state.earlierRoots.remove(at: found) }
         state.root?.page.floods = 0
@@ -68,10 +77,11 @@ extension ShadowMMU {
     /// Makes the root that the vCPU lacks. Kernel: `kvm_mmu_load`, `mmu_alloc_shadow_roots`.
     func takeRoot(_ cpu: VirtualCPU) {
         let state = state(of: cpu)
+        precondition(isInUse(by: cpu), "a root is made for the tables in use")
         if state.role.rawValue == 0 { state.role = state.registers.rootRole(space: cpu.addressSpaceNumber) }
-        guard !state.hasRoot else { return }
+        guard !state.hasRoot else { return setRoot(state.root?.page.table ?? cpu.root, of: cpu) }
         state.rootFailure = nil
-        guard fillStock(state, to: Self.tablesPerFault) else {
+        guard prepareSlots(), fillStock(state, to: Self.tablesPerFault) else {
             state.rootFailure = .ENOMEM
             return
         }
@@ -89,17 +99,17 @@ extension ShadowMMU {
     }
 
     private func makeRoot(_ state: ShadowCPU, _ cpu: VirtualCPU) {
-        let frame = GuestFrame(state.registers.cr3 >> 12 & 0xff_ffff_ffff)
+        let frame = GuestAddress(state.format.top).frame
         guard vm.isVisible(frame, in: cpu.addressSpaceNumber) else {
             // The guest can only fault: its own walk finds nothing either. Kernel: `kvm_mmu_get_dummy_root`.
             state.hasDummyRoot = true
-            cpu.root = vm.host.zeroPage
+            setRoot(vm.host.zeroPage, of: cpu)
             return
         }
         let page = page(frame, state.role, cpu)
         page.rootCount += 1
-        state.root = ShadowRoot(page: page, cr3: state.registers.cr3)
-        cpu.root = page.table
+        state.root = ShadowRoot(page: page, pointer: state.format.pointer)
+        setRoot(page.table, of: cpu)
     }
 
     /// Four pages of level 2, and a table of four entries that point to them. Kernel: `pae_root`.
@@ -156,6 +166,23 @@ extension ShadowMMU {
         if page.rootCount == 0, page.role.isInvalid { zap(page, &zapped) }
     }
 
+    /// Lets go of the roots of four or five levels that `isDropped` names. Kernel: `kvm_mmu_free_roots`.
+    func dropRoots(_ cpu: VirtualCPU, alsoCurrent: Bool = true, where isDropped: (ShadowRoot) -> Bool) {
+        let state = state(of: cpu)
+        let guardian = vm.lockMMU()
+        var zapped = ZappedPages()
+        if alsoCurrent, let root = state.root, isDropped(root) {
+            release(root.page, &zapped)
+            state.root = nil
+            setRoot(nil, of: cpu)
+        }
+        for i in state.earlierRoots.indices.reversed() where isDropped(state.earlierRoots[i]) {
+            release(state.earlierRoots.remove(at: i).page, &zapped)
+        }
+        commit(&zapped)
+        guardian.unlock()
+    }
+
     /// Kernel: `kvm_mmu_unload`.
     func dropRoots(_ cpu: VirtualCPU) {
         let state = state(of: cpu)
@@ -168,7 +195,7 @@ extension ShadowMMU {
         state.hasDummyRoot = false
         state.earlierRoots = []
         state.fourRoots = []
-        cpu.root = nil
+        setRoot(nil, of: cpu)
         commit(&zapped)
         guardian.unlock()
         if let table = state.fourEntries {
@@ -185,17 +212,17 @@ extension ShadowMMU {
         var zapped = ZappedPages()
         if state.hasDummyRoot {
             state.hasDummyRoot = false
-            cpu.root = nil
+            setRoot(nil, of: cpu)
         }
         if state.usesFourRoots {
             for case let page? in state.fourRoots { release(page, &zapped) }
             state.fourRoots = []
-            cpu.root = nil
+            setRoot(nil, of: cpu)
         }
         if let root = state.root, isObsolete(root.page) {
             release(root.page, &zapped)
             state.root = nil
-            cpu.root = nil
+            setRoot(nil, of: cpu)
         }
         for i in state.earlierRoots.indices.reversed() where isObsolete(state.earlierRoots[i].page) {
             release(state.earlierRoots.remove(at: i).page, &zapped)
@@ -205,16 +232,8 @@ extension ShadowMMU {
     }
 
     func dropEarlierUnsyncRoots(_ cpu: VirtualCPU) {
-        let state = state(of: cpu)
-        guard !state.earlierRoots.isEmpty else { return }
-        let guardian = vm.lockMMU()
-        var zapped = ZappedPages()
-        for i in state.earlierRoots.indices.reversed()
-        where state.earlierRoots[i].page.isUnsync || state.earlierRoots[i].page.unsyncChildren > 0 {
-            release(state.earlierRoots.remove(at: i).page, &zapped)
-        }
-        commit(&zapped)
-        guardian.unlock()
+        guard !state(of: cpu).earlierRoots.isEmpty else { return }
+        dropRoots(cpu, alsoCurrent: false) { $0.page.isUnsync || $0.page.unsyncChildren > 0 }
     }
 
     /// Kernel: `is_page_fault_stale`, its first half.

@@ -21,7 +21,7 @@ extension ShadowMMU {
         note(.shadowPageZapped, page)
         Statistics.bump(vm.statistics.mmu_shadow_zapped)
         var count = zapUnsyncChildren(of: page, &zapped)
-        unlinkChildren(of: page)
+        count += unlinkChildren(of: page, &zapped)
         unlinkParents(of: page)
         if !page.role.isInvalid, page.role.shadowsEntries { unaccount(page) }
         if page.isUnsync { markSynced(page) }
@@ -56,10 +56,20 @@ extension ShadowMMU {
         }
     }
 
-    private func unlinkChildren(of page: ShadowPage) {
+    /// A nested guest's pages that lose their last parent go too: no other root would find them soon.
+    /// Kernel: `kvm_mmu_page_unlink_children`, `mmu_page_zap_pte`.
+    private func unlinkChildren(of page: ShadowPage, _ zapped: inout ZappedPages) -> Int {
+        var orphans: [ShadowPage] = []
         entry(page, 0).forEachIndex(below: 512, notHolding: EntryBits.empty) { i in
+            let old = entry(page, i).peek()
             _ = emptyEntry(page, i)
+            guard base != nil, EntryBits.isTable(old, page.role.level) else { return }
+            let child = child(old)
+            if child.role.isGuestMode, child.parents.isEmpty { orphans.append(child) }
         }
+        var count = 0
+        for child in orphans where !child.role.isInvalid { count += zap(child, &zapped) }
+        return count
     }
 
     /// Empties whatever an entry holds; whether it was present. Kernel: `mmu_page_zap_pte`.
@@ -103,14 +113,25 @@ extension ShadowMMU {
     /// Kernel: `kvm_mmu_zap_all_fast`. Spec: x86 3.7, 4.9.
     func zapAllFast() {
         let guardian = vm.lockMMU()
+        makeObsolete()
+        vm.makeAllCPUsRequest(VirtualCPU.Request.reloadRoot)
+        zapObsolete()
+        guardian.unlock()
+    }
+
+    /// No page is found any more. The caller has all vCPUs reload their roots before it drops mmu_lock, and then takes the
+    /// pages away. Under slots_lock.
+    func makeObsolete() {
         note(Event(.zapAllFast, value: UInt64(generation), extra: UInt64(usedPages)))
         generation ^= 1
-        vm.makeAllCPUsRequest(VirtualCPU.Request.reloadRoot)
+    }
+
+    /// Kernel: `kvm_zap_obsolete_pages`.
+    func zapObsolete() {
         var zapped = ZappedPages()
         // Oldest first; what is younger than a current page is current too. The list changes under the loop's feet.
         while let page = index.oldest, page.generation != generation { zap(page, &zapped) }
         commit(&zapped)
-        guardian.unlock()
     }
 
     /// Newest first. Takes mmu_lock. Kernel: `kvm_mmu_zap_all`.
@@ -150,6 +171,22 @@ extension ShadowMMU {
         return limit > usedPages
     }
 
+    /// What is mapped through a slot that goes, and the pages that shadow tables in it. The caller flushes if true.
+    /// Kernel: `kvm_mmu_zap_memslot`. Spec: x86 3.7.
+    func zapSlot(_ slot: MemorySlot) -> Bool {
+        let flush = zapLeaves(of: slot.frames, in: slot.addressSpace)
+        var shadowing: [ShadowPage] = []
+        index.forEachPage {
+            let isThere = $0.role.space == slot.addressSpace && slot.frames.contains($0.frame)
+            if isThere, $0.role.shadowsEntries, !$0.role.isInvalid { shadowing.append($0) }
+        }
+        var zapped = ZappedPages()
+        // One may go with another.
+        for page in shadowing where !page.role.isInvalid { zap(page, &zapped) }
+        commit(&zapped)
+        return flush
+    }
+
     // MARK: Leaves
 
     /// Kernel: `kvm_unmap_gfn_range`, for reverse maps. The caller flushes if true. Spec: F1.
@@ -181,8 +218,10 @@ extension ShadowMMU {
                 guard old & bits.accessed != 0 else { continue }
                 young = true
                 guard clearing else { return }
-                let last = entry.clear(bits: bits.accessed)
-                noteChange(place, last, last & ~bits.accessed)
+                // Where the nested guest's tables have no A, its rights are set aside.
+                let update = bits.ageing(old)
+                let last = exchange(entry, update, old)
+                noteChange(place, last, update.applied(to: last))
             }
         }
         return young
@@ -203,7 +242,7 @@ extension ShadowMMU {
     func forEachBlock(
         of slot: MemorySlot, _ level: PageLevel, in frames: Range<GuestFrame>, _ body: (GuestFrame) -> Void
     ) {
-        guard slot.extra != nil else { return }
+        guard knowsSlots, slot.extra != nil else { return }
         let map = reverseMap(slot)
         let end = min(slot.frames.upperBound, frames.upperBound).number
         var number = max(slot.baseFrame, frames.lowerBound).aligned(to: level).number

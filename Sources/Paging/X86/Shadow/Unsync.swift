@@ -40,10 +40,13 @@ extension ShadowMMU {
         precondition(
             page.role.level == 1 && !page.role.isDirect, "only a lowest table of the guest's can be unsync (X49)")
         unsyncPages.lock()
-        note(.shadowPageUnsynced, page)
-        vm.statistics.mmu_unsync.add(1, ordering: .relaxed)
-        page.isUnsync = true
-        markParentsUnsync(page)
+        // Another fault of a guest hypervisor's, which holds mmu_lock for reading too, may have been first.
+        if !page.isUnsync {
+            note(.shadowPageUnsynced, page)
+            vm.statistics.mmu_unsync.add(1, ordering: .relaxed)
+            page.isUnsync = true
+            markParentsUnsync(page)
+        }
         unsyncPages.unlock()
     }
 
@@ -156,17 +159,17 @@ extension ShadowMMU {
         let entry = entry(page, index)
         let old = entry.peek()
         guard old != EntryBits.empty else { return .kept }
-        let format = GuestEntryFormat(registers: state(of: cpu).registers)
+        let format = state(of: cpu).format
         guard let guestEntry = readEntry(cpu, guestPlace(page, index, format), format, atomically: true) else {
             return .failed
         }
-        guard isUsable(guestEntry, format), EntryBits.isPresent(old) else {
+        guard format.isUsable(guestEntry), EntryBits.isPresent(old) else {
             emptyEntry(page, index)
             return EntryBits.isPresent(old) ? .flush : .kept
         }
         let frame = format.frame(guestEntry, 1)
-        let rights = withoutWriteIfClean(page.role.access.intersection(format.rights(guestEntry)), guestEntry)
-        guard frame == page.guestFrame(of: index) else {
+        let rights = format.withoutWriteIfClean(page.role.access.intersection(format.rights(guestEntry)), guestEntry)
+        guard frame == page.guestFrame(of: index), !format.isNothing(rights) else {
             emptyEntry(page, index)
             return .flush
         }
@@ -178,7 +181,8 @@ extension ShadowMMU {
         page.setTranslation(index, frame, rights)
         let attributes = leafAttributes(
             LeafRequest(
-                page: page, slot: slot, frame: frame, rights: rights, old: old, prefetch: true, synchronizing: true,
+                page: page, slot: slot, host: EntryBits.field.frame(in: old), frame: frame, rights: rights, old: old,
+                prefetch: true, synchronizing: true,
                 writable: old & bits.hostWritable != 0 || Defect.hostWriteAssumed.isOn), by: cpu
         ).attributes
         let update = EntryUpdate(set: attributes, clear: ~(EntryBits.frameMask | Self.counted | attributes))
@@ -189,7 +193,7 @@ extension ShadowMMU {
     }
 
     /// Writes an entry whose frame stays; the value that was really replaced. Hardware may set A and D meanwhile.
-    private func exchange(_ entry: StageTwoEntry, _ update: EntryUpdate, _ old: UInt64) -> UInt64 {
+    func exchange(_ entry: StageTwoEntry, _ update: EntryUpdate, _ old: UInt64) -> UInt64 {
         var seen = old
         while let found = entry.apply(update, expected: seen) { seen = found }
         return seen
@@ -202,31 +206,20 @@ extension ShadowMMU {
         return GuestAddress(page.frame.address.value + number * format.entrySize)
     }
 
-    /// Present, accessed and free of reserved bits. Kernel: `FNAME(prefetch_invalid_gpte)`.
-    func isUsable(_ guestEntry: UInt64, _ format: GuestEntryFormat) -> Bool {
-        format.isPresent(guestEntry) && guestEntry & GuestEntryFormat.accessed != 0
-            && !format.hasReservedBit(guestEntry, 1)
-    }
-
-    /// A clean page must fault when it is written, so that the guest's D gets set. Kernel: `FNAME(protect_clean_gpte)`.
-    func withoutWriteIfClean(_ rights: Rights, _ guestEntry: UInt64) -> Rights {
-        guestEntry & GuestEntryFormat.dirty == 0 ? rights.subtracting(.write) : rights
-    }
-
     // MARK: The guest flushes
 
     /// The guest's flush of everything: afterwards no entry gives more than the guest's own do. Takes mmu_lock. Caller: the
     /// vCPU's task, outside of guest mode. Kernel: `kvm_mmu_sync_roots`. Spec: X51.
     public func syncRoots(_ cpu: VirtualCPU) {
         let state = state(of: cpu)
-        guard state.registers.isPaged else { return }
+        guard state.format.isPaged else { return }
         syncCurrentRoot(cpu)
         dropEarlierUnsyncRoots(cpu)
     }
 
     func syncCurrentRoot(_ cpu: VirtualCPU) {
         let state = state(of: cpu)
-        guard state.registers.isPaged else { return }
+        guard state.format.isPaged else { return }
         vm.withSlots {
             let guardian = vm.lockMMU()
             if let root = state.root { syncChildren(of: root.page, cpu) }
@@ -244,7 +237,7 @@ extension ShadowMMU {
     /// Kernel: `kvm_mmu_invalidate_addr`.
     func invalidate(_ address: UInt64, _ cpu: VirtualCPU, earlierRoots: Bool) {
         let state = state(of: cpu)
-        guard state.registers.isPaged else { return }
+        guard state.format.isPaged else { return }
         vm.withSlots {
             let guardian = vm.lockMMU()
             if let page = topPage(state, address) { invalidate(page, address, cpu) }
@@ -256,7 +249,7 @@ extension ShadowMMU {
         cpu.dropTranslations()
     }
 
-    private func invalidate(_ top: ShadowPage, _ address: UInt64, _ cpu: VirtualCPU) {
+    func invalidate(_ top: ShadowPage, _ address: UInt64, _ cpu: VirtualCPU) {
         var page = top
         while true {
             let i = shadowIndex(address, page.role.level)

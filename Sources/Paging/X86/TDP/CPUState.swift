@@ -5,8 +5,12 @@ import HostMemory
 /// What the MMU keeps for a vCPU. Kernel: parts of `vcpu->arch`. The vCPU's own task's.
 public final class TDPCPUState: CPUExtra, @unchecked Sendable {
     // Unchecked: restates the base class's; the vCPU's own task's alone.
-    /// A nested guest runs, without tables of its guest hypervisor's own. Kernel: `is_guest_mode`.
+    /// A nested guest runs. Kernel: `is_guest_mode`.
     var isGuestMode = false
+    /// It runs on second-stage tables that its guest hypervisor made. Kernel: `mmu` is `guest_mmu`.
+    var usesNestedTables = false
+    /// What shadows those; it stays while the guest hypervisor runs. Kernel: `guest_mmu`.
+    let shadow: ShadowCPU?
     private let host: Host
     /// Kernel: `pml_pg`.
     let modificationLogPage: HostFrame?
@@ -15,8 +19,9 @@ public final class TDPCPUState: CPUExtra, @unchecked Sendable {
     private(set) var mmioFrame: GuestFrame?
     private(set) var mmioGeneration: UInt64 = 0
 
-    init(_ host: Host, logs: Bool) {
+    init(_ host: Host, logs: Bool, nested: Bool) {
         self.host = host
+        shadow = nested ? ShadowCPU() : nil
         modificationLogPage = logs ? host.allocateTable(order: 0, fill: 0) : nil
         precondition(!logs || modificationLogPage != nil, "no memory for a vCPU")
     }

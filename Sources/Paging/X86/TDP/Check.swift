@@ -13,6 +13,11 @@ extension TDPMMU {
         var check = TableCheck(self)
         for root in allRoots { check.tree(root) }
         check.roots()
+        if let nested {
+            let shadowed = nested.checkWithSums()
+            check.findings += shadowed.findings
+            for level in 1...3 { check.leaves[level] += shadowed.leaves[level] }
+        }
         let counters = vm.statistics
         let agree =
             check.leaves[1] == counters.pages_4k.load(ordering: .relaxed)
@@ -141,6 +146,10 @@ struct TableCheck {
             tracked.anyTracked(guest..<GuestFrame(guest.number + level.frames))
         {
             report(.x48, "a tracked frame can be written", guest, value)
+        } else if !tree.isInvalid, value & (EntryBits.write | bits.mmuWritable) != 0, let nested = mmu.nested,
+            nested.forbidsWrites(guest..<GuestFrame(guest.number + level.frames), in: tree.space)
+        {
+            report(.x48, "a guest hypervisor can write a table that is shadowed and in sync", guest, value)
         }
         if mmu.nxHugePages, level > .page4K, bits.isExecutable(value) {
             report(.x40, "a huge leaf is executable", guest, value)
@@ -198,7 +207,8 @@ struct TableCheck {
             }
         }
         for cpu in mmu.vm.virtualCPUs {
-            guard let root = cpu.root, mmu.info(ofRoot: root).isInvalid, !cpu.hasRequest else { continue }
+            guard let root = cpu.root, mmu.nested?.isInUse(by: cpu) != true else { continue }
+            guard mmu.info(ofRoot: root).isInvalid, !cpu.hasRequest else { continue }
             findings.append(Finding(.x35, "a vCPU would enter the guest on an obsolete root", frame: root))
         }
     }
@@ -233,6 +243,10 @@ struct TableCheck {
                         for frame in inside.number..<min(next, slot.frames.upperBound).number {
                             expected += Int32(tracked.count(GuestFrame(frame)))
                         }
+                    }
+                    if let nested = mmu.nested {
+                        let frames = inside..<min(next, slot.frames.upperBound)
+                        expected += Int32(nested.countOfLowestTables(in: frames, space: slot.addressSpace))
                     }
                     if counts.reasons(at: inside, level) != expected {
                         findings.append(Finding(.x41, "the reasons against a huge page are miscounted", guest: block))

@@ -29,6 +29,9 @@ public struct TDPConfiguration: Sendable, Equatable {
     public var cachesMMIO = true
     /// Whether slots can have frames that the guest must not write unheard. Kernel: `kvm_page_track_write_tracking_enabled`.
     public var tracksWrites = false
+    /// Whether the guest may be a hypervisor, whose guests' second-stage tables are shadowed. Kernel: the module parameter
+    /// `nested`.
+    public var nested = false
     /// Whether deleting a slot removes only that slot's leaves. Kernel: the quirk `SLOT_ZAP_ALL`, off.
     public var zapsOnlySlot = false
     /// 2 with system management mode.

@@ -20,7 +20,7 @@ extension TDPMMU {
         entry |= level > .page4K && nxHugePages ? bits.noExecute : bits.execute
         entry |= prefetch ? 0 : bits.accessed
         if level > .page4K { entry |= EntryBits.large }
-        if bits.isEPT { entry |= memoryType(of: permit.frame) }
+        entry |= bits.memoryType(of: permit.frame, in: vm.memory)
         if permit.counted && vm.policy.kind == .tracked { entry |= EntryBits.counted }
         if permit.writable {
             entry |= bits.hostWritable
@@ -35,13 +35,17 @@ extension TDPMMU {
         if role.accessDirtyDisabled { return EntryBits.adDisabled }
         return configuration.modificationLogEntries != 0 && role.isGuestMode ? EntryBits.writeProtectOnly : 0
     }
+}
 
+extension EntryBits {
     /// Device memory is uncached and the guest may refine that by its PAT; RAM is write-back whatever the guest says (no
-    /// device with non-coherent DMA is attached). Kernel: `vmx_get_mt_mask`, `kvm_is_mmio_pfn`.
+    /// device with non-coherent DMA is attached). Of EPT alone. Kernel: `vmx_get_mt_mask`, `kvm_is_mmio_pfn`.
     ///
     /// A reserved frame with a page frame counts as RAM: the model's host maps it write-back, and it is only a host
     /// mapping as uncached or write-combining that would make KVM call it MMIO.
-    private func memoryType(of frame: HostFrame) -> UInt64 {
-        vm.memory.hasPageFrame(frame) ? EPT.writeBack | EPT.ignorePAT : EPT.uncached
+    @inline(__always)
+    func memoryType(of frame: HostFrame, in memory: PhysicalMemory) -> UInt64 {
+        guard isEPT else { return 0 }
+        return memory.hasPageFrame(frame) ? EPT.writeBack | EPT.ignorePAT : EPT.uncached
     }
 }

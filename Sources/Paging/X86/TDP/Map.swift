@@ -56,9 +56,11 @@ extension TDPMMU {
             return .spurious
         }
         if wasLeaf && bits.allows(fault.access, old) { return .spurious }
-        let isTracked = isTracked(permit.guestFrame, in: slot)
-        let isProtected = isTracked && permit.writable && fault.access == .write
-        let attributes = leafAttributes(permit, at: level, role, isTracked: isTracked, prefetch: fault.isPrefetch)
+        let mayWrite =
+            (wasLeaf && old & EntryBits.write != 0)
+            || letGuestWrite(permit.guestFrame, slot, prefetch: fault.isPrefetch)
+        let isProtected = !mayWrite && permit.writable && fault.access == .write
+        let attributes = leafAttributes(permit, at: level, role, isTracked: !mayWrite, prefetch: fault.isPrefetch)
         let new = position.entry.value(permit, level, attributes)
         if new == old { return isProtected ? .writeProtected : .spurious }
         // In the log before the guest can write: a harvest in between reports too much at worst. Spec: X44, X47.

@@ -133,6 +133,16 @@ extension TDPMMU {
         freeRemovedTables()
     }
 
+    /// The vCPU goes over to tables of another kind. No lock held; may sleep.
+    func leaveRoot(_ cpu: VirtualCPU) {
+        guard let root = cpu.root else { return }
+        let guardian = vm.lockMMUForRead()
+        cpu.root = nil
+        put(root)
+        guardian.unlock()
+        freeRemovedTables()
+    }
+
     /// Drops a reference; with the last the root goes. Caller: mmu_lock. Kernel: `kvm_tdp_mmu_put_root`.
     private func put(_ root: HostFrame) {
         pages.lock()
@@ -164,7 +174,9 @@ extension TDPMMU {
             setInfo(info, ofRoot: root)
         }
         pages.unlock()
+        nested?.makeObsolete()
         vm.makeAllCPUsRequest(VirtualCPU.Request.reloadRoot)
+        nested?.zapObsolete()
         guardian.unlock()
         while let root = nextScheduledRoot() {
             emptyInvalidRoot(root)

@@ -45,6 +45,9 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     var possibleHugePages: [HostFrame] = []
     /// Tables that nothing reachable points to. Under `pages`.
     var removed: [HostFrame] = []
+    /// The tables of nested guests whose guest hypervisors have such of their own. Nil: there can't be any. Set when this is
+    /// made. Kernel: what `guest_mmu` builds.
+    public private(set) var nested: ShadowMMU?
 
     public init(_ configuration: TDPConfiguration) {
         configuration.check()
@@ -53,7 +56,10 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
         bits.checkLayout()
         nxHugePages = configuration.nxHugePages
         super.init()
+        if configuration.nested { nested = ShadowMMU(nestedIn: self) }
     }
+
+    override public func attached() { nested?.attach(vm) }
 
     /// EPT with four levels, and no caching of MMIO.
     /// - Parameters:
@@ -97,6 +103,9 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     public func rootPointer(for cpu: VirtualCPU) -> UInt64 {
         let root = cpu.root ?? vm.host.zeroPage
         guard bits.isEPT else { return root.physicalAddress }
+        if let role = nestedRole(of: cpu) {
+            return EPT.pointer(root: root, levels: role.level, accessDirty: !role.accessDirtyDisabled)
+        }
         return EPT.pointer(root: root, levels: configuration.levels, accessDirty: accessDirty)
     }
 
@@ -107,7 +116,7 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     }
 
     override public func makeExtra(for cpu: VirtualCPU) -> CPUExtra? {
-        TDPCPUState(vm.host, logs: configuration.modificationLogEntries != 0)
+        TDPCPUState(vm.host, logs: configuration.modificationLogEntries != 0, nested: configuration.nested)
     }
 
     /// Runs `body` in a read-side section: no table that it reaches is freed before it ends. It may not sleep.
@@ -121,6 +130,7 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     // MARK: Faults and roots
 
     override public func handleFault(_ cpu: VirtualCPU, _ fault: GuestFault) -> FaultOutcome {
+        if configuration.nested, let nested, nested.isInUse(by: cpu) { return nested.handleFault(cpu, fault) }
         if fault.isReserved, cpu.root != nil, let outcome = handleMMIO(cpu, fault) { return outcome }
         // Of a misconfiguration KVM tells nothing.
         let isTold = !fault.isReserved || !bits.isEPT
@@ -134,7 +144,7 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
         }
         CPUStatistics.bump(cpu.statistics.pf_taken)
         var served = fault
-        let outcome = serve(cpu, &served)
+        let outcome = unprotecting(serve(cpu, &served), fault)
         cpu.statistics.count(outcome)
         if isTold {
             record(
@@ -151,48 +161,76 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     }
     override public func asyncFaultReady(_ cpu: VirtualCPU, _ fault: GuestFault) { mapFetched(cpu, fault) }
 
-    override public func loadRoot(_ cpu: VirtualCPU) { takeRoot(cpu) }
-    override public func freeObsoleteRoot(_ cpu: VirtualCPU) { dropObsoleteRoot(cpu) }
+    override public func loadRoot(_ cpu: VirtualCPU) {
+        if let nested, nested.isInUse(by: cpu) { nested.takeRoot(cpu) } else { takeRoot(cpu) }
+    }
+    override public func freeObsoleteRoot(_ cpu: VirtualCPU) {
+        nested?.dropObsoleteRoots(cpu)
+        if nested?.isInUse(by: cpu) != true { dropObsoleteRoot(cpu) }
+    }
 
     // MARK: The notifier. mmu_lock is held for writing.
 
     override public func unmap(
         _ frames: Range<GuestFrame>, in space: UInt8, holding guardian: borrowing MMUGuard, mayBlock: Bool
-    ) -> Bool { zapLeaves(of: frames, in: space) }
+    ) -> Bool {
+        let isNestedZapped = nested?.zapLeaves(of: frames, in: space) ?? false
+        return zapLeaves(of: frames, in: space) || isNestedZapped
+    }
 
     override public func age(
         _ frames: Range<GuestFrame>, in space: UInt8, holding guardian: borrowing MMUGuard
-    ) -> Bool { ageLeaves(of: frames, in: space) }
+    ) -> Bool {
+        let isNestedYoung = nested?.anyAccessed(frames, in: space, clearing: true) ?? false
+        return ageLeaves(of: frames, in: space) || isNestedYoung
+    }
     override public func testAge(
         _ frames: Range<GuestFrame>, in space: UInt8, holding guardian: borrowing MMUGuard
-    ) -> Bool { anyAccessed(of: frames, in: space) }
+    ) -> Bool {
+        anyAccessed(of: frames, in: space) || nested?.anyAccessed(frames, in: space, clearing: false) ?? false
+    }
 
     // MARK: Dirty logging
 
     override public func protect(
         _ slot: MemorySlot, first: GuestFrame, mask: UInt64, holding guardian: borrowing MMUGuard
-    ) { protectPages(slot, first, mask, holding: guardian) }
+    ) {
+        nested?.protectPages(slot, first, mask)
+        protectPages(slot, first, mask, holding: guardian)
+    }
 
     override public func syncLog() {
         if hardwareLogEntries != 0 { vm.kickAllCPUs() }
     }
 
-    override public func loggingEnabled(_ slot: MemorySlot) { startLogging(slot) }
-    override public func loggingDisabled(_ slot: MemorySlot) { recoverHugePages(slot) }
+    override public func loggingEnabled(_ slot: MemorySlot) {
+        nested?.startLogging(slot)
+        startLogging(slot)
+    }
+    override public func loggingDisabled(_ slot: MemorySlot) {
+        nested?.dropSmallLeaves(slot)
+        recoverHugePages(slot)
+    }
 
     // MARK: Slots and the end
 
     override public func prepare(_ slot: MemorySlot) throws(Errno) {
         guard slot.frames.upperBound.number <= 1 << UInt64(guestAddressBits - 12) else { throw .EINVAL }
-        // A change of flags hands the counts on.
-        guard slot.largePages == nil else { return }
-        guard vm.memory.allowsObject() else { throw .ENOMEM }
-        if configuration.tracksWrites {
-            guard vm.memory.allowsObject() else { throw .ENOMEM }
-            slot.extra = TrackedFrames(slot)
-        }
+        // A change of flags hands both on.
+        let isNew = slot.largePages == nil
+        guard !isNew || vm.memory.allowsObject() else { throw .ENOMEM }
+        if slot.extra == nil, let extra = try makeExtra(of: slot) { slot.extra = extra }
+        guard isNew else { return }
         slot.largePages = LargePageCounts(slot)
         vm.initializeMixed(slot)
+    }
+
+    /// Nested guests' tables need reverse maps, once there are any; their counts of tracked frames serve all.
+    private func makeExtra(of slot: MemorySlot) throws(Errno) -> SlotExtra? {
+        let isForNested = nested.map { configuration.tracksWrites || $0.knowsSlots } ?? false
+        guard isForNested || configuration.tracksWrites else { return nil }
+        guard vm.memory.allowsObject() else { throw .ENOMEM }
+        return isForNested ? ReverseMap(slot) : TrackedFrames(slot)
     }
 
     override public func slotsWillChange(to generation: UInt64) { slotsChange(to: generation) }
@@ -200,11 +238,13 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     override public func flushSlot(_ slot: MemorySlot) { removeSlot(slot) }
 
     override public func flushAll() {
+        nested?.zapAll()
         zapAllRoots()
         freeRemovedTables()
     }
 
     override public func destroy() {
+        nested?.destroy()
         zapAllRoots()
         freeAllRoots()
         freeRemovedTables()
@@ -212,6 +252,7 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
 
     override public func forEachLeaf(_ body: (StageTwoLeaf) -> Void) {
         for root in allRoots { visitLeaves(of: root, body) }
+        nested?.forEachLeaf(body)
     }
 
     // MARK: Small change

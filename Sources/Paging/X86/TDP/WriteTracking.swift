@@ -6,17 +6,23 @@ import Synchrony
 
 /// Frames that the guest must not write unheard. Spec: x86 2.4, 2.11 step 4, 3.8, X48.
 extension TDPMMU {
+    /// Whether a frame can be tracked: if somebody asked for that, or there are nested guests' tables.
+    @inline(__always)
+    var tracksFrames: Bool {
+        configuration.tracksWrites || (configuration.nested && nested?.knowsSlots ?? false)
+    }
+
     /// The slot's tracked frames; nil where the MMU was made without.
     @inline(__always)
     func trackedFrames(of slot: MemorySlot) -> TrackedFrames? {
-        guard configuration.tracksWrites, let extra = slot.extra else { return nil }
-        // Made by `prepare` and nowhere else.
+        guard tracksFrames, let extra = slot.extra else { return nil }
+        // Reverse maps are such too, and nothing else is made.
         return unsafeDowncast(extra, to: TrackedFrames.self)
     }
 
     /// Whether a write to `frame` must be emulated.
     func isTracked(_ frame: GuestFrame, in slot: MemorySlot?) -> Bool {
-        guard configuration.tracksWrites, let slot else { return false }
+        guard tracksFrames, let slot else { return false }
         return trackedFrames(of: slot)?.isTracked(frame) ?? false
     }
 
@@ -35,7 +41,9 @@ extension TDPMMU {
     private func changeTracking(of frame: GuestFrame, in space: UInt8, by change: Int) throws(Errno) {
         let side = vm.slotReaders.enter()
         defer { vm.slotReaders.exit(side) }
-        guard let slot = vm.slot(containing: frame, in: space), let tracked = trackedFrames(of: slot) else {
+        guard configuration.tracksWrites,
+            let slot = vm.slot(containing: frame, in: space), let tracked = trackedFrames(of: slot)
+        else {
             throw .EINVAL
         }
         let guardian = vm.lockMMU()

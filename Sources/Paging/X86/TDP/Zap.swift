@@ -42,7 +42,8 @@ extension TDPMMU {
             return freeRemovedTables()
         }
         let guardian = vm.lockMMU()
-        if zapLeaves(of: slot.frames, in: slot.addressSpace) { vm.flushRemoteTLBs() }
+        let isNestedZapped = nested?.zapSlot(slot) ?? false
+        if zapLeaves(of: slot.frames, in: slot.addressSpace) || isNestedZapped { vm.flushRemoteTLBs() }
         guardian.unlock()
     }
 
