@@ -2,6 +2,7 @@ import Audit
 import Frames
 import GuestMemory
 import Hardware
+import Paging
 import Synchrony
 
 // What a vCPU under shadow paging keeps of translations, for checks; and the walks that nobody asked for.

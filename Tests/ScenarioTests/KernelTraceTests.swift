@@ -20,7 +20,9 @@ import Testing
     /// Names and bodies of all lines but the marks.
     private func lines(_ name: String, _ architecture: Architecture? = nil) throws -> [String] {
         FtraceText.render(try run(name, architecture)).split(separator: "\n").compactMap { line in
-            guard !line.contains("PROBE"), let colon = line.firstRange(of: ": ") else { return nil }
+            guard !line.hasPrefix("#"), !line.contains("PROBE"), let colon = line.firstRange(of: ": ") else {
+                return nil
+            }
             return String(line[colon.upperBound...])
         }
     }

@@ -2,6 +2,7 @@ import Frames
 import GuestMemory
 import HostMemory
 import Paging
+import Synchrony
 
 // A world under shadow paging: its guest has page tables, and changes them.
 
