@@ -44,7 +44,8 @@ public enum ReleaseKind: UInt8, Sendable {
 public struct Event: Sendable, Equatable {
     public enum Kind: UInt8, Sendable, CaseIterable {
         // Faults. `guest` is the guest frame.
-        /// A guest access missed: `value` = access kind (AccessKind raw value), `extra` = vCPU.
+        /// A guest access missed: `value` = access kind (AccessKind raw value), `extra` = vCPU, `level` = the code's P, U
+        /// and RSVD (PFERR bits).
         case fault
         /// `value` = FaultOutcome raw value.
         case faultResolved
@@ -121,6 +122,22 @@ public struct Event: Sendable, Equatable {
         case pageCopied
         /// Whoever writes guest memory stands still; goes on.
         case writersStopped, writersResumed
+
+        // What KVM's tracepoints tell besides.
+        /// The lockless path has ended: `guest`, `frame` = the table, `level` = the entry's, and in bits 7:4 how (5 fixed,
+        /// 6 spurious, 0 it can't say), `value` new entry, `extra` old.
+        case fastFault
+        /// The age of host pages was asked for: `guest` = virtual page, `value` = how many; `extra` 1: nothing was cleared.
+        case hostAged
+        /// An entry was pushed into a vCPU's ring (`task`): `guest` = offset in the slot `extra`; or entries were consumed.
+        /// `value` = index pushed, and from bit 32 on index consumed.
+        case ringPushed, ringReset
+        /// The vCPU leaves because its ring is full.
+        case ringExit
+        /// A vCPU (`task`) would leave a page to others: `guest`; does, for the first time; asks again for what is asked for.
+        case asyncTried, asyncNotPresent, asyncRepeated
+        /// The page was fetched, `value` = virtual address; the vCPU was told.
+        case asyncCompleted, asyncReady
     }
 
     public var kind: Kind

@@ -18,6 +18,8 @@ public final class CPUStatistics: Sendable {
     public let exits = Atomic<UInt64>(0)
     public let mmio_exits = Atomic<UInt64>(0)
     public let signal_exits = Atomic<UInt64>(0)
+    /// Instructions that KVM carried out in the guest's place.
+    public let insn_emulation = Atomic<UInt64>(0)
     /// Leaves that the vCPU's own faults made; see `Statistics.pages_4k`.
     public let pages_4k = Atomic<Int>(0)
     public let pages_2m = Atomic<Int>(0)

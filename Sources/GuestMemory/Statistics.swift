@@ -39,6 +39,7 @@ public final class Statistics: @unchecked Sendable {
     public var invlpg: CounterSum { sum { $0.invlpg.load(ordering: .relaxed) } }
     public var exits: CounterSum { sum { $0.exits.load(ordering: .relaxed) } }
     public var mmio_exits: CounterSum { sum { $0.mmio_exits.load(ordering: .relaxed) } }
+    public var insn_emulation: CounterSum { sum { $0.insn_emulation.load(ordering: .relaxed) } }
     public var signal_exits: CounterSum { sum { $0.signal_exits.load(ordering: .relaxed) } }
 
     func count(_ cpu: CPUStatistics) { cpus.append(cpu) }

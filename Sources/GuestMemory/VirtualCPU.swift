@@ -178,6 +178,7 @@ open class VirtualCPU: @unchecked Sendable {
         schedulingPoint(.atomicUpdate, identity.value)
         if let ring, take(Request.dirtyRingSoftFull), ring.isSoftFull {
             post(Request.dirtyRingSoftFull)
+            vm.record(Event(.ringExit, task: UInt8(truncatingIfNeeded: number)))
             return .dirtyRingFull
         }
         // In this order: any page that is there ends the halt, and the guest looks whether it was the one.

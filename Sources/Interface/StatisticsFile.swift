@@ -9,45 +9,25 @@ public struct StatisticsFile: Sendable {
         var name: String
         var flags: Int
         var value: UInt64
-    }
 
-    private static let counted = KVM_STATS_TYPE_CUMULATIVE | KVM_STATS_UNIT_NONE | KVM_STATS_BASE_POW10
-    private static let present = KVM_STATS_TYPE_INSTANT | KVM_STATS_UNIT_NONE | KVM_STATS_BASE_POW10
+        init(_ counter: NamedCounter) {
+            let type =
+                switch counter.kind {
+                case .cumulative: KVM_STATS_TYPE_CUMULATIVE
+                case .instant: KVM_STATS_TYPE_INSTANT
+                case .peak: KVM_STATS_TYPE_PEAK
+                }
+            name = "\(counter.name)"
+            flags = type | KVM_STATS_UNIT_NONE | KVM_STATS_BASE_POW10
+            value = counter.value
+        }
+    }
 
     /// A VM's.
-    init(vm: VirtualMachine) {
-        let s = vm.core.statistics
-        func level(_ name: String, _ pages: Int) -> Source {
-            Source(name: name, flags: Self.present, value: UInt64(clamping: pages))
-        }
-        self.init(
-            "kvm-vm",
-            [
-                Source(
-                    name: "remote_tlb_flush", flags: Self.counted, value: s.remote_tlb_flush.load(ordering: .relaxed)),
-                Source(
-                    name: "remote_tlb_flush_requests", flags: Self.counted,
-                    value: s.remote_tlb_flush_requests.load(ordering: .relaxed)),
-                level("pages_4k", s.pages_4k.load(ordering: .relaxed)),
-                level("pages_2m", s.pages_2m.load(ordering: .relaxed)),
-                level("pages_1g", s.pages_1g.load(ordering: .relaxed)),
-            ])
-    }
+    init(vm: VirtualMachine) { self.init("kvm-vm", vm.core.statistics.inOrder.map(Source.init)) }
 
     /// A vCPU's.
-    init(cpu: VirtualCPU) {
-        let s = cpu.core.statistics
-        let counters: [(String, UInt64)] = [
-            ("pf_taken", s.pf_taken.load(ordering: .relaxed)), ("pf_fixed", s.pf_fixed.load(ordering: .relaxed)),
-            ("pf_emulate", s.pf_emulate.load(ordering: .relaxed)),
-            ("pf_spurious", s.pf_spurious.load(ordering: .relaxed)), ("pf_fast", s.pf_fast.load(ordering: .relaxed)),
-            ("pf_mmio_spte_created", s.pf_mmio_spte_created.load(ordering: .relaxed)),
-            ("tlb_flush", s.tlb_flush.load(ordering: .relaxed)), ("mmio_exits", s.mmio_exits.load(ordering: .relaxed)),
-            ("signal_exits", s.signal_exits.load(ordering: .relaxed)),
-        ]
-        self.init(
-            "kvm-vcpu-\(cpu.id)", counters.map { Source(name: $0.0, flags: Self.counted, value: $0.1) })
-    }
+    init(cpu: VirtualCPU) { self.init("kvm-vcpu-\(cpu.id)", cpu.core.statistics.inOrder.map(Source.init)) }
 
     private init(_ id: String, _ sources: [Source]) {
         let nameSize = Int(KVM_STATS_NAME_SIZE)

@@ -32,7 +32,7 @@ public struct Exhibit: Sendable {
         fewest = scenarios.map(\.1)
     }
 
-    public static let all: [Exhibit] = ofTheCore + ofTheLog
+    public static let all: [Exhibit] = ofTheCore + ofTheLog + ofX86
 
     /// Mistakes in KVM's own code.
     private static let ofTheCore: [Exhibit] = [

@@ -158,6 +158,7 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
     /// The emulator: a store to memory that is not read-only goes through the user mapping, as KVM's emulator does;
     /// all else is MMIO. Caller is inside `withSlots`. Spec: generic section 7, real-kvm "a live finding".
     private func emulate(_ fault: GuestFault, _ value: UInt64, _ mask: UInt64) -> AccessResult {
+        if tables.emulatorWritesMemory { CPUStatistics.bump(statistics.insn_emulation) }
         if fault.access == .write, tables.emulatorWritesMemory,
             let slot = slot(containing: fault.frame), !slot.isInvalid, !slot.flags.readOnly
         {
@@ -184,18 +185,21 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
 public enum StageTwoTables: Sendable {
     case tdp(TDPMMU)
     case gStage(GStageMMU)
+    /// There is no second stage: the processor walks what KVM made of the guest's own tables.
+    case shadow(ShadowMMU)
 
     public var mmu: SecondaryMMU {
         switch self {
         case .tdp(let mmu): mmu
         case .gStage(let mmu): mmu
+        case .shadow(let mmu): mmu
         }
     }
 
     /// Whether KVM has an instruction emulator that writes guest memory (x86).
     var emulatorWritesMemory: Bool {
         switch self {
-        case .tdp: true
+        case .tdp, .shadow: true
         case .gStage: false
         }
     }
@@ -219,13 +223,14 @@ public enum StageTwoTables: Sendable {
                     memory: memory, pointer: pointer, physicalAddressBits: bits,
                     executeOnly: mmu.configuration.executeOnly, log: isLogging ? log : nil))
         case .gStage(let mmu): return .gStage(GStageWalker(memory: memory, hgatp: mmu.hgatp, hardwareAD: true))
+        case .shadow: preconditionFailure("under shadow paging there is no second stage")
         }
     }
 
     func modificationLogPage(of cpu: VirtualCPU) -> HostFrame? {
         switch self {
         case .tdp(let mmu): mmu.modificationLogPage(of: cpu)
-        case .gStage: nil
+        case .gStage, .shadow: nil
         }
     }
 
@@ -233,6 +238,7 @@ public enum StageTwoTables: Sendable {
         switch self {
         case .tdp(let mmu): mmu.checkTables()
         case .gStage(let mmu): mmu.checkTables()
+        case .shadow(let mmu): mmu.checkTables()
         }
     }
 }
@@ -244,6 +250,7 @@ extension Architecture {
         case .x86TDP: .tdp(TDPMMU(largestPage: .page1G, addressSpaces: addressSpaces))
         case .riscvSv39x4: .gStage(GStageMMU(mode: .sv39x4))
         case .riscvSv48x4: .gStage(GStageMMU(mode: .sv48x4))
+        case .x86Shadow: .shadow(ShadowMMU(addressSpaces: addressSpaces))
         }
     }
 }

@@ -12,6 +12,8 @@ public enum PagedAccessResult: Sendable, Equatable {
     case emulated
     /// Userspace must emulate it. Kernel: `KVM_EXIT_MMIO`.
     case mmio
+    /// The guest was not entered: userspace must reset the dirty ring and try again. Kernel: `KVM_EXIT_DIRTY_RING_FULL`.
+    case dirtyRingFull
     /// The guest's own page fault.
     case pageFault(GuestPageFault)
     /// A nested guest's fault on its guest hypervisor's second-stage tables.
@@ -42,6 +44,7 @@ extension VirtualCPU {
     func emulate(
         _ access: PagedAccess, _ address: GuestAddress, written: (GuestAddress) -> Void
     ) -> PagedAccessResult {
+        CPUStatistics.bump(statistics.insn_emulation)
         if let slot = slot(containing: address.frame), !slot.isInvalid {
             let place = slot.userAddress(of: address.frame) + address.offset
             func stored() -> PagedAccessResult {

@@ -14,6 +14,8 @@ public final class PagedCPU: VirtualCPU, @unchecked Sendable {
     // Unchecked: restates the base class; the buffer belongs to the vCPU's own task.
     public let buffer = LinearTranslationBuffer(capacity: 64)
     let mmu: ShadowMMU
+    /// What was behind linear pages that the guest has reached, where that is another address. For checks.
+    var reachedFrames: [(page: UInt64, count: UInt64, frame: HostFrame, guest: GuestFrame)] = []
     /// Faults in a row after which an access counts as a livelock. Spec: X65.
     public var patience = 1000
 
@@ -40,7 +42,10 @@ public final class PagedCPU: VirtualCPU, @unchecked Sendable {
     /// Runs the guest until the access is done or has faulted once: nil after a fault, when the guest is to try again.
     /// As `access`.
     public func step(_ access: PagedAccess, at address: UInt64) -> PagedAccessResult? {
-        if enterGuest() != nil { return sleepUntilReady().map { .failed($0) } }
+        if let refusal = enterGuest() {
+            guard refusal == .halted else { return .dirtyRingFull }
+            return sleepUntilReady().map { .failed($0) }
+        }
         guard root != nil else {
             exitGuest()
             return .failed(mmu.state(of: self).rootFailure ?? .ENOMEM)
@@ -93,15 +98,26 @@ public final class PagedCPU: VirtualCPU, @unchecked Sendable {
         return PageDirectoryPointers(pointer(0), pointer(1), pointer(2), pointer(3))
     }
 
+    /// The processor's walk of KVM's tables.
+    var walker: LegacyWalker {
+        LegacyWalker(tables: .physical(vm.memory), registers: registers, vcpu: UInt8(truncatingIfNeeded: number))
+    }
+
     private func attempt(_ access: PagedAccess, _ address: UInt64) -> LinearPortResult {
-        let walker = LegacyWalker(
-            tables: .physical(vm.memory), registers: registers, vcpu: UInt8(truncatingIfNeeded: number))
         let port = LinearPort(walker: walker, buffer: buffer)
+        let observer = vm.memory.journal?.observer
+        if observer != nil { noteGuestFrame(at: address) }
+        func reached(_ frame: HostFrame) {
+            guard let observer else { return }
+            noteGuestFrame(at: address)
+            observer.accessed(
+                guestFrame(at: address, frame).number, frame.number, isStore: access.kind == .write)
+        }
         switch access {
-        case .load: return port.load(address)
-        case .store(let value): return port.store(address, value)
-        case .fetch: return port.fetch(address)
-        case .lockedAdd(let value): return port.lockedAdd(address, value)
+        case .load: return port.load(address, reached: reached)
+        case .store(let value): return port.store(address, value, reached: reached)
+        case .fetch: return port.fetch(address, reached: reached)
+        case .lockedAdd(let value): return port.lockedAdd(address, value, reached: reached)
         }
     }
 

@@ -92,7 +92,7 @@ final class Replayer {
             switch result {
             case nil: break
             case .value, .stored, .emulated: next += 1
-            case .mmio, .pageFault, .nestedExit, .failed: ending = result
+            case .mmio, .pageFault, .nestedExit, .failed, .dirtyRingFull: ending = result
             }
         }
     }

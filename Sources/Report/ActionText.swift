@@ -8,6 +8,7 @@ extension Architecture {
         case .x86TDP: "x86-tdp"
         case .riscvSv39x4: "riscv-sv39x4"
         case .riscvSv48x4: "riscv-sv48x4"
+        case .x86Shadow: "x86-shadow"
         }
     }
 }
@@ -183,6 +184,7 @@ struct ActionText {
         case .restore: return "restore"
         case .collectRing, .resetRings, .setAttributes, .punchPrivate, .cacheStore, .cacheLoad, .preFault, .fetchPage:
             return machine(action)
+        case .mapPage, .unmapPage, .protectPage, .restorePage, .flushPage, .loadCR3: return tables(action)
         case .ownStore(let region, let offset, let value):
             return "the VMM stores \(place(region, offset)) = \(address(value))"
         case .deviceStore(let region, let offset, let value):
@@ -203,6 +205,21 @@ struct ActionText {
         case .cacheLoad(let at): return "KVM's cache loads \(address(at.value))"
         case .preFault(let at, let size): return "prefault \(stretch(at, size))"
         default: return "fetch a page for a vCPU"
+        }
+    }
+
+    private func tables(_ action: Action) -> String {
+        func entry(_ at: GuestAddress, _ level: UInt8) -> String {
+            "\(address(at.value))" + (level == 1 ? "" : " at level \(level)")
+        }
+        switch action {
+        case .mapPage(let at, let target, let level, let rights):
+            return "map_page \(entry(at, level)) to \(address(target.value)) \(rights)"
+        case .unmapPage(let at, let level): return "unmap_page \(entry(at, level))"
+        case .protectPage(let at, let level, let rights): return "protect_page \(entry(at, level)) \(rights)"
+        case .restorePage(let at, let level): return "restore_page \(entry(at, level))"
+        case .flushPage(let at): return "invlpg \(address(at.value))"
+        default: return "load_cr3"
         }
     }
 
@@ -238,6 +255,7 @@ extension StepOutcome {
         case .mmio: "KVM_EXIT_MMIO"
         case .dirtyRingFull: "KVM_EXIT_DIRTY_RING_FULL"
         case .memoryFault: "KVM_EXIT_MEMORY_FAULT"
+        case .pageFault: "page fault of the guest"
         case .error(let errno): "\(errno)"
         case .pages(let pages): pages.isEmpty ? "no page" : "pages \(ranges(pages))"
         }
@@ -255,6 +273,7 @@ extension StepExpectation {
         case .mmio: "KVM_EXIT_MMIO"
         case .dirtyRingFull: "KVM_EXIT_DIRTY_RING_FULL"
         case .memoryFault: "KVM_EXIT_MEMORY_FAULT"
+        case .pageFault: "page fault of the guest"
         case .error(let errno): "\(errno)"
         case .pages(let pages): pages.isEmpty ? "no page" : "pages \(ranges(pages))"
         }

@@ -19,9 +19,12 @@ public struct FtraceText {
         return trace.text
     }
 
-    private init(_ outcome: RunOutcome) { self.outcome = outcome }
+    private var kernel: KernelTrace
 
-    private var entriesHaveEvents: Bool { outcome.architecture == .x86TDP }
+    private init(_ outcome: RunOutcome) {
+        self.outcome = outcome
+        kernel = KernelTrace(outcome.architecture)
+    }
 
     private mutating func run() {
         text += "# tracer: nop\n#\n"
@@ -95,35 +98,8 @@ public struct FtraceText {
     }
 
     private mutating func line(_ event: Event) {
-        switch event.kind {
-        case .notifierStart:
-            let start = event.guest << pageShift
-            let end = (event.guest + event.value) << pageShift
-            emit("kvm_unmap_hva_range", "mmu notifier unmap range: \(pointer(start)) -- \(pointer(end))")
-        case .fault where entriesHaveEvents:
-            // The exit qualification of an EPT violation: bit 0 read, 1 write, 2 fetch.
-            emit(
-                "kvm_page_fault",
-                "vcpu \(event.extra) rip 0x0 address \(address16(event.guest << pageShift)) error_code"
-                    + " \(address(1 << event.value))")
-        case .entryInstalled where entriesHaveEvents:
-            let size = UInt64(1) << (9 * UInt64(event.level - 1))
-            emit(
-                "kvm_mmu_spte_requested",
-                "gfn \(hex(event.guest & ~(size - 1))) pfn \(hex(event.frame & ~(size - 1))) level \(event.level)")
-            change(event)
-        case .entryZapped where entriesHaveEvents, .entryChanged where entriesHaveEvents,
-            .tableLinked where entriesHaveEvents, .tableRemoved where entriesHaveEvents:
-            change(event)
-        default: break
-        }
-    }
-
-    private mutating func change(_ event: Event) {
-        emit(
-            "kvm_tdp_mmu_spte_changed",
-            "as id 0 gfn \(hex(event.guest)) level \(event.level) old_spte \(hex(event.extra)) new_spte"
-                + " \(hex(event.value))")
+        guard KernelTrace.hasEntryEvents(outcome.architecture) || event.kind == .notifierStart else { return }
+        for line in kernel.lines(event) { emit(line.name, line.body) }
     }
 
     private mutating func mark(_ text: String) { emit("tracing_mark_write", "PROBE \(text)") }
@@ -133,17 +109,5 @@ public struct FtraceText {
         let seconds = "\(tick / 1_000_000)".right(5)
         let micros = String("\(1_000_000 + tick % 1_000_000)".dropFirst())
         text += "       faultline-1       [000] .....\(seconds).\(micros): \(event): \(body)\n"
-    }
-
-    /// `%#016lx`: 14 digits.
-    private func pointer(_ value: UInt64) -> String {
-        let digits = hex(value)
-        return "0x" + String(repeating: "0", count: max(0, 14 - digits.count)) + digits
-    }
-
-    /// `0x%016llx`.
-    private func address16(_ value: UInt64) -> String {
-        let digits = hex(value)
-        return "0x" + String(repeating: "0", count: max(0, 16 - digits.count)) + digits
     }
 }

@@ -28,6 +28,10 @@ public struct RunJSON: Codable, Sendable, Equatable {
         public var slot: UInt16?
         public var page: UInt64?
     }
+    public struct Counter: Codable, Sendable, Equatable {
+        public var name: String
+        public var value: UInt64
+    }
     public struct RegionEntry: Codable, Sendable, Equatable {
         public var name: String
         public var kind: String
@@ -46,6 +50,9 @@ public struct RunJSON: Codable, Sendable, Equatable {
     public var findings: [FindingEntry]
     public var held: [String]
     public var statistics: [String: UInt64]
+    /// As `KVM_GET_STATS_FD` gives them: of the VM, and of each vCPU.
+    public var vm: [Counter]
+    public var vcpus: [[Counter]]
     public var regions: [RegionEntry]
 
     public init(_ outcome: RunOutcome) {
@@ -83,6 +90,9 @@ public struct RunJSON: Codable, Sendable, Equatable {
             "pfn \(hex($0.frame)) by \($0.holder): \($0.references) references, \($0.pins) pins"
         }
         statistics = Dictionary(uniqueKeysWithValues: outcome.statistics.map { ("\($0.statistic)", $0.value) })
+        let counters = outcome.counters.map { $0.map { Counter(name: "\($0.name)", value: $0.value) } }
+        vm = counters.first ?? []
+        vcpus = Array(counters.dropFirst())
         regions = outcome.regions.map { state in
             let plan = outcome.plan.regions[state.region]
             func named(_ counts: [Int]) -> [String: Int] {

@@ -135,7 +135,9 @@ public struct RunText {
     private mutating func statistics() {
         lines.append("")
         lines.append(terminal.bold("statistics"))
-        let shown = outcome.statistics.filter { verbose || $0.value != 0 }.map { "\($0.statistic) \($0.value)" }
+        let shown = outcome.statistics.filter { verbose || $0.value != 0 && $0.statistic.isTelling }.map {
+            "\($0.statistic) \($0.value)"
+        }
         var line = " "
         for item in shown {
             if line.count + item.count + 2 > terminal.width {
@@ -244,4 +246,9 @@ extension SlotPlace {
 extension Invariant {
     /// `I-6`, `X19`, `RV-2`, `D-1`, `LOG-1`.
     public var code: String { "\(family)\(number)" }
+}
+
+extension StatisticName {
+    /// Not of what every run has some.
+    fileprivate var isTelling: Bool { self != .exits && self != .max_mmu_rmap_size }
 }

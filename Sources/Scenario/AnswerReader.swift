@@ -7,7 +7,7 @@ import TextInput
 extension Answer {
     /// In the order of the reference page.
     static let allInOrder: [Answer] = [
-        .ok, .value, .counting, .pages, .mmio, .dirtyRingFull, .memoryFault, .errno, .anyOf, .anything,
+        .ok, .value, .counting, .pages, .mmio, .dirtyRingFull, .memoryFault, .pageFault, .errno, .anyOf, .anything,
     ]
 
     var shown: String {
@@ -16,6 +16,7 @@ extension Answer {
         case .mmio: "`mmio`"
         case .dirtyRingFull: "`dirty_ring_full`"
         case .memoryFault: "`memory_fault`"
+        case .pageFault: "`page_fault`"
         case .errno: "an error (`EFAULT`, ...)"
         case .value: "the value read (`0x1234`)"
         case .counting: "`{counting_from: 0x1000}`"
@@ -59,14 +60,16 @@ extension ShapeReader {
         return perArchitecture(answers, at: element.position)
     }
 
-    /// The more exact name goes first: `riscv-sv39x4` before `riscv` before `otherwise`.
+    /// The more exact name goes first: `riscv-sv39x4` before `riscv` before `otherwise`. Where nothing else is said,
+    /// `x86-tdp` answers for `x86-shadow` too.
     private func perArchitecture(
         _ answers: [(word: String, expectation: StepExpectation)], at position: Position
     ) -> AnswerReading? {
         var exceptions: [ArchitectureExpectation] = []
         for (choice, architecture) in zip(Vocabulary.architectures, Architecture.allCases) {
-            let general = ArchitectureSet.riscv.contains(architecture) ? ["riscv", "otherwise"] : ["otherwise"]
-            let words = [choice.word] + general
+            let family = ArchitectureSet.riscv.contains(architecture) ? "riscv" : "x86"
+            // Who knows of one MMU of x86 only means it for both.
+            let words = [choice.word, family, "otherwise"] + (architecture == .x86Shadow ? ["x86-tdp"] : [])
             guard let answer = words.lazy.compactMap({ word in answers.first { $0.word == word } }).first else {
                 complaints.add(
                     position, "`expect` says nothing about `\(choice.word)`", "add `\(choice.word)` or `otherwise`")
@@ -108,6 +111,7 @@ extension ShapeReader {
         case "mmio": return (.mmio, .mmio)
         case "dirty_ring_full": return (.dirtyRingFull, .dirtyRingFull)
         case "memory_fault": return (.memoryFault, .memoryFault)
+        case "page_fault": return (.pageFault, .pageFault)
         case "anything": return (.anything, .anything)
         default:
             if let errno = Vocabulary.errno(text) { return (.errno, .error(errno)) }

@@ -28,7 +28,8 @@ struct AnswerReading {
     var all: [StepExpectation] {
         expectation.alternatives + exceptions.flatMap { $0.expectation.alternatives }
     }
-    var mayBeMMIO: Bool { all.contains(.mmio) }
+    /// Whether it may be an access outside of memory: of a device, or the guest's own fault.
+    var mayBeMMIO: Bool { all.contains(.mmio) || all.contains(.pageFault) }
     var mayBeError: Bool {
         all.contains { if case .error = $0 { true } else { false } }
     }

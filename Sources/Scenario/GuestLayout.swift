@@ -14,6 +14,8 @@ struct GuestLayout {
     private(set) var duringPhase: [SlotPlan] = []
     /// All there ever were, the latest last; a place in a region is still said through a slot that is gone.
     private var past: [SlotPlan] = []
+    /// Linear addresses that the guest's tables show something else at, at some time.
+    private var mapped: [Range<UInt64>] = []
     /// One past the highest guest address that is used.
     private(set) var end: UInt64 = 0
 
@@ -135,6 +137,8 @@ struct GuestLayout {
         insert(slot)
     }
 
+    mutating func noteMapped(_ first: UInt64, _ bytes: UInt64) { mapped.append(first..<first + bytes) }
+
     mutating func delete(_ id: UInt16) { slots.removeAll { $0.id == id } }
 
     private mutating func insert(_ slot: SlotPlan) {
@@ -198,6 +202,10 @@ struct GuestLayout {
         var index: UInt64 = 0
         while index < count {
             let address = start + index * stride
+            if mapped.contains(where: { $0.contains(address) }) {
+                index += 1
+                continue
+            }
             guard let slot = duringPhase.first(where: { $0.guestRange.contains(address) }) else {
                 let which = count > 1 ? " (access \(index + 1) of \(count))" : ""
                 let remedy = kind == .execute ? "" : "; an access outside of them is MMIO: say `expect: mmio`"

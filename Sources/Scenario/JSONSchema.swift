@@ -175,6 +175,7 @@ private enum SchemaWriter {
         if answers.contains(.mmio) { words.append(.string("mmio")) }
         if answers.contains(.dirtyRingFull) { words.append(.string("dirty_ring_full")) }
         if answers.contains(.memoryFault) { words.append(.string("memory_fault")) }
+        if answers.contains(.pageFault) { words.append(.string("page_fault")) }
         if answers.contains(.errno) { words += Vocabulary.errors.map { .string("\($0)") } }
         var schemas: [JSON] = [.object([("enum", .array(words))])]
         if answers.contains(.value) { schemas.append(.object(quantity(Quantity.numberPattern, Vocabulary.word))) }

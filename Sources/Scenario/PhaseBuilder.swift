@@ -88,6 +88,7 @@ struct PhaseBuilder {
         if hasRings && !answer.mayBeError && Self.bitmapWords.contains(field.key.name) {
             return complainOfBitmap(field)
         }
+        if Self.tableWords.contains(field.key.name) { return tableAction(field, fields) }
         if Self.machineWords.contains(field.key.name) { return machineAction(field, fields, answer) }
         if ConsumerBuilder.words.contains(field.key.name) { return consumers.action(field, by: actor, answer) }
         switch field.reading {

@@ -37,7 +37,8 @@ private enum PageWriter {
         "## `vm`", table(.vm),
         "### A slot", "The names are those of `struct kvm_userspace_memory_region`.", table(.slot),
         "Flags:", choices(Vocabulary.slotFlags),
-        "Architectures:", choices(Vocabulary.architectures) + "\n\n`riscv` names both RISC-V ones in an `expect`.",
+        "Architectures:",
+        choices(Vocabulary.architectures) + "\n\n`x86` and `riscv` name both of theirs in an `expect`.",
         "## `phases`",
         "Phases follow one another. The tasks inside a phase run side by side: `run` takes them in the order written, "
             + "the explorer in every order.",
@@ -75,6 +76,7 @@ private enum PageWriter {
         lines.append(
             "| `memory_fault` | KVM_RUN fails with EFAULT and names the page (KVM_EXIT_MEMORY_FAULT): it is private, or "
                 + "shared, and was wanted the other way |")
+        lines.append("| `page_fault` | the guest's own page tables forbid it, or map nothing there: its page fault |")
         lines.append("| `anything` | whatever comes of it: for a step that races with another task's |")
         let errors = Vocabulary.errors.map { "`\($0)`" }.joined(separator: ", ")
         lines.append("| \(errors) | the call, or KVM_RUN, fails with this error |")
@@ -83,7 +85,7 @@ private enum PageWriter {
 
     static let rest: [String] = [
         "Where architectures differ, `expect` names them: `expect: {x86-tdp: mmio, riscv: EFAULT}`. The more exact name "
-            + "goes first, and every architecture must have an answer.",
+            + "goes first, and every architecture must have an answer; `x86-tdp` answers for `x86-shadow` where nothing else does.",
         "## `expect` of the whole run", table(.outcome),
         "Counters; where architectures differ, `{x86-tdp: 1, riscv: 0}`, and a counter is looked at only where one is "
             + "named:",

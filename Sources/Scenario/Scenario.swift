@@ -82,6 +82,7 @@ struct ScenarioBuilder {
         let end = buildPhases(fields, layout, &plan)
         plan.expectations = statistics(fields)
         let known = known(fields)
+        checkTables(fields, plan)
         try complaints.throwIfAny()
         let architectures = Architecture.allCases.filter {
             end <= 1 << $0.guestAddressBits && plan.fits($0)
@@ -99,6 +100,7 @@ struct ScenarioBuilder {
             layout.place(slot, at: fields.position(of: "slot"))
             plan.slots.append(slot)
         }
+        placeTables(vm, &plan)
     }
 
     private func setFeatures(_ vm: Fields, _ plan: inout Plan) {

@@ -73,7 +73,7 @@ struct Choice: Sendable {
 
 /// What a step may give.
 enum Answer: Sendable, Hashable {
-    case ok, mmio, dirtyRingFull, memoryFault, errno, value, counting, pages, anyOf, anything
+    case ok, mmio, dirtyRingFull, memoryFault, pageFault, errno, value, counting, pages, anyOf, anything
 }
 
 /// What makes a key the action of a step.

@@ -7,6 +7,10 @@ extension Vocabulary {
         Choice("x86-tdp", "x86 with EPT, 4 levels: 48-bit guest addresses"),
         Choice("riscv-sv39x4", "RISC-V, 3 levels: 41-bit guest addresses"),
         Choice("riscv-sv48x4", "RISC-V, 4 levels: 50-bit guest addresses"),
+        Choice(
+            "x86-shadow",
+            "x86 without EPT or NPT: the guest's own page tables, 4 levels one to one, are shadowed; 46-bit guest addresses"
+        ),
     ]
 
     static let regionKinds: [Choice] = [
@@ -174,6 +178,10 @@ extension Vocabulary {
             "a vCPU leaves a page that must be read to `async_worker` and halts; if that doesn't run, it reads it itself",
             example: "true"),
         Key(
+            "page_tables", .vm, .region, .optional("memory and a slot of their own"),
+            "on `x86-shadow`: the region at whose start the guest has its page tables, which a slot shows from there on",
+            example: "tables"),
+        Key(
             "slots", .vm, .list(.slot), .optional("none"), "the memslots when the first phase starts",
             example: "[{slot: 0, guest_phys_addr: 0x10000000, userspace_addr: ram}]"),
     ]
@@ -267,10 +275,11 @@ extension Vocabulary {
     }
 
     /// Every way to name architectures.
-    static let architectureWords = architectures.map(\.word) + ["riscv"]
+    static let architectureWords = architectures.map(\.word) + ["x86", "riscv"]
 
     static func architectureSet(_ word: String) -> ArchitectureSet? {
         if word == "riscv" { return .riscv }
+        if word == "x86" { return .x86 }
         return architectures.firstIndex { $0.word == word }.map { ArchitectureSet(Architecture.allCases[$0]) }
     }
 }

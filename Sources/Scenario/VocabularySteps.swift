@@ -82,19 +82,20 @@ extension Vocabulary {
                 triesOtherKinds: triesOtherKinds))
     }
 
-    private static let guestSteps: [Key] = [
-        action(
-            "write", .guestStep, .guestPlace, "the guest stores 8 bytes", example: "{write: blob+0x1000, value: 7}",
-            ["value", "count", "stride"], answers: [.ok, .mmio] + exits + [.errno]),
-        action(
-            "read", .guestStep, .guestPlace, "the guest loads 8 bytes", example: "{read: 0x10000000, expect: 7}",
-            ["count", "stride"], answers: [.ok, .value, .counting, .mmio] + exits + [.errno]),
-        action(
-            "fetch", .guestStep, .guestPlace, "the guest fetches an instruction", example: "{fetch: ram}",
-            ["count", "stride"], answers: [.ok] + exits + [.errno]),
-        mapGuestPage(.guestStep), preFault,
-    ]
-    private static let exits: [Answer] = [.dirtyRingFull, .memoryFault]
+    private static let guestSteps: [Key] =
+        [
+            action(
+                "write", .guestStep, .guestPlace, "the guest stores 8 bytes", example: "{write: blob+0x1000, value: 7}",
+                ["value", "count", "stride"], answers: [.ok, .mmio] + exits + [.errno]),
+            action(
+                "read", .guestStep, .guestPlace, "the guest loads 8 bytes", example: "{read: 0x10000000, expect: 7}",
+                ["count", "stride"], answers: [.ok, .value, .counting, .mmio] + exits + [.errno]),
+            action(
+                "fetch", .guestStep, .guestPlace, "the guest fetches an instruction", example: "{fetch: ram}",
+                ["count", "stride"], answers: [.ok] + exits + [.errno]),
+            mapGuestPage(.guestStep), preFault,
+        ] + tableSteps
+    static let exits: [Answer] = [.dirtyRingFull, .memoryFault, .pageFault]
 
     /// On the vCPU's thread, as in Linux, or on another.
     private static func mapGuestPage(_ place: Place) -> Key {
@@ -316,12 +317,13 @@ extension Vocabulary {
 
     /// What goes beside an action; one meaning everywhere.
     private static func parameters(_ place: Place) -> [Key] {
-        let guest = [
-            Key(
-                "count", place, .number(counts), .optional("1"),
-                "how many accesses; each next write stores one more", example: "16"),
-            Key("stride", place, .size, .optional("4 KiB"), "bytes from one access to the next", example: "8"),
-        ]
+        let guest =
+            [
+                Key(
+                    "count", place, .number(counts), .optional("1"),
+                    "how many accesses; each next write stores one more", example: "16"),
+                Key("stride", place, .size, .optional("4 KiB"), "bytes from one access to the next", example: "8"),
+            ] + tableParameters
         let host = [
             Key("protection", place, .choice(protections), .required, "the new protection", example: "read"),
             Key("advice", place, .choice(advices), .required, "what to do", example: "dontneed"),
@@ -392,6 +394,20 @@ extension Vocabulary {
         case .remote_tlb_flush: "flushes of all vCPUs done"
         case .remote_tlb_flush_requests: "flushes of all vCPUs asked for"
         case .tlb_flush: "flushes that a vCPU served"
+        case .mmu_shadow_zapped: "shadow pages zapped; a root in use counts twice"
+        case .mmu_pte_write: "emulated stores over guest page tables"
+        case .mmu_pde_zapped: "those over a present entry above the lowest level"
+        case .mmu_flooded: "shadow pages given up because the guest wrote their table again and again"
+        case .mmu_recycled: "shadow pages given up for want of room"
+        case .mmu_cache_miss: "shadow pages made because none was found"
+        case .mmu_unsync: "shadow pages out of sync now"
+        case .nx_lpage_splits: "huge pages not allowed because they would be executable, now"
+        case .max_mmu_rmap_size: "most entries that mapped one guest frame"
+        case .max_mmu_page_hash_collisions: "most other pages passed in a search for a shadow page"
+        case .pf_guest: "page faults injected into the guest"
+        case .invlpg: "INVLPGs of the guest"
+        case .exits: "exits from guest mode"
+        case .insn_emulation: "instructions that KVM carried out in the guest's place"
         }
     }
 }

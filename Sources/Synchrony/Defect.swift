@@ -24,6 +24,31 @@ public enum Defect: UInt32, Sendable, CaseIterable {
     // Mistakes of the log's users: `Mistake` of `LogConsumers` says what each is.
     case trailingPagesNotSkipped, secondFromFirst, runsOnAfterHarvest, ownWritesUnlogged, deviceWritesUnlogged
     case markedBeforeWrite, residentTakenForDirty, newSlotTakenForClean, copiedBeforeLogging, clearedAfterCopy
+    // Mistakes of x86's MMUs.
+    /// The guest's entry is read again before its table is shadowed, not after.
+    case rereadTooEarly
+    /// The guest's table is write-protected, and vCPUs keep W in their TLBs.
+    case shadowedUnflushed
+    /// The same where W had gone before, for the log, and the flush that it needs has not been yet.
+    case protectionUnflushed
+    /// A page that is out of sync gets a parent that does not know it.
+    case unsyncUnmarked
+    /// An out-of-sync table is read while vCPUs write it.
+    case syncUnprotected
+    /// What a sync took away stays in TLBs.
+    case syncUnflushed
+    /// A sync takes every page for one that the process may write.
+    case hostWriteAssumed
+    /// An emulated store over a guest's table leaves what was made of it.
+    case tableWriteUnheard
+    /// Neighbours are mapped ahead while an invalidation runs.
+    case prefetchUnguarded
+    /// An entry that says "no memory" is believed after the slots have changed.
+    case generationIgnored
+    /// The lockless path gives W to leaves that may not have it.
+    case fastWriteUnasked
+    /// The parts of a huge page that was split are not counted.
+    case splitUncounted
 
     /// Whether the running task is to make this mistake. One branch, never taken without an explorer.
     @inlinable @inline(__always) public var isOn: Bool { fl_defect(rawValue) != 0 }

@@ -198,6 +198,7 @@ private final class HostileGuest {
         case .pageFault: report.pageFaults += 1
         case .nestedExit: report.nestedExits += 1
         case .failed(let errno): fail("\(errno)")
+        case .dirtyRingFull: fail("a dirty ring is full that was not asked for")
         }
     }
 

@@ -58,6 +58,8 @@ func execute(
                 "error: the host's memory has not so many free pages of \(level.bytes >> 20) MiB to set aside")
         case .privateMemory:
             throw Failure(.unusable, "error: the architecture has no VMs with private memory")
+        case .guestTables:
+            throw Failure(.unusable, "error: guests have page tables of their own on x86-shadow only")
         case .dirtyRings(let errno):
             throw Failure(.unusable, "error: the vCPUs' dirty rings can't be made: \(errno)")
         }

@@ -60,6 +60,11 @@ struct Command {
         return try body(file.path)
     }
 
+    /// A file of the repository.
+    static func text(of path: String) throws -> String {
+        try String(contentsOf: root.appendingPathComponent(path), encoding: .utf8)
+    }
+
     static var scenarios: [String] {
         let folder = root.appendingPathComponent("Scenarios").path
         guard let names = FileManager.default.enumerator(atPath: folder)?.allObjects as? [String] else { return [] }

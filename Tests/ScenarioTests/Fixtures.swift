@@ -11,13 +11,26 @@ func bytes(of path: String) throws -> [UInt8] { try readBytes(of: .scenario, fil
 func text(of path: String) throws -> String { String(decoding: try bytes(of: path), as: UTF8.self) }
 
 /// The scenarios that ship, without `.yaml`.
-let shipped = [
-    "virtio-gpu-blob", "device-bar", "anonymous", "copy-on-write", "read-only-slot", "buffer-eviction-while-mapped",
-    "memslot-delete", "dirty-logging", "huge-page", "fork-under-guest", "pfnmap-write-upgrade", "zero-page",
-    "reserved-memory", "counted-pfnmap", "mixed-map", "host-map-pfnmap", "hugetlb", "hugetlb-gigantic", "driver-fault",
-    "signal", "race-signal", "precopy", "precopy-manual", "precopy-dma", "diff-snapshot", "race-precopy",
-    "race-precopy-start", "race-precopy-manual", "race-snapshot", "dirty-ring", "race-dirty-ring", "private-memory",
-    "race-private", "race-frame-cache", "async-fault", "race-async-fault", "prefault",
+let shipped =
+    [
+        "virtio-gpu-blob", "device-bar", "anonymous", "copy-on-write", "read-only-slot", "buffer-eviction-while-mapped",
+        "memslot-delete", "dirty-logging", "huge-page", "fork-under-guest", "pfnmap-write-upgrade", "zero-page",
+        "reserved-memory", "counted-pfnmap", "mixed-map", "host-map-pfnmap", "hugetlb", "hugetlb-gigantic",
+        "driver-fault",
+        "signal", "race-signal", "precopy", "precopy-manual", "precopy-dma", "diff-snapshot", "race-precopy",
+        "race-precopy-start", "race-precopy-manual", "race-snapshot", "dirty-ring", "race-dirty-ring", "private-memory",
+        "race-private", "race-frame-cache", "async-fault", "race-async-fault", "prefault", "race-mmio-slot",
+        "huge-page-logged",
+        "race-eager-split",
+    ] + shippedForShadow
+
+/// Those of them whose guest changes its own page tables.
+let shippedForShadow = [
+    "shadow-own-tables", "shadow-unsync", "shadow-write-protect", "shadow-dirty-log", "shadow-mmio",
+    "shadow-shootdown", "race-shadow-walk", "race-shadow-unmap", "race-shadow-sync", "race-shadow-zap",
+    "race-shadow-log", "race-shadow-clear-log", "race-shadow-exchange", "race-shadow-shootdown", "race-shadow-table",
+    "race-shadow-punch",
+    "shadow-zero-page",
 ]
 
 /// Those of them whose VM only x86 has.

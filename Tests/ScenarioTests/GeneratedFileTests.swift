@@ -51,6 +51,7 @@ import Testing
                 let features = features(for: key)
                 let text = """
                     name: example
+                    architecture: \(PhaseBuilder.tableWords.contains(key.name) ? "x86-shadow" : "x86-tdp")
                     host:
                       device_memory: 1 MiB
                       swap: 4 MiB

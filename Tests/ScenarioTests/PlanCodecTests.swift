@@ -130,6 +130,7 @@ extension RandomSource {
         plan.asyncFaults = flip()
         plan.regions = (0..<(1 + below(5))).map { region($0) }
         let regions = plan.regions.count
+        plan.pageTables = flip() ? below(regions) : nil
         plan.slots = many(4) { $0.slot(regions) }
         let cpus = plan.virtualCPUs
         plan.phases = many(4) { random in
@@ -195,7 +196,7 @@ extension RandomSource {
     }
 
     private mutating func singleExpectation() -> StepExpectation {
-        switch below(8) {
+        switch below(9) {
         case 0: .success
         case 1: .value(number())
         case 2: .counting(from: number())
@@ -203,13 +204,14 @@ extension RandomSource {
         case 4: .error(pick([.EFAULT, .EHWPOISON, .EPERM, .EINVAL]))
         case 5: .dirtyRingFull
         case 6: .memoryFault
+        case 7: .pageFault
         default: .pages(many(5) { $0.number() })
         }
     }
 
     private mutating func action(_ regions: Int, _ cpus: Int) -> Action {
         let region = below(regions)
-        switch below(46) {
+        switch below(52) {
         case 0:
             return .guest(
                 pick(AccessKind.allCases), at: GuestAddress(number()), count: below(1 << 20), stride: number(),
@@ -256,6 +258,17 @@ extension RandomSource {
         case 43: return .cacheLoad(at: GuestAddress(number()))
         case 44: return .preFault(at: GuestAddress(number()), size: number())
         case 45: return .fetchPage
+        case 46:
+            return .mapPage(
+                at: GuestAddress(number()), to: GuestAddress(number()), level: UInt8(1 + below(2)),
+                pick(GuestRights.allCases))
+        case 47: return .unmapPage(at: GuestAddress(number()), level: UInt8(1 + below(4)))
+        case 48:
+            return .protectPage(
+                at: GuestAddress(number()), level: UInt8(1 + below(4)), pick(GuestRights.allCases))
+        case 49: return .restorePage(at: GuestAddress(number()), level: UInt8(1 + below(4)))
+        case 50: return .flushPage(at: GuestAddress(number()))
+        case 51: return .loadCR3
         case 36: return .deviceStore(region: region, offset: number(), value: number())
         case 22: return .getGuestPage(at: GuestAddress(number()), write: flip())
         default: return .age(region: region, offset: number(), length: number())

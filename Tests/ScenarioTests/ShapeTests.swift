@@ -38,7 +38,7 @@ import Testing
     @Test func `an unknown architecture`() {
         expectOne(
             Sketch(top: "architecture: x86-tpd"), at: "x86-tpd", "`architecture` can't be `x86-tpd`",
-            hint: "did you mean `x86-tdp`? expected one of: x86-tdp, riscv-sv39x4, riscv-sv48x4")
+            hint: "did you mean `x86-tdp`? expected one of: x86-tdp, riscv-sv39x4, riscv-sv48x4, x86-shadow")
     }
     @Test func `an unknown kind of region`() {
         expectOne(
@@ -165,7 +165,7 @@ import Testing
         expectOne(
             Sketch(phases: "  - vcpu0:\n      - write: ram\n        expect: 7"), at: "7", after: "expect: ",
             "`expect` can't be `7` here",
-            hint: "expected `ok`, `mmio`, `dirty_ring_full`, `memory_fault`, an error (`EFAULT`, ...), "
+            hint: "expected `ok`, `mmio`, `dirty_ring_full`, `memory_fault`, `page_fault`, an error (`EFAULT`, ...), "
                 + "`{any_of: [...]}`, `anything` (in a race), or one per architecture")
     }
     @Test func `an error that nobody knows`() {

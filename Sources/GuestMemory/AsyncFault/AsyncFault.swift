@@ -1,3 +1,4 @@
+import Audit
 import Frames
 import HostMemory
 import Synchronization
@@ -115,6 +116,10 @@ public final class AsyncFaultWork: @unchecked Sendable {
     private func fetch(_ fault: AsyncFault) {
         let cpu = fault.cpu
         cpu.vm.addressSpace.faultInRemotely(fault.address)
+        cpu.vm.record(
+            Event(
+                .asyncCompleted, guest: fault.fault.frame.number, value: fault.address.value,
+                task: UInt8(truncatingIfNeeded: cpu.number)))
         cpu.asyncFaults.complete(.page(fault))
         fault.finish()
     }

@@ -1,3 +1,4 @@
+import Audit
 import Frames
 import HostMemory
 import Synchrony
@@ -11,7 +12,9 @@ extension VirtualCPU {
     /// read-only slot (the address is looked up for write) and with 64 of them underway.
     public final func postpone(_ fault: GuestFault, in slot: MemorySlot) -> Bool {
         guard allowsAsyncFaults, !fault.isPrefetch else { return false }
+        tell(.asyncTried, fault.frame)
         if asyncFaults.contains(fault.frame) {
+            tell(.asyncRepeated, fault.frame)
             // The guest was told, and came back all the same: it has nothing else to do.
             post(Request.asyncFaultHalt)
             return true
@@ -26,9 +29,14 @@ extension VirtualCPU {
         again.isPrefetch = true
         let work = AsyncFault(self, again, slot.userAddress(of: fault.frame))
         asyncFaults.append(work)
+        tell(.asyncNotPresent, fault.frame)
         if !pageNotPresent(fault.frame) { post(Request.asyncFaultHalt) }
         vm.asyncFaults.add(work)
         return true
+    }
+
+    private final func tell(_ kind: Event.Kind, _ frame: GuestFrame) {
+        vm.record(Event(kind, guest: frame.number, task: UInt8(truncatingIfNeeded: number)))
     }
 
     /// Completes what is done: each fault again, as a prefetch; the vCPU need not halt any more. The vCPU's own task, no
@@ -37,6 +45,7 @@ extension VirtualCPU {
         while let next = asyncFaults.takeDone() {
             if case .page(let work) = next {
                 vm.withSlots { vm.mmu.asyncFaultReady(self, work.fault) }
+                tell(.asyncReady, work.fault.frame)
             }
             isHalted = false
         }

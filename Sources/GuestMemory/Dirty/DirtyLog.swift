@@ -25,6 +25,7 @@ extension VirtualMachine {
         if let cpu, let ring = cpu.ring {
             if ring.isFull { report("a dirty ring is full and is pushed into", frame, .i27) }
             ring.push(slot: slot.number, offset: page)
+            note(ring, .ringPushed, cpu, offset: page, slot: slot.number)
             if ring.isSoftFull { cpu.post(VirtualCPU.Request.dirtyRingSoftFull) }
         } else if let bitmap = slot.dirtyBitmap {
             bitmap.set(page)
@@ -33,6 +34,16 @@ extension VirtualMachine {
             return
         }
         record(Event(.dirtyLogged, guest: frame.number, value: UInt64(slot.id)))
+    }
+
+    /// Kernel: the tracepoints `kvm_dirty_ring_push` and `kvm_dirty_ring_reset`.
+    func note(_ ring: DirtyRing, _ kind: Event.Kind, _ cpu: VirtualCPU, offset: UInt64 = 0, slot: UInt32 = 0) {
+        guard memory.journal != nil else { return }
+        let (pushed, consumed) = ring.progress
+        record(
+            Event(
+                kind, guest: offset, value: UInt64(pushed) | UInt64(consumed) << 32, extra: UInt64(slot),
+                task: UInt8(truncatingIfNeeded: cpu.number)))
     }
 
     /// What Linux warns about.

@@ -90,7 +90,10 @@ extension VirtualMachine {
         var count: UInt64 = 0
         slotsLock.lock()
         for cpu in virtualCPUs {
-            if let ring = cpu.ring { count += reset(ring) }
+            if let ring = cpu.ring {
+                count += reset(ring)
+                note(ring, .ringReset, cpu)
+            }
         }
         slotsLock.unlock()
         if count > 0 { flushRemoteTLBs() }

@@ -59,7 +59,7 @@ public struct MMUGuard: ~Copyable {
     /// starts later must first take mmu_lock. Spec: generic 2.11, X14.
     @_lifetime(borrow self)
     public borrowing func prefetchPermit() -> PrefetchPermit? {
-        vm.isInvalidating ? nil : PrefetchPermit()
+        vm.isInvalidating && !Defect.prefetchUnguarded.isOn ? nil : PrefetchPermit()
     }
 }
 

@@ -181,6 +181,11 @@ extension VirtualMachine {
     /// Ages, or asks, the entries of `range`. Spec: generic 3.2.
     func ageRange(_ range: Range<UserAddress>, test: Bool, flush: Bool) -> Bool {
         guard range.lowerBound < range.upperBound else { return false }
+        record(
+            Event(
+                .hostAged, guest: range.lowerBound.page,
+                value: (range.upperBound.value - range.lowerBound.value + pageSize - 1) >> pageShift,
+                extra: test ? 1 : 0))
         let side = slotReaders.enter()
         defer { slotReaders.exit(side) }
         var young = false

@@ -15,6 +15,7 @@ enum ActionCode: UInt8 {
     case signal, countHugePages, failFault
     case precopy, snapshot, restore, ownStore, deviceStore
     case collectRing, resetRings, setAttributes, punchPrivate, cacheStore, cacheLoad, preFault, fetchPage
+    case mapPage, unmapPage, protectPage, restorePage, flushPage, loadCR3
 }
 
 extension PlanWriter {
@@ -50,6 +51,7 @@ extension PlanWriter {
         case .precopy, .snapshot, .restore, .ownStore, .deviceStore: consumerAction(action)
         case .collectRing, .resetRings, .setAttributes, .punchPrivate, .cacheStore, .cacheLoad, .preFault, .fetchPage:
             machineAction(action)
+        case .mapPage, .unmapPage, .protectPage, .restorePage, .flushPage, .loadCR3: tableAction(action)
         default: hostAction(action)
         }
     }
@@ -245,6 +247,7 @@ extension PlanReader {
         case .restore: return .restore
         case .collectRing, .resetRings, .setAttributes, .punchPrivate, .cacheStore, .cacheLoad, .preFault, .fetchPage:
             return try machineAction(code)
+        case .mapPage, .unmapPage, .protectPage, .restorePage, .flushPage, .loadCR3: return try tableAction(code)
         case .countHugePages: return .countHugePages(try hugeLevel(), reserved: try flag())
         case .failTransfer:
             let region = try count()

@@ -33,6 +33,9 @@ public struct Plan: Sendable, Equatable {
     public var hasPrivateMemory = false
     /// vCPUs leave pages that must be waited for to others. Kernel: asynchronous page faults.
     public var asyncFaults = false
+    /// Where shadow paging needs them, the guest's page tables lie at this region's start, in `Plan.regions`, which a slot
+    /// shows from there on; nil: in memory and a slot of their own.
+    public var pageTables: Int?
     public var regions: [RegionPlan] = []
     /// Slots that exist when the first phase starts.
     public var slots: [SlotPlan] = []
@@ -46,6 +49,11 @@ public enum Architecture: UInt8, Sendable, CaseIterable {
     case x86TDP
     case riscvSv39x4
     case riscvSv48x4
+    /// The guest has page tables of its own, and KVM shadows them. Spec: x86 section 4.
+    case x86Shadow
+
+    /// Those whose guests need no page tables: hardware translates guest physical addresses.
+    public static let twoStage: [Architecture] = [.x86TDP, .riscvSv39x4, .riscvSv48x4]
 }
 
 /// Which references the model takes. Spec: generic 0.5, section 10.
@@ -160,6 +168,14 @@ public enum DriverAnswer: UInt8, Sendable, CaseIterable {
     case nothingInserted
 }
 
+/// What an entry of the guest's own tables permits.
+public enum GuestRights: UInt8, Sendable, CaseIterable {
+    case read
+    case write
+    /// The same, and D is not set yet: KVM lets no write pass unseen.
+    case clean
+}
+
 /// What happens to the VMM's signals.
 public enum SignalName: UInt8, Sendable, CaseIterable {
     case plain, fatal
@@ -235,6 +251,8 @@ public enum StepExpectation: Sendable, Equatable {
     case dirtyRingFull
     /// KVM_RUN fails with EFAULT and says of which page. Kernel: `KVM_EXIT_MEMORY_FAULT`.
     case memoryFault
+    /// The guest's own page fault, by its own page tables.
+    case pageFault
     /// It fails with this error. Guest accesses: what KVM_RUN returns.
     case error(Errno)
     /// Whatever comes of it is right: for a step that races with another task's; later steps say what must hold.
@@ -255,6 +273,19 @@ public enum Action: Sendable, Equatable {
     // The guest, on a vCPU.
     /// `count` accesses of 8 bytes, `stride` bytes apart. `value` for writes: the first; each next is one more.
     case guest(AccessKind, at: GuestAddress, count: Int, stride: UInt64, value: UInt64)
+
+    // The guest's own page tables, on a vCPU; `at` is a linear address. Shadow paging only. ENOENT: no such table.
+    /// The guest stores an entry. `level`: 1, or 2 for a page of 2 MiB.
+    case mapPage(at: GuestAddress, to: GuestAddress, level: UInt8, GuestRights)
+    case unmapPage(at: GuestAddress, level: UInt8)
+    /// The guest loads an entry and stores it with other rights.
+    case protectPage(at: GuestAddress, level: UInt8, GuestRights)
+    /// The guest stores the entry that was there at the start.
+    case restorePage(at: GuestAddress, level: UInt8)
+    /// INVLPG.
+    case flushPage(at: GuestAddress)
+    /// A move to CR3 that keeps its value.
+    case loadCR3
 
     // The VMM's own accesses and calls; `region` is an index in `Plan.regions`, offsets and lengths in bytes.
     case load(region: Int, offset: UInt64)
@@ -392,4 +423,7 @@ public enum StatisticName: UInt8, Sendable, CaseIterable {
     case pages_4k, pages_2m, pages_1g
     case remote_tlb_flush, remote_tlb_flush_requests
     case tlb_flush
+    case mmu_shadow_zapped, mmu_pte_write, mmu_pde_zapped, mmu_flooded, mmu_recycled, mmu_cache_miss, mmu_unsync
+    case nx_lpage_splits, max_mmu_rmap_size, max_mmu_page_hash_collisions
+    case pf_guest, invlpg, exits, insn_emulation
 }

@@ -92,11 +92,14 @@ struct PlanReader {
         plan.dirtyRingBytes = try number()
         plan.hasPrivateMemory = try flag()
         plan.asyncFaults = try flag()
+        let tables = try count()
         plan.regions = try list { (reader: inout PlanReader) throws(PlanDecodingError) in
             let region = try reader.region()
             reader.regions += 1
             return region
         }
+        guard tables <= regions else { throw bad(.badReference) }
+        plan.pageTables = tables == 0 ? nil : tables - 1
         plan.slots = try list { (reader: inout PlanReader) throws(PlanDecodingError) in try reader.slot() }
         plan.phases = try list { (reader: inout PlanReader) throws(PlanDecodingError) in try reader.phase() }
         plan.expectations = try list { (reader: inout PlanReader) throws(PlanDecodingError) in try reader.statistic() }
@@ -220,6 +223,7 @@ struct PlanReader {
         case 6: return .anything
         case 8: return .dirtyRingFull
         case 9: return .memoryFault
+        case 10: return .pageFault
         default: throw bad(.badValue)
         }
     }

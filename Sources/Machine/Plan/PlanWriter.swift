@@ -44,6 +44,7 @@ struct PlanWriter {
         number(plan.dirtyRingBytes)
         flag(plan.hasPrivateMemory)
         flag(plan.asyncFaults)
+        count(plan.pageTables.map { $0 + 1 } ?? 0)
         count(plan.regions.count)
         for each in plan.regions { region(each) }
         count(plan.slots.count)
@@ -131,6 +132,7 @@ struct PlanWriter {
             for single in list { self.expectation(single) }
         case .dirtyRingFull: bytes.append(8)
         case .memoryFault: bytes.append(9)
+        case .pageFault: bytes.append(10)
         }
     }
 

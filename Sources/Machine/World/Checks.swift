@@ -11,13 +11,17 @@ public struct Checks {
     let vm: VirtualMachine
     let tables: StageTwoTables
     let cpus: [GuestCPU]
+    let paged: [PagedCPU]
     let policy: PolicyName
 
-    /// `tables` are those of `vm`, `cpus` all of its vCPUs.
-    public init(vm: VirtualMachine, tables: StageTwoTables, cpus: [GuestCPU], policy: PolicyName) {
+    /// `tables` are those of `vm`, `cpus` and `paged` all of its vCPUs.
+    public init(
+        vm: VirtualMachine, tables: StageTwoTables, cpus: [GuestCPU], paged: [PagedCPU] = [], policy: PolicyName
+    ) {
         self.vm = vm
         self.tables = tables
         self.cpus = cpus
+        self.paged = paged
         self.policy = policy
     }
 
@@ -29,6 +33,9 @@ public struct Checks {
         leaves.sort { $0.guestFrame < $1.guestFrame }
         checkLeaves(leaves, journal)
         checkTranslationBuffers(leaves, journal)
+        for cpu in paged {
+            for finding in cpu.checkTranslations() { journal.add(finding) }
+        }
         checkProtocol(journal)
         vm.checkFrameCaches(journal)
         journal.checkQuiescent()

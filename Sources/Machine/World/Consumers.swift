@@ -159,7 +159,12 @@ extension World {
 
     /// KVM_SET_USER_MEMORY_REGION by a step; where the log has users, with everything standing still, as QEMU does it.
     func setMemoryRegion(_ region: MemoryRegion) throws(Errno) {
-        guard let consumers else { return try vm.setMemoryRegion(region) }
+        guard let consumers else {
+            let begins = region.flags.logDirtyPages && vm.slot(numbered: region.slot)?.isLogged == false
+            try vm.setMemoryRegion(region)
+            if begins { stepChecks.logBegan(UInt16(truncatingIfNeeded: region.slot)) }
+            return
+        }
         consumers.writers.lockForWrite()
         defer { consumers.writers.unlockWrite() }
         try vm.setMemoryRegion(region)

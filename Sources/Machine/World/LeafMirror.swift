@@ -5,7 +5,8 @@ import GuestMemory
 /// The leaves of all stage-2 tables as the events tell of them, for checks that can't walk tables at every step. `Checks`
 /// walks them at rest, and then both must agree.
 ///
-/// A leaf may stand here twice: in a root that is being emptied, and in the one that took its place.
+/// A leaf may stand here twice: in a root that is being emptied, and in the one that took its place; under shadow paging
+/// wherever the guest's tables map its frame, with other rights perhaps.
 struct LeafMirror {
     struct Leaf: Equatable {
         var guest: GuestFrame
@@ -37,23 +38,24 @@ struct LeafMirror {
 
     /// A leaf was put in, perhaps over one with other rights.
     mutating func install(_ leaf: Leaf, over old: UInt64, _ mmu: SecondaryMMU) {
-        if mmu.isLeaf(old, leaf.level) { remove(leaf.guest, leaf.level, leaf.frame) }
+        if mmu.isLeaf(old, leaf.level) { remove(leaf.guest, leaf.level, leaf.frame, wasWritable: mmu.isWritable(old)) }
         leaves.append(leaf)
     }
 
     /// A leaf's rights changed. Whether the guest may write now and could not before.
-    mutating func change(_ leaf: Leaf) -> Bool {
-        guard let i = leaves.firstIndex(where: { $0.guest == leaf.guest && $0.level == leaf.level }) else {
-            return false
-        }
+    mutating func change(_ leaf: Leaf, wasWritable: Bool) -> Bool {
+        func isOf(_ other: Leaf) -> Bool { other.guest == leaf.guest && other.level == leaf.level }
+        let found = leaves.firstIndex { isOf($0) && $0.writable == wasWritable } ?? leaves.firstIndex(where: isOf)
+        guard let i = found else { return false }
         let gained = leaf.writable && !leaves[i].writable
         leaves[i].writable = leaf.writable
         return gained
     }
 
-    mutating func remove(_ guest: GuestFrame, _ level: PageLevel, _ frame: HostFrame) {
+    mutating func remove(_ guest: GuestFrame, _ level: PageLevel, _ frame: HostFrame, wasWritable: Bool) {
+        func isOf(_ leaf: Leaf) -> Bool { leaf.guest == guest && leaf.level == level && leaf.frame == frame }
         let found =
-            leaves.firstIndex { $0.guest == guest && $0.level == level && $0.frame == frame }
+            leaves.firstIndex { isOf($0) && $0.writable == wasWritable } ?? leaves.firstIndex(where: isOf)
             ?? leaves.firstIndex { $0.guest == guest && $0.level == level }
         if let found { leaves.remove(at: found) }
     }
@@ -74,11 +76,20 @@ struct LeafMirror {
     /// The first guest frame at which the tables, walked, have something else; nil: they agree. `walked` is sorted by
     /// guest frame.
     func difference(from walked: [StageTwoLeaf]) -> GuestFrame? {
-        let told = leaves.sorted { $0.guest < $1.guest }
-        for (i, leaf) in walked.enumerated() {
-            let same = Leaf(guest: leaf.guestFrame, frame: leaf.frame, level: leaf.level, writable: leaf.writable)
-            guard i < told.count, told[i] == same else { return leaf.guestFrame }
+        let told = leaves.sorted(by: Self.isBefore)
+        let found = walked.map {
+            Leaf(guest: $0.guestFrame, frame: $0.frame, level: $0.level, writable: $0.writable)
+        }.sorted(by: Self.isBefore)
+        for (i, leaf) in found.enumerated() {
+            guard i < told.count, told[i] == leaf else { return leaf.guest }
         }
         return told.count > walked.count ? told[walked.count].guest : nil
+    }
+
+    private static func isBefore(_ a: Leaf, _ b: Leaf) -> Bool {
+        if a.guest != b.guest { return a.guest < b.guest }
+        if a.frame != b.frame { return a.frame.number < b.frame.number }
+        if a.level != b.level { return a.level < b.level }
+        return !a.writable && b.writable
     }
 }

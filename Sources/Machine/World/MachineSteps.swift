@@ -17,8 +17,11 @@ struct CachedPage {
 }
 
 extension Plan {
-    /// Whether the architecture has what the plan's VM needs: private memory is x86's alone.
-    public func fits(_ architecture: Architecture) -> Bool { !hasPrivateMemory || architecture == .x86TDP }
+    /// Whether the architecture has what the plan's VM needs: private memory is the TDP MMU's alone, and steps on the
+    /// guest's own page tables want shadow paging.
+    public func fits(_ architecture: Architecture) -> Bool {
+        (!hasPrivateMemory || architecture == .x86TDP) && (!changesGuestTables || architecture == .x86Shadow)
+    }
 }
 
 /// Dirty rings, private memory, frame caches, faults ahead of use and asynchronous ones.
@@ -90,6 +93,6 @@ extension World {
     /// Only a vCPU's own task calls it.
     func preFault(_ actor: TaskPlan.Actor, _ address: GuestAddress, _ size: UInt64) throws(Errno) -> StepOutcome {
         guard case .virtualCPU(let number) = actor else { throw .EINVAL }
-        return .value(try vm.preFault(cpus[number], PreFaultRange(address: address, size: size)).size)
+        return .value(try vm.preFault(vm.virtualCPUs[number], PreFaultRange(address: address, size: size)).size)
     }
 }

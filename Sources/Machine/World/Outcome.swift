@@ -1,5 +1,6 @@
 import Audit
 import Frames
+import GuestMemory
 import HostMemory
 
 /// What one step gave.
@@ -13,6 +14,8 @@ public enum StepOutcome: Sendable, Equatable {
     case dirtyRingFull
     /// EFAULT, and KVM said of which page.
     case memoryFault
+    /// The guest's own page fault.
+    case pageFault
     case error(Errno)
     /// Pages of the slot that GET_DIRTY_LOG reported, or guest frames of a dirty ring, ascending.
     case pages([UInt64])
@@ -65,6 +68,8 @@ public struct RunOutcome: Sendable {
     public var statistics: [StatisticExpectation]
     /// Statistics that differ from the plan's expectations: name, expected, found.
     public var statisticMismatches: [(StatisticName, expected: UInt64, found: UInt64)]
+    /// All of KVM's counters in its own order: the VM's, and then each vCPU's.
+    public var counters: [[NamedCounter]] = []
     public var regions: [RegionState]
     public var totals: EventTotals
 

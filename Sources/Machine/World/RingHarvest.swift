@@ -9,7 +9,7 @@ final class RingHarvest {
     /// Guest frames that were collected and whose entries no reset has consumed yet.
     private var collected: [GuestFrame] = []
 
-    init(_ cpus: [GuestCPU]) { readers = cpus.map { $0.ring.map(DirtyRingReader.init) } }
+    init(_ cpus: [VirtualCPU]) { readers = cpus.map { $0.ring.map(DirtyRingReader.init) } }
 
     /// Guest frames, ascending, each once. An entry whose slot is gone, or has become smaller, names nothing.
     /// EINVAL: the vCPU has no ring.

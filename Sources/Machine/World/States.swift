@@ -58,6 +58,31 @@ extension World {
         case .remote_tlb_flush: return all.remote_tlb_flush.load(ordering: .relaxed)
         case .remote_tlb_flush_requests: return all.remote_tlb_flush_requests.load(ordering: .relaxed)
         case .tlb_flush: return all.tlb_flush.load(ordering: .relaxed)
+        case .pf_guest: return all.pf_guest.load(ordering: .relaxed)
+        case .invlpg: return all.invlpg.load(ordering: .relaxed)
+        case .exits: return all.exits.load(ordering: .relaxed)
+        case .insn_emulation: return all.insn_emulation.load(ordering: .relaxed)
+        default: return shadowValue(of: name)
+        }
+    }
+}
+
+extension World {
+    /// Of tables that the guest's own stand behind, and of the VM's peaks.
+    private func shadowValue(of name: StatisticName) -> UInt64 {
+        let all = vm.statistics
+        switch name {
+        case .mmu_shadow_zapped: return all.mmu_shadow_zapped.load(ordering: .relaxed)
+        case .mmu_pte_write: return all.mmu_pte_write.load(ordering: .relaxed)
+        case .mmu_pde_zapped: return all.mmu_pde_zapped.load(ordering: .relaxed)
+        case .mmu_flooded: return all.mmu_flooded.load(ordering: .relaxed)
+        case .mmu_recycled: return all.mmu_recycled.load(ordering: .relaxed)
+        case .mmu_cache_miss: return all.mmu_cache_miss.load(ordering: .relaxed)
+        case .mmu_unsync: return UInt64(clamping: all.mmu_unsync.load(ordering: .relaxed))
+        case .nx_lpage_splits: return UInt64(clamping: all.nx_lpage_splits.load(ordering: .relaxed))
+        case .max_mmu_rmap_size: return all.max_mmu_rmap_size.load(ordering: .relaxed)
+        case .max_mmu_page_hash_collisions: return all.max_mmu_page_hash_collisions.load(ordering: .relaxed)
+        default: preconditionFailure("not a counter of tables")
         }
     }
 }

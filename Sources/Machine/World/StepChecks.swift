@@ -15,6 +15,7 @@ final class StepChecks: EventObserver {
     // Unsafe: Embedded Swift has no checked `unowned`; the world outlives its checks, and ends their hearing.
     unowned(unsafe) let vm: VirtualMachine
     let cpus: [GuestCPU]
+    let paged: [PagedCPU]
     unowned(unsafe) let journal: Journal
     /// Who wants to hear of the guest's writes.
     unowned(unsafe) var consumers: Consumers?
@@ -27,9 +28,10 @@ final class StepChecks: EventObserver {
     /// Guest pages that the lockless path has made writable and not yet logged.
     var toBeLogged: [GuestFrame] = []
 
-    init(_ vm: VirtualMachine, _ cpus: [GuestCPU], _ journal: Journal) {
+    init(_ vm: VirtualMachine, _ cpus: [GuestCPU], _ journal: Journal, paged: [PagedCPU] = []) {
         self.vm = vm
         self.cpus = cpus
+        self.paged = paged
         self.journal = journal
     }
 
@@ -38,7 +40,8 @@ final class StepChecks: EventObserver {
         case .entryInstalled: installed(event)
         case .entryChanged: changed(event)
         case .entryZapped: zapped(event)
-        case .tableLinked: linked(event)
+        // The shadow MMU empties an entry before it links a table to it, and tells so.
+        case .tableLinked where paged.isEmpty: linked(event)
         case .slotDeleted, .slotMoved: slotGone()
         case .hostEntryCleared, .hostEntrySet: primaryChanged(event)
         case .pageFreed: freed(HostFrame(event.frame), 1 << event.value)
@@ -111,7 +114,7 @@ final class StepChecks: EventObserver {
     private func changed(_ event: Event) {
         schedulingNote(.atomicAccumulate, rights.value)
         let leaf = LeafMirror.leaf(event, vm.mmu)
-        guard mirror.change(leaf) else {
+        guard mirror.change(leaf, wasWritable: vm.mmu.isWritable(event.extra)) else {
             if !leaf.writable { toBeLogged.removeAll { leaf.guestFrames.contains($0) } }
             return
         }
@@ -125,7 +128,7 @@ final class StepChecks: EventObserver {
 
     private func zapped(_ event: Event) {
         let leaf = LeafMirror.leaf(event, vm.mmu)
-        mirror.remove(leaf.guest, leaf.level, leaf.frame)
+        mirror.remove(leaf.guest, leaf.level, leaf.frame, wasWritable: vm.mmu.isWritable(event.extra))
         toBeLogged.removeAll { leaf.guestFrames.contains($0) }
     }
 

@@ -69,7 +69,7 @@ extension StepChecks {
         }
     }
 
-    private func forEachCached(_ body: (GuestCPU, LeafMirror.Leaf) -> Void) {
+    private func forEachCached(_ body: (VirtualCPU, LeafMirror.Leaf) -> Void) {
         for cpu in cpus {
             schedulingNote(.tlbRead, cpu.buffer.identity.value)
             for entry in cpu.buffer.entries {
@@ -81,10 +81,14 @@ extension StepChecks {
                         writable: translation.writable))
             }
         }
+        for cpu in paged {
+            schedulingNote(.tlbRead, cpu.buffer.identity.value)
+            for leaf in cpu.cachedLeaves { body(cpu, leaf) }
+        }
     }
 
     /// Whether the vCPU can go on using what its TLB holds: it runs guest code, or will without a flush.
-    private func canUse(_ cpu: GuestCPU) -> Bool {
+    private func canUse(_ cpu: VirtualCPU) -> Bool {
         schedulingNote(.conditionRead, cpu.identity.value)
         return cpu.isExecuting || !(cpu.hasRequest || cpu.isFlushing)
     }
@@ -121,6 +125,12 @@ extension StepChecks {
                 }
                 schedulingNote(.tlbRead, cpu.buffer.identity.value)
                 if canUse(cpu) { report(.i13, inBuffer, entry.translation.frame, entry.guest) }
+            }
+        }
+        for cpu in paged {
+            for leaf in cpu.cachedLeaves where leaf.maps(first.number, count) {
+                schedulingNote(.tlbRead, cpu.buffer.identity.value)
+                if canUse(cpu) { report(.i13, inBuffer, leaf.frame, leaf.guest) }
             }
         }
     }

@@ -20,6 +20,14 @@ extension StepChecks {
         written.removeAll { slot.frames.contains($0) }
     }
 
+    /// The VMM turned logging on, and copies everything now: what was written before is owed to nobody. Until the call
+    /// returned vCPUs could write by what they had in their TLBs.
+    func logBegan(_ id: UInt16) {
+        guard let slot = vm.slot(numbered: UInt32(id)) else { return }
+        schedulingNote(.atomicUpdate, harvests.value)
+        written.removeAll { slot.frames.contains($0) }
+    }
+
     /// The same for slots that are gone or elsewhere.
     func logsEnded() {
         guard written.contains(where: { vm.slot(containing: $0) == nil }) else { return }

@@ -25,6 +25,7 @@ extension World {
     private func access(_ cpu: Int, _ kind: AccessKind, _ address: GuestAddress, _ value: UInt64) -> StepOutcome {
         consumers?.writers.lockForRead()
         defer { consumers?.writers.unlockRead() }
+        if !pagedCPUs.isEmpty { return pagedAccess(cpu, kind, address, value) }
         switch cpus[cpu].access(kind, address, value: value) {
         case .value(let value): return kind == .execute ? .done : .value(value)
         case .stored: return .done
@@ -39,6 +40,7 @@ extension World {
     private func perform(_ action: Action, _ actor: TaskPlan.Actor) -> StepOutcome {
         do throws(Errno) {
             if case .preFault(let address, let size) = action { return try preFault(actor, address, size) }
+            if action.changesGuestTables { return try changeGuestTables(action, actor) }
             return try performOrThrow(action)
         } catch {
             return .error(error)
@@ -189,7 +191,8 @@ extension StepExpectation {
         case (.success, .done), (.success, .value), (.success, .emulated), (.success, .pages): true
         case (.value(let wanted), .value(let found)): wanted == found
         case (.counting(let from), .value(let found)): from &+ UInt64(repetition) == found
-        case (.mmio, .mmio), (.dirtyRingFull, .dirtyRingFull), (.memoryFault, .memoryFault): true
+        case (.mmio, .mmio), (.dirtyRingFull, .dirtyRingFull), (.memoryFault, .memoryFault), (.pageFault, .pageFault):
+            true
         case (.error(let wanted), .error(let found)): wanted == found
         case (.pages(let wanted), .pages(let found)): wanted == found
         case (.anything, _): true

@@ -16,6 +16,8 @@ public enum PlanError: Error, Sendable, Equatable {
     case hugePages(PageLevel)
     /// The architecture has no VMs with private memory.
     case privateMemory
+    /// Steps on the guest's own page tables, and no shadow paging.
+    case guestTables
     /// Dirty rings of this size can't be, or a vCPU's can't be made.
     case dirtyRings(Errno)
 }
@@ -40,6 +42,11 @@ public final class World {
     public let vm: VirtualMachine
     let tables: StageTwoTables
     let cpus: [GuestCPU]
+    /// The vCPUs under shadow paging, in the place of `cpus`, and the guest's own tables.
+    let pagedCPUs: [PagedCPU]
+    let guestTables: GuestTables?
+    /// The slot of the tables, if the plan named no memory for them: the VMM has nothing to do with it.
+    let tableSlot: UInt16?
     var regions: [Region] = []
     var children: [AddressSpace] = []
     /// Pages that a step has pinned and none unpinned yet.
@@ -97,6 +104,11 @@ public final class World {
     private init(
         _ plan: Plan, _ policy: PolicyName, _ chosen: Architecture, _ memory: PhysicalMemory, _ journal: Journal
     ) throws(PlanError) {
+        let tablesOfGuest = chosen == .x86Shadow ? GuestTables(plan) : nil
+        let isOwn = plan.pageTables == nil
+        let plan = tablesOfGuest.map { plan.with($0) } ?? plan
+        guestTables = tablesOfGuest
+        tableSlot = tablesOfGuest != nil && isOwn ? plan.slots.last?.id : nil
         self.plan = plan
         self.policy = policy
         self.architecture = chosen
@@ -109,16 +121,16 @@ public final class World {
         pools = try Self.setAside(plan, host)
         framesAtStart = memory.freeFrames
         addressSpace = AddressSpace(host: host)
-        tables = chosen.makeTables()
-        guard plan.fits(chosen) else { throw .privateMemory }
+        tables = Self.makeTables(chosen)
+        guard plan.fits(chosen) else { throw plan.hasPrivateMemory ? .privateMemory : .guestTables }
         vm = VirtualMachine(
             addressSpace: addressSpace, mmu: tables.mmu, policy: policy.kind,
             allowUnsafeMappings: plan.allowUnsafeMappings,
             type: plan.hasPrivateMemory ? .softwareProtected : .standard)
-        cpus = try Self.makeCPUs(plan, vm, tables)
-        rings = RingHarvest(cpus)
-        checks = Checks(vm: vm, tables: tables, cpus: cpus, policy: policy)
-        stepChecks = StepChecks(vm, cpus, journal)
+        (cpus, pagedCPUs) = try Self.makeCPUs(plan, vm, tables)
+        rings = RingHarvest(vm.virtualCPUs)
+        checks = Checks(vm: vm, tables: tables, cpus: cpus, paged: pagedCPUs, policy: policy)
+        stepChecks = StepChecks(vm, cpus, journal, paged: pagedCPUs)
         journal.observer = stepChecks
         try setUp()
         if Consumers.areWanted(by: plan) {
@@ -128,19 +140,35 @@ public final class World {
         }
     }
 
+    /// As KVM's module parameters have it: with MMIO caching, where there is any.
+    private static func makeTables(_ architecture: Architecture) -> StageTwoTables {
+        guard architecture == .x86TDP else { return architecture.makeTables() }
+        var configuration = TDPConfiguration()
+        configuration.largestPage = .page1G
+        return .tdp(TDPMMU(configuration))
+    }
+
     private static func makeCPUs(
         _ plan: Plan, _ vm: VirtualMachine, _ tables: StageTwoTables
-    ) throws(PlanError) -> [GuestCPU] {
+    ) throws(PlanError) -> ([GuestCPU], [PagedCPU]) {
         do throws(Errno) {
             if plan.dirtyRingBytes > 0 { try vm.enableDirtyRings(bytes: plan.dirtyRingBytes) }
             var cpus: [GuestCPU] = []
+            var paged: [PagedCPU] = []
             for number in 0..<plan.virtualCPUs {
+                if case .shadow(let mmu) = tables {
+                    let cpu = PagedCPU(number: number, vm: vm, mmu: mmu)
+                    cpu.allowsAsyncFaults = plan.asyncFaults
+                    try vm.create(cpu)
+                    paged.append(cpu)
+                    continue
+                }
                 let cpu = GuestCPU(number: number, vm: vm, tables: tables)
                 cpu.allowsAsyncFaults = plan.asyncFaults
                 try vm.create(cpu)
                 cpus.append(cpu)
             }
-            return cpus
+            return (cpus, paged)
         } catch {
             throw .dirtyRings(error)
         }
@@ -177,6 +205,7 @@ public final class World {
                 throw .slot(index, error)
             }
         }
+        try startGuest()
     }
 
     private func registerUserFaults() throws(PlanError) {
@@ -248,12 +277,13 @@ public final class World {
             if found != wanted.value { mismatches.append((wanted.statistic, wanted.value, found)) }
         }
         let events = journal.events
+        let counters = [vm.statistics.inOrder] + vm.virtualCPUs.map { $0.statistics.inOrder }
         takeDown()
         journal.observer = nil
         return RunOutcome(
             plan: plan, architecture: architecture, policy: policy, steps: results, events: events,
             findings: journal.findings, holdings: journal.holdings, statistics: statistics,
-            statisticMismatches: mismatches, regions: states, totals: EventTotals(events))
+            statisticMismatches: mismatches, counters: counters, regions: states, totals: EventTotals(events))
     }
 
     /// Runs one task of a phase to its end. The explorer runs several side by side; a step's range of events then holds
@@ -306,7 +336,13 @@ public final class World {
                 if !pages.contains(address.frame) { pages.append(address.frame) }
             }
         }
-        for page in pages { cpus[number].speculate(page.address) }
+        for page in pages {
+            if pagedCPUs.isEmpty {
+                cpus[number].speculate(page.address)
+            } else {
+                pagedCPUs[number].speculate(page.address.value)
+            }
+        }
         checks.noteLockViolations(journal)
     }
 

@@ -37,7 +37,7 @@ final class WorldGuest: LoggedGuest {
     }
 
     private var present: [MemorySlot] {
-        world.vm.withSlots { world.vm.activeSlots.filter { !$0.isInvalid } }
+        world.vm.withSlots { world.vm.activeSlots.filter { !$0.isInvalid && $0.id != world.tableSlot } }
     }
 
     override var slots: [GuestSlot] { present.map { describe($0) } }

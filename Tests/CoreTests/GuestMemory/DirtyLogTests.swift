@@ -92,7 +92,7 @@ extension TestGuest {
         }
     }
 
-    @Test(arguments: Architecture.allCases)
+    @Test(arguments: Architecture.twoStage)
     func `legacy GET takes the bits and protects: the next write is in the next log`(
         architecture: Architecture
     ) throws {
@@ -108,7 +108,7 @@ extension TestGuest {
         #expect(try guest.log() == [1])
     }
 
-    @Test(arguments: Architecture.allCases)
+    @Test(arguments: Architecture.twoStage)
     func `manual GET only looks`(architecture: Architecture) throws {
         let guest = TestGuest(architecture)
         try guest.manual()
@@ -124,7 +124,7 @@ extension TestGuest {
         guest.check()
     }
 
-    @Test(arguments: Architecture.allCases)
+    @Test(arguments: Architecture.twoStage)
     func `an initially set log reports all pages of the slot, and protects only at CLEAR`(
         architecture: Architecture
     ) throws {
@@ -143,7 +143,7 @@ extension TestGuest {
         guest.check()
     }
 
-    @Test(arguments: Architecture.allCases)
+    @Test(arguments: Architecture.twoStage)
     func `an initially set log of huge leaves loses nothing`(architecture: Architecture) throws {
         let guest = TestGuest(architecture, ramFrames: 4096, thp: true)
         try guest.addMemory(0, 512)
@@ -160,7 +160,7 @@ extension TestGuest {
         guest.check()
     }
 
-    @Test(arguments: Architecture.allCases)
+    @Test(arguments: Architecture.twoStage)
     func `turning the log on protects, turning it off gives write access back and forgets`(
         architecture: Architecture
     ) throws {
@@ -179,7 +179,7 @@ extension TestGuest {
         guest.check()
     }
 
-    @Test(arguments: Architecture.allCases)
+    @Test(arguments: Architecture.twoStage)
     func `a read-only slot has an empty log`(architecture: Architecture) throws {
         let guest = TestGuest(architecture)
         try guest.addMemory(0, 2, log: true, readOnly: true)
@@ -249,7 +249,7 @@ extension TestGuest {
 /// I-12, X47: a write between two harvests is in the log.
 @Suite struct I12_NoWriteIsLost {
     /// One harvest, with a guest's write at every point at which another thread could run.
-    @Test(arguments: Architecture.allCases, [true, false])
+    @Test(arguments: Architecture.twoStage, [true, false])
     func `a write in the middle of a harvest is in this report or the next`(
         architecture: Architecture, legacy: Bool
     ) throws {
@@ -278,7 +278,7 @@ extension TestGuest {
         #expect(point > 2)
     }
 
-    @Test(arguments: [UInt64(5), 77, 4096], Architecture.allCases)
+    @Test(arguments: [UInt64(5), 77, 4096], Architecture.twoStage)
     func `random writes, harvests and host events lose nothing`(seed: UInt64, architecture: Architecture) throws {
         let guest = TestGuest(architecture)
         try guest.addMemory(0, 100, log: true)

@@ -159,7 +159,7 @@ private final class PoorMMU: SecondaryMMU, @unchecked Sendable {
 
 /// What is pushed, harvested and reset.
 @Suite struct G5_6_DirtyRings {
-    @Test(arguments: Architecture.allCases)
+    @Test(arguments: Architecture.twoStage)
     func `a write is in its vCPU's ring, once, until the ring is reset`(architecture: Architecture) throws {
         let guest = TestGuest.withRings(architecture, cpus: 2)
         try guest.space.mapPages(0, 8)

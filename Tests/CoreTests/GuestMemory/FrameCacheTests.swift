@@ -52,7 +52,7 @@ extension TestGuest {
         #expect(guest.vm.frameCaches.all.isEmpty)
     }
 
-    @Test(arguments: CacheKind.allCases, Architecture.allCases)
+    @Test(arguments: CacheKind.allCases, Architecture.twoStage)
     func `an active cache reads and writes what the process and the guest see`(
         kind: CacheKind, architecture: Architecture
     ) throws {

@@ -160,7 +160,7 @@ import Testing
 
 /// The other callbacks of the notifier.
 @Suite struct G3_2_Callbacks {
-    @Test(arguments: Architecture.allCases)
+    @Test(arguments: Architecture.twoStage)
     func `ageing asks and clears without touching the counters, and asks for one page only`(
         architecture: Architecture
     ) throws {
@@ -179,7 +179,7 @@ import Testing
         guest.check()
     }
 
-    @Test(arguments: Architecture.allCases)
+    @Test(arguments: Architecture.twoStage)
     func `a flush goes out while mmu_lock is held, and only if something was mapped`(architecture: Architecture) throws
     {
         let guest = TestGuest(architecture)
@@ -194,7 +194,7 @@ import Testing
         #expect(guest.load(0) == .value(0))
     }
 
-    @Test(arguments: Architecture.allCases)
+    @Test(arguments: Architecture.twoStage)
     func `the death of the address space removes everything`(architecture: Architecture) throws {
         let guest = TestGuest(architecture)
         try guest.addMemory(0, 4)

@@ -28,7 +28,7 @@ import Testing
         }
     }
 
-    @Test(arguments: Way.allCases, Architecture.allCases)
+    @Test(arguments: Way.allCases, Architecture.twoStage)
     func `each puts once and marks what it says, under KVM's name`(way: Way, architecture: Architecture) throws {
         let guest = TestGuest(architecture)
         try guest.addMemory(0, 1)
@@ -92,7 +92,7 @@ import Testing
 
 /// I-1, I-2, I-17: a fault's reference ends in the fault.
 @Suite struct I1_ReferencesAreConserved {
-    @Test(arguments: Architecture.allCases)
+    @Test(arguments: Architecture.twoStage)
     func `after faults of every kind KVM holds nothing`(architecture: Architecture) throws {
         let guest = TestGuest(architecture)
         let object = MemoryObject(host: guest.test.host, pages: 2)
@@ -145,7 +145,7 @@ import Testing
 
 /// I-29: a translation for reading is the page in the primary table.
 @Suite struct I29_ReadsSeeThePrimaryPage {
-    @Test(arguments: Architecture.allCases)
+    @Test(arguments: Architecture.twoStage)
     func `a guest that reads a shared page follows when the process copies it`(architecture: Architecture) throws {
         let guest = TestGuest(architecture)
         try guest.addMemory(0, 1)
@@ -161,7 +161,7 @@ import Testing
         guest.check()
     }
 
-    @Test(arguments: Architecture.allCases)
+    @Test(arguments: Architecture.twoStage)
     func `the page of zeros gives way to the guest's own`(architecture: Architecture) throws {
         let guest = TestGuest(architecture)
         try guest.addMemory(0, 1)

@@ -103,7 +103,7 @@ private final class SteppedFault {
 
     @Test func `there are twenty orders`() { #expect(Set(Self.orders).count == 20) }
 
-    @Test(arguments: orders, Architecture.allCases)
+    @Test(arguments: orders, Architecture.twoStage)
     func `a frame is mapped only if the fault is over before the start or begins after the end`(
         order: String, architecture: Architecture
     ) throws {
@@ -120,7 +120,7 @@ private final class SteppedFault {
         }
     }
 
-    @Test(arguments: orders, Architecture.allCases)
+    @Test(arguments: orders, Architecture.twoStage)
     func `an invalidation elsewhere stops a ranged check only by its end, an unranged one by its being there`(
         order: String, architecture: Architecture
     ) throws {
@@ -136,7 +136,7 @@ private final class SteppedFault {
         #expect((fault.permitted == nil) == refused)
     }
 
-    @Test(arguments: Architecture.allCases)
+    @Test(arguments: Architecture.twoStage)
     func `an entry that was made before the start is gone when the start returns`(architecture: Architecture) throws {
         let guest = TestGuest(architecture)
         try guest.addMemory(0, 3)
@@ -150,7 +150,7 @@ private final class SteppedFault {
         guest.check()
     }
 
-    @Test(arguments: Architecture.allCases)
+    @Test(arguments: Architecture.twoStage)
     func `a fault that breaks copy-on-write itself tries again once and converges`(architecture: Architecture) throws {
         let guest = TestGuest(architecture)
         try guest.addMemory(0, 1)
@@ -165,7 +165,7 @@ private final class SteppedFault {
     }
 
     /// The same by whole system calls, at every point of a real fault at which another thread could run.
-    @Test(arguments: Architecture.allCases, HostAction.allCases)
+    @Test(arguments: Architecture.twoStage, HostAction.allCases)
     func `whatever the host does at whatever point of a fault, the guest sees its memory`(
         architecture: Architecture, action: HostAction
     ) throws {
@@ -223,7 +223,7 @@ enum HostAction: CaseIterable, Sendable {
 
 /// I-8: the snapshot comes first, in the order of the events.
 @Suite struct I8_SnapshotBeforeTranslation {
-    @Test(arguments: Architecture.allCases)
+    @Test(arguments: Architecture.twoStage)
     func `every translation of a fault has a snapshot between the fault and itself`(architecture: Architecture) throws {
         let guest = TestGuest(architecture)
         try guest.addMemory(0, 4)

@@ -24,7 +24,7 @@ import Testing
         }
     }
 
-    @Test(arguments: Architecture.allCases)
+    @Test(arguments: Architecture.twoStage)
     func `the rings hold exactly the first write to each page since its reset, in order`(
         architecture: Architecture
     ) throws {

@@ -139,7 +139,7 @@ import Testing
         #expect(guest.vm.activeSlots.map(\.baseFrame) == [gfn(2)])
     }
 
-    @Test(arguments: Architecture.allCases)
+    @Test(arguments: Architecture.twoStage)
     func `22: beyond the guest's address bits, and 17 before it`(architecture: Architecture) throws {
         let guest = TestGuest(architecture)
         let errno: Errno = architecture == .x86TDP ? .EINVAL : .EFAULT

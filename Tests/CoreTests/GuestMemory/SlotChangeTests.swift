@@ -43,7 +43,7 @@ import Testing
         return watching
     }
 
-    @Test(arguments: Architecture.allCases, [true, false])
+    @Test(arguments: Architecture.twoStage, [true, false])
     func `delete and move show an INVALID slot while the entries go, and I-21: none is left`(
         architecture: Architecture, deletes: Bool
     ) throws {
@@ -66,7 +66,7 @@ import Testing
         #expect(try guest.space.load(at(2)) == 3, "the process's memory is not touched")
     }
 
-    @Test(arguments: Architecture.allCases)
+    @Test(arguments: Architecture.twoStage)
     func `the generation says "in progress" until every reader of the old set has left`(
         architecture: Architecture
     ) throws {
@@ -90,7 +90,7 @@ import Testing
         #expect(seen.dropFirst(first.count).allSatisfy { $0 == 2 })
     }
 
-    @Test(arguments: Architecture.allCases)
+    @Test(arguments: Architecture.twoStage)
     func `X16: entries are removed only after every handler that knows the old slot is done`(
         architecture: Architecture
     ) throws {
@@ -114,7 +114,7 @@ import Testing
         #expect(guest.leafCount == 0)
     }
 
-    @Test(arguments: Architecture.allCases)
+    @Test(arguments: Architecture.twoStage)
     func `a slot that is being deleted gives no frame, and the guest on x86 waits for the end`(
         architecture: Architecture
     ) throws {
@@ -135,7 +135,7 @@ import Testing
         #expect(guest.test.events(.entryInstalled).count == 1, "nothing was installed through the dying slot")
     }
 
-    @Test(arguments: Architecture.allCases)
+    @Test(arguments: Architecture.twoStage)
     func `a move that is refused brings the old slot back, empty`(architecture: Architecture) throws {
         let guest = TestGuest(architecture)
         try guest.addMemory(0, 4)
@@ -150,7 +150,7 @@ import Testing
         guest.check()
     }
 
-    @Test(arguments: Architecture.allCases)
+    @Test(arguments: Architecture.twoStage)
     func `a change of flags keeps the entries, their write access follows the log`(architecture: Architecture) throws {
         let guest = TestGuest(architecture)
         try guest.addMemory(0, 2)
@@ -185,7 +185,7 @@ import Testing
         guest.check()
     }
 
-    @Test(arguments: Architecture.allCases)
+    @Test(arguments: Architecture.twoStage)
     func `deleting one slot leaves the others' memory as it is`(architecture: Architecture) throws {
         let guest = TestGuest(architecture)
         try guest.space.mapPages(0, 8)

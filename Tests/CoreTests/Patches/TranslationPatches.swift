@@ -181,7 +181,7 @@ import Testing
 }
 
 @Suite struct Patch49_ReleasedUnderTheLock {
-    @Test(arguments: Architecture.allCases)
+    @Test(arguments: Architecture.twoStage)
     func `a fault that used its page releases it before mmu_lock is dropped`(architecture: Architecture) throws {
         try checkPatch(49) {
             let guest = TestGuest(architecture)

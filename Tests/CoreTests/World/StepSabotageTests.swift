@@ -22,7 +22,7 @@ import Testing
         return test
     }
 
-    private static let architectures = Architecture.allCases
+    private static let architectures = Architecture.twoStage
 
     // MARK: Nothing fires while nothing is broken
 

@@ -89,7 +89,7 @@ extension TDPMMU {
 extension TableCheck {
     /// X17: the processor of each vCPU knows the page that the process has, or looks before it runs.
     mutating func apicAccess() {
-        let vm = mmu.vm!
+        let vm = mmu.vm
         guard let slot = vm.slot(numbered: UInt32(APICAccessPage.slot)), !slot.isInvalid else { return }
         let now = vm.addressSpace.translate(slot.userAddress)?.frame
         for cpu in vm.virtualCPUs {

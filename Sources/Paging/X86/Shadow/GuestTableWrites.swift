@@ -9,7 +9,7 @@ extension ShadowMMU {
     /// again and again goes as a whole. No lock held, inside `withSlots`. Kernel: `kvm_mmu_track_write`.
     public func guestMemoryWritten(_ cpu: VirtualCPU, _ address: GuestAddress, count: Int) {
         let guardian = vm.lockMMU()
-        if indirectPages > 0 { noteWrite(cpu, address, count) }
+        if indirectPages > 0, !Defect.tableWriteUnheard.isOn { noteWrite(cpu, address, count) }
         guardian.unlock()
     }
 

@@ -128,9 +128,11 @@ extension ShadowMMU {
             let index = shadowIndex(request.address, page.role.level)
             page.floods = 0
             let table = request.walk.table(level)
+            let isEarly = Defect.rereadTooEarly.isOn
+            if isEarly, hasChanged(&request.walk, level, cpu, format) { return .retry }
             let made = child(page, index, table, direct: false, request.walk.rights(ofTable: level), cpu)
             if let made, made.unsyncChildren > 0 { syncChildren(of: made, cpu) }
-            if hasChanged(&request.walk, level, cpu, format) { return .retry }
+            if !isEarly, hasChanged(&request.walk, level, cpu, format) { return .retry }
             if let made {
                 checkConfirmed(made, request.walk)
                 link(made, page, index)

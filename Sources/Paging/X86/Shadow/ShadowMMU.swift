@@ -76,6 +76,7 @@ public final class ShadowMMU: SecondaryMMU, @unchecked Sendable {
     override public var protectsNewSlots: Bool { false }
     override public var guestAddressBits: Int { 52 }
     override public var retryLooksAtRange: Bool { true }
+    override public var hasReferenceBit: Bool { true }
     override public var marksPagesFromEntries: Bool { true }
     override public var elidesFlushIfYoung: Bool { true }
     override public var isTotalStoreOrder: Bool { true }
@@ -92,7 +93,9 @@ public final class ShadowMMU: SecondaryMMU, @unchecked Sendable {
     override public func handleFault(_ cpu: VirtualCPU, _ fault: GuestFault) -> FaultOutcome {
         note(
             Event(
-                .fault, guest: fault.frame.number, value: UInt64(fault.access.rawValue), extra: UInt64(cpu.number),
+                .fault, guest: fault.frame.number,
+                level: (fault.entryPresent ? 1 : 0) | (state(of: cpu).isUser ? 4 : 0),
+                value: UInt64(fault.access.rawValue), extra: UInt64(cpu.number),
                 task: task(cpu)))
         CPUStatistics.bump(cpu.statistics.pf_taken)
         let outcome = serve(cpu, fault)

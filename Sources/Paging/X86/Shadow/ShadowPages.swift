@@ -73,7 +73,7 @@ extension ShadowMMU {
         guard let slot = slot(page.frame, page.role) else { return }
         slot.largePages?.add(1, at: page.frame)
         if page.role.level > 1 { reverseMap(slot).add(1, page.frame) }
-        if writeProtect(page.frame, slot, tracking: true) { vm.flushRemoteTLBs() }
+        if writeProtect(page.frame, slot, tracking: true), !Defect.shadowedUnflushed.isOn { vm.flushRemoteTLBs() }
     }
 
     /// Kernel: `unaccount_shadowed`.
@@ -126,7 +126,7 @@ extension ShadowMMU {
             Event(
                 .tableLinked, frame: page.table, guest: parent.guestFrame(of: index).number, level: parent.role.level,
                 value: attributes | EntryBits.field.bits(for: page.table), extra: old))
-        if page.isUnsync || page.unsyncChildren > 0 { markUnsync(parent, index) }
+        if page.isUnsync || page.unsyncChildren > 0, !Defect.unsyncUnmarked.isOn { markUnsync(parent, index) }
     }
 
     /// Marks an entry, and those above it, as having something out of sync below. Kernel: `mark_unsync`.
@@ -164,10 +164,23 @@ extension ShadowMMU {
             reverseMap(slot).remove(page.place(of: index), frame, page.level)
         }
         vm.statistics.addPages(level: page.role.level, -1)
+        markPage(of: old)
         note(
             Event(
                 .entryZapped, frame: EntryBits.field.frame(in: old), guest: frame.number, level: page.role.level,
                 value: EntryBits.empty, extra: old))
+    }
+
+    /// The old policies mark the page when its leaf goes. Spec: x86 0.1 (E0), generic 10.1, 10.2.
+    private func markPage(of leaf: UInt64) {
+        let frame = EntryBits.field.frame(in: leaf)
+        let (accessed, dirty) = (leaf & bits.accessed != 0, leaf & bits.dirty != 0)
+        switch vm.policy {
+        case .precise: break
+        case .tracked(let policy):
+            policy.leafRemoved(frame, counted: leaf & Self.counted != 0, accessed: accessed, dirty: dirty)
+        case .guess(let policy): policy.leafRemoved(frame, counted: false, accessed: accessed, dirty: dirty)
+        }
     }
 
     /// Empties an entry that points to a page. The caller flushes. Kernel: `drop_parent_pte`.
@@ -209,7 +222,7 @@ extension ShadowMMU {
         guard old & taken != 0 else { return false }
         let last = entry.clear(bits: taken)
         noteChange(place, last, last & ~taken)
-        return true
+        return last & EntryBits.write != 0 || !Defect.protectionUnflushed.isOn
     }
 
     func noteChange(_ place: UInt64, _ old: UInt64, _ new: UInt64) {

@@ -111,6 +111,7 @@ extension ShadowMMU {
             var protected = false
             for path in found {
                 guard let slot = slot(path.page.frame, path.page.role) else { continue }
+                guard !Defect.syncUnprotected.isOn else { continue }
                 if writeProtect(path.page.frame, slot, tracking: true) { protected = true }
             }
             if protected { vm.flushRemoteTLBs() }
@@ -125,7 +126,11 @@ extension ShadowMMU {
                 }
                 clearParents(path)
             }
-            if zapped.isEmpty { if flush { vm.flushRemoteTLBs() } } else { commit(&zapped) }
+            if !zapped.isEmpty {
+                commit(&zapped)
+            } else if flush, !Defect.syncUnflushed.isOn {
+                vm.flushRemoteTLBs()
+            }
         }
     }
 
@@ -180,7 +185,8 @@ extension ShadowMMU {
         let attributes = leafAttributes(
             LeafRequest(
                 page: page, slot: slot, host: EntryBits.field.frame(in: old), frame: frame, rights: rights, old: old,
-                prefetch: true, synchronizing: true, writable: old & bits.hostWritable != 0), by: cpu
+                prefetch: true, synchronizing: true,
+                writable: old & bits.hostWritable != 0 || Defect.hostWriteAssumed.isOn), by: cpu
         ).attributes
         let update = EntryUpdate(set: attributes, clear: ~(EntryBits.frameMask | Self.counted | attributes))
         guard update.applied(to: old) != old else { return .kept }

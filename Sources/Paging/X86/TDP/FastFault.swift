@@ -46,11 +46,15 @@ extension TDPMMU {
     ) -> Attempt {
         guard let leaf = view(root).leaf(of: fault.frame) else { return .needsLock }
         let old = leaf.value
-        if bits.allows(fault.access, old) { return .outcome(.spurious) }
+        if bits.allows(fault.access, old) {
+            tell(fault, leaf, old, old, 6, cpu)
+            return .outcome(.spurious)
+        }
         guard let update = restoring(old, fault.access, leaf.level, slot) else { return .needsLock }
         let new = update.applied(to: old)
         guard new != old, bits.allows(fault.access, new) else { return .needsLock }
         guard leaf.entry.apply(update, expected: old) == nil else { return .lostRace }
+        tell(fault, leaf, old, new, 5, cpu)
         record(
             Event(
                 .entryChanged, frame: EntryBits.field.frame(in: new), guest: fault.frame.aligned(to: leaf.level).number,
@@ -59,6 +63,16 @@ extension TDPMMU {
             vm.markDirty(fault.frame, in: slot, by: cpu)
         }
         return .outcome(.fixed)
+    }
+
+    /// How it ended. Kernel: the tracepoint `fast_page_fault`; told of the ends that are final alone.
+    private func tell(
+        _ fault: GuestFault, _ leaf: RadixPosition, _ old: UInt64, _ new: UInt64, _ result: UInt8, _ cpu: VirtualCPU
+    ) {
+        record(
+            Event(
+                .fastFault, frame: leaf.table, guest: fault.frame.number, level: leaf.level.rawValue | result << 4,
+                value: new, extra: old, task: UInt8(truncatingIfNeeded: cpu.number)))
     }
 
     /// What may be given back. Nil: a huge leaf of a logged slot must be split first (X39). D stays as it is: hardware
@@ -72,7 +86,7 @@ extension TDPMMU {
             clear = restored.clear
             set = restored.set | bits.accessed
         }
-        if access == .write && old & bits.mmuWritable != 0 {
+        if access == .write, old & bits.mmuWritable != 0 || Defect.fastWriteUnasked.isOn {
             if level > .page4K, slot?.isLogged ?? true { return nil }
             set |= EntryBits.write
         }

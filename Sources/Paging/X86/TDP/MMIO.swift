@@ -23,7 +23,8 @@ extension TDPMMU {
     private func isFresh(_ entry: UInt64, _ frame: GuestFrame, for cpu: VirtualCPU) -> Bool {
         let now = generation(for: cpu)
         record(Event(.mmioChecked, guest: frame.number, value: entry, extra: now))
-        return now >> 63 == 0 && EntryBits.generation(ofMMIO: entry) == now & EntryBits.generationMask
+        let isSame = EntryBits.generation(ofMMIO: entry) == now & EntryBits.generationMask
+        return now >> 63 == 0 && (isSame || Defect.generationIgnored.isOn)
     }
 
     // MARK: A fault with a reserved bit

@@ -154,7 +154,9 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
         if isTold {
             vm.record(
                 Event(
-                    .fault, guest: fault.frame.number, value: UInt64(fault.access.rawValue), extra: UInt64(cpu.number),
+                    .fault, guest: fault.frame.number,
+                    level: (fault.entryPresent ? 1 : 0) | (fault.isReserved ? 8 : 0),
+                    value: UInt64(fault.access.rawValue), extra: UInt64(cpu.number),
                     task: UInt8(truncatingIfNeeded: cpu.number)))
         }
         var served = fault

@@ -120,7 +120,7 @@ extension TDPMMU {
         guard position.entry.link(vm.host.table(child), attributes: attributes, expected: seen.value) == nil else {
             return false
         }
-        if isHuge {
+        if isHuge, !Defect.splitUncounted.isOn {
             let statistics = vm.statistics
             statistics.addPages(level: position.level.rawValue, -1)
             statistics.addPages(level: childLevel.rawValue, 512)
