@@ -51,7 +51,15 @@ refuse|Finding                       # a rule is broken
 oneTimeInit|_WZ$                     # once a process
 MachineC4telly|MemoryC4telly           # a journal listens
 giveBack|TableReserveV4fill|addTable  # a table is missing
-faultInWaiting|tellFailure|handleNestedFault|tracksForNested|letGuestWrite|unprotecting|holdAsBefore|noteReleaseOf|logWrite|isDisallowedTable|waitToEnter|hasPrivateAttribute
+checkRequest|tellMarked|checkInstalled|tellFailure|noteReleaseOf   # a rule is looked at by a journal, or is broken
+serveAPIC                            # the APIC's page
+holdAsBefore|markAsBefore|markByNumber  # a patch of the series is taken back
+faultInWaiting                       # the page is not in the host's table: page supply
+handleNestedFault|tracksForNested|letGuestWrite|unprotecting  # nested guests
+logWrite                             # the slot is logged
+isDisallowedTable                    # huge leaves
+waitToEnter                          # somebody else has the lock
+hasPrivateAttribute                  # private memory
 LIST
 )
 

@@ -46,17 +46,16 @@ public struct FaultedFrame: ~Copyable {
         precondition(guardian.isOf(snapshot.vm), "another VM's lock")
         let isLate = Defect.releaseAfterUnlock.isOn || SeriesPatch.releasedUnderLock.isUndone
         if isLate { guardian.dropLock() }
-        if SeriesPatch.faultEndsItsPage.isUndone, guardian.vm.mmu.marksPagesFromEntries {
-            markByNumber(use, in: guardian.vm.memory)
-        }
+        if SeriesPatch.faultEndsItsPage.isUndone { markByNumber(use, holding: guardian) }
         reference.release(use, holding: guardian)
         if isLate { guardian.takeLock() }
     }
 
     /// As it was before patch 47 of the series.
-    private borrowing func markByNumber(_ use: FaultUse, in memory: PhysicalMemory) {
-        guard case .used(let dirty) = use else { return }
-        Guess(memory: memory).leafRemoved(frame, counted: true, accessed: true, dirty: dirty)
+    @inline(never)
+    private borrowing func markByNumber(_ use: FaultUse, holding guardian: borrowing MMUGuard) {
+        guard case .used(let dirty) = use, guardian.vm.mmu.marksPagesFromEntries else { return }
+        Guess(memory: guardian.vm.memory).leafRemoved(frame, counted: true, accessed: true, dirty: dirty)
     }
 
     /// Ends the lookup of a page whose address was written into the processor's own state, not into a table: the page is

@@ -22,6 +22,8 @@ public struct RunTimeline {
     private var pages: PageCounters
     /// The leaves that the guest has: an entry may be installed over another.
     private var leaves: Set<Leaf> = []
+    /// Under shadow paging many leaves may map one guest frame, and only whether an entry was there says whether one is new.
+    private let mapsFramesOnce: Bool
     /// Findings that are still to come, the next one last.
     private var findings: [Finding]
     /// Nanoseconds.
@@ -55,6 +57,7 @@ public struct RunTimeline {
     private init(_ outcome: RunOutcome, _ sink: @escaping ([UInt8]) -> Void) {
         self.outcome = outcome
         text = ActionText(plan: outcome.plan)
+        mapsFramesOnce = outcome.architecture != .x86Shadow
         trace = PerfettoTrace(sink: sink)
         process = trace.process(
             Self.pid, name: "\(String(name: outcome.plan.name)) on \(outcome.architecture.name), \(outcome.policy.name)"
@@ -202,6 +205,19 @@ public struct RunTimeline {
     private mutating func count(_ event: Event) {
         let leaf = Leaf(level: event.level, guest: event.guest)
         switch event.kind {
+        // Bit 11: KVM's own mark of a present entry.
+        case .entryInstalled where !mapsFramesOnce:
+            if event.extra >> 11 & 1 == 0 { pages.add(1, level: Int(event.level), at: clock, to: &trace) }
+        case .entryZapped where !mapsFramesOnce:
+            pages.add(-1, level: Int(event.level), at: clock, to: &trace)
+        // A table in the place of a huge leaf: it is split.
+        case .tableLinked where mapsFramesOnce && leaves.remove(leaf) != nil:
+            pages.add(-1, level: Int(event.level), at: clock, to: &trace)
+            let size = PageLevel(event.level).below.frames
+            for i in 0..<512 as Range<UInt64> {
+                leaves.insert(Leaf(level: event.level - 1, guest: event.guest + i * size))
+            }
+            pages.add(512, level: Int(event.level) - 1, at: clock, to: &trace)
         case .entryInstalled where leaves.insert(leaf).inserted:
             pages.add(1, level: Int(event.level), at: clock, to: &trace)
         case .entryZapped where leaves.remove(leaf) != nil:
