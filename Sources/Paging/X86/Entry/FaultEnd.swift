@@ -9,10 +9,10 @@ extension SecondaryMMU {
     /// Kernel: `kvm_mmu_finish_page_fault`. Spec: x86 2.7 "finish", X5, X7.
     @inline(__always)
     final func use(after outcome: FaultOutcome, ofWritable isWritable: Bool) -> FaultUse {
-        let isUnused = outcome == .retry && !SeriesPatch.retriedIsUnused.isUndone
-        let use = isUnused ? FaultUse.unused : .used(dirty: isWritable && outcome != .retry)
-        if outcome == .retry, use != .unused { tellMarked() }
-        return use
+        guard case .retry = outcome else { return .used(dirty: isWritable) }
+        guard SeriesPatch.retriedIsUnused.isUndone else { return .unused }
+        tellMarked()
+        return .used(dirty: false)
     }
 
     @inline(never)

@@ -72,8 +72,8 @@ extension TDPMMU {
     /// Kernel: `kvm_mmu_write_protect_fault`. Spec: x86 2.9, 4.10.
     @inline(never)
     func unprotecting(_ outcome: FaultOutcome, _ fault: GuestFault) -> FaultOutcome {
-        guard outcome == .writeProtected, fault.isOnGuestTables, fault.entryPresent, let nested, nested.knowsSlots,
-            nested.unprotect(fault.frame)
+        guard case .writeProtected = outcome, fault.isOnGuestTables, fault.entryPresent, let nested,
+            nested.knowsSlots, nested.unprotect(fault.frame)
         else { return outcome }
         return .retry
     }
