@@ -140,6 +140,8 @@ extension BenchmarkMachine {
     /// Nil: this machine can't be stepped, or a fault installed nothing.
     func anatomy() -> FaultAnatomy? {
         let pages = [UInt32(0), UInt32(pages - 2)]
+        // A thread that ends leaves its line of the readers' to the next one.
+        let end = DispatchSemaphore(value: 0)
         let seen = pages.indices.map { number in
             let box = AnatomyBox()
             let done = DispatchSemaphore(value: 0)
@@ -148,10 +150,12 @@ extension BenchmarkMachine {
             Thread.detachNewThread {
                 box.steps = Self.step(run, pages[number])
                 done.signal()
+                end.wait()
             }
             done.wait()
             return box.steps
         }
+        for _ in pages { end.signal() }
         guard let first = seen[0], let second = seen[1] else { return nil }
         return FaultAnatomy(
             instructions: Int(first.instructions), atomics: Int(first.locked),
