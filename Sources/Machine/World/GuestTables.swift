@@ -221,7 +221,7 @@ extension Plan {
 
     /// The highest id that no slot has at any time.
     private var freeSlot: UInt16 {
-        var taken = slots.map(\.id)
+        var taken = slots.map { $0.id }
         for phase in phases {
             for task in phase.tasks {
                 for step in task.steps {
