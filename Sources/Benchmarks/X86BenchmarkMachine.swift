@@ -45,53 +45,14 @@ extension BenchmarkMachine {
 
     func fault(_ order: UnsafeBufferPointer<UInt32>) -> Int { run(by: 0).faults(order) }
 
-    /// The faults of `orders`, each by a vCPU on a thread of its own; all begin at once. Nanoseconds until the last is done,
-    /// and how many installed an entry.
-    func faultInParallel(_ orders: [UnsafeBufferPointer<UInt32>]) -> (nanoseconds: Double, fixed: Int) {
-        let race = ParallelFaults(self, orders)
-        for number in orders.indices { Thread.detachNewThread { race.run(number) } }
-        return race.result
-    }
-}
-
-/// Threads that begin at once.
-private final class ParallelFaults: @unchecked Sendable {
-    // Unchecked: the orders and the machine never change; each thread writes its own counters before it signals.
-    private let machine: BenchmarkMachine
-    private let orders: [UnsafeBufferPointer<UInt32>]
-    private let waiting: Atomic<Int>
-    private let fixed = Atomic<Int>(0)
-    private let done = DispatchSemaphore(value: 0)
-    private let times: UnsafeMutablePointer<(begin: ContinuousClock.Instant, end: ContinuousClock.Instant)>
-
-    init(_ machine: BenchmarkMachine, _ orders: [UnsafeBufferPointer<UInt32>]) {
-        self.machine = machine
-        self.orders = orders
-        waiting = Atomic(orders.count)
-        times = .allocate(capacity: orders.count)
-    }
-
-    deinit { times.deallocate() }
-
-    func run(_ number: Int) {
-        waiting.subtract(1, ordering: .sequentiallyConsistent)
-        while waiting.load(ordering: .acquiring) > 0 {}
-        let begin = ContinuousClock.now
-        let count = machine.run(by: number).faults(orders[number])
-        times[number] = (begin, ContinuousClock.now)
-        fixed.add(count, ordering: .relaxed)
-        done.signal()
-    }
-
-    var result: (nanoseconds: Double, fixed: Int) {
-        for _ in orders { done.wait() }
-        var (begin, end) = times[0]
-        for i in orders.indices {
-            begin = min(begin, times[i].begin)
-            end = max(end, times[i].end)
-        }
-        let (seconds, attoseconds) = (end - begin).components
-        return (Double(seconds) * 1e9 + Double(attoseconds) / 1e9, fixed.load(ordering: .relaxed))
+    /// The faults of `orders`, each by a vCPU on a thread of its own.
+    func faultInParallel(_ orders: [UnsafeBufferPointer<UInt32>]) -> ParallelWork.Result {
+        ParallelWork.run(
+            orders.indices.map { number in
+                let faults = run(by: number)
+                nonisolated(unsafe) let order = orders[number]
+                return { faults.faults(order) }
+            })
     }
 }
 

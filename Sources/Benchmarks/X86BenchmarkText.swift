@@ -48,8 +48,11 @@ public enum X86BenchmarkText {
         if let split = report.row(.split) {
             lines.append(String(format: "eager split: %.0f million entries a second", 1000 / split.nanoseconds))
         }
-        if let speedup = report.parallelSpeedup {
-            lines.append(String(format: "two vCPUs: %.2f times the throughput of one, best of all rounds", speedup))
+        if let speedup = report.parallelSpeedup, let limit = report.limitSpeedup {
+            lines.append(
+                String(
+                    format: "two vCPUs: %.2f times the throughput of one; two threads of the limit: %.2f times; best of"
+                        + " all rounds", speedup, limit))
         }
         if let anatomy = report.anatomy {
             lines.append(

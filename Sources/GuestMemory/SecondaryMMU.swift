@@ -4,32 +4,70 @@ import HostMemory
 /// What a guest access that missed needs.
 public struct GuestFault: Sendable, Equatable {
     public var address: GuestAddress
-    public var access: AccessKind
+    /// All the rest in one word, which goes from function to function as it is: bits 0 to 7 the access, 8 to 15 the level,
+    /// then the flags.
+    private var traits: UInt64
+
+    private static let present: UInt64 = 1 << 16
+    private static let reserved: UInt64 = 1 << 17
+    private static let prefetch: UInt64 = 1 << 18
+    private static let onGuestTables: UInt64 = 1 << 19
+    private static let saysWhose: UInt64 = 1 << 20
+    private static let wantsPrivate: UInt64 = 1 << 21
+
+    public var access: AccessKind {
+        get { traits & 0xff == 0 ? .read : traits & 0xff == 1 ? .write : .execute }
+        set { traits = traits & ~0xff | UInt64(newValue.rawValue) }
+    }
     /// The tables had a present entry for the address. Kernel: PFERR_PRESENT.
-    public var entryPresent: Bool
+    public var entryPresent: Bool {
+        get { has(Self.present) }
+        set { set(Self.present, newValue) }
+    }
     /// Hardware did not accept an entry: a reserved bit, or a misconfiguration. Kernel: PFERR_RSVD.
-    public var isReserved: Bool
+    public var isReserved: Bool {
+        get { has(Self.reserved) }
+        set { set(Self.reserved, newValue) }
+    }
     /// Whether the access wants private memory. Nil: it does not say, as in a VM without a shared bit in its guest's
     /// addresses. Kernel: PFERR_PRIVATE_ACCESS.
-    public var isPrivate: Bool?
+    public var isPrivate: Bool? {
+        get { has(Self.saysWhose) ? has(Self.wantsPrivate) : nil }
+        set {
+            set(Self.saysWhose, newValue != nil)
+            set(Self.wantsPrivate, newValue == true)
+        }
+    }
     /// No guest waits for it: it never changes an entry that is there (Spec: I-26). Kernel: `fault->prefetch`.
-    public var isPrefetch: Bool
+    public var isPrefetch: Bool {
+        get { has(Self.prefetch) }
+        set { set(Self.prefetch, newValue) }
+    }
     /// What the processor was after was a table of the guest's own, not what the tables lead to. Kernel: PFERR_GUEST_PAGE.
-    public var isOnGuestTables = false
+    public var isOnGuestTables: Bool {
+        get { has(Self.onGuestTables) }
+        set { set(Self.onGuestTables, newValue) }
+    }
     /// Out: the level of the mapping that serves it. Kernel: `fault->goal_level`.
-    public var level = PageLevel.page4K
+    public var level: PageLevel {
+        get { PageLevel(UInt8(truncatingIfNeeded: traits &>> 8)) }
+        set { traits = traits & ~0xff00 | UInt64(newValue.rawValue) &<< 8 }
+    }
     public init(
         address: GuestAddress, access: AccessKind, entryPresent: Bool, isReserved: Bool = false,
         isPrivate: Bool? = nil, isPrefetch: Bool = false
     ) {
         self.address = address
-        self.access = access
+        traits = UInt64(access.rawValue) | 1 << 8
         self.entryPresent = entryPresent
         self.isReserved = isReserved
         self.isPrivate = isPrivate
         self.isPrefetch = isPrefetch
     }
     public var frame: GuestFrame { address.frame }
+
+    private func has(_ bit: UInt64) -> Bool { traits & bit != 0 }
+    private mutating func set(_ bit: UInt64, _ on: Bool) { traits = on ? traits | bit : traits & ~bit }
 }
 
 /// How a fault ended. Kernel: `RET_PF_*`. Spec: x86 2.2.

@@ -117,8 +117,8 @@ public struct PageFlags: Sendable, Equatable {
     public static let prepared: UInt64 = 1 << 41
 
     /// Accessed and dirty, by originator: bit `16 + Originator`, bit `24 + Originator`.
-    public static func accessed(_ by: Originator) -> UInt64 { 1 << (16 + UInt64(by.rawValue)) }
-    public static func dirty(_ by: Originator) -> UInt64 { 1 << (24 + UInt64(by.rawValue)) }
+    @inline(__always) public static func accessed(_ by: Originator) -> UInt64 { 1 << (16 + UInt64(by.rawValue)) }
+    @inline(__always) public static func dirty(_ by: Originator) -> UInt64 { 1 << (24 + UInt64(by.rawValue)) }
     public static let anyAccessed: UInt64 = 0xff << 16
     public static let anyDirty: UInt64 = 0xff << 24
 

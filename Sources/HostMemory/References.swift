@@ -151,6 +151,11 @@ public struct PageReference: ~Copyable {
     /// The frame that is referenced: the exact page, also inside a large folio.
     public var frame: HostFrame { memory._withUnsafeGuaranteedRef { $0.frame(of: page) } }
 
+    /// Whether the page is one of a folio of several. Kernel: `folio_test_large`.
+    public var isPartOfLargeFolio: Bool {
+        page.pointee.headDistance != 0 || page.pointee.flags.load(ordering: .relaxed) & PageFlags.head != 0
+    }
+
     /// Kernel: `kvm_release_page_unused`. Flags stay as they are.
     public consuming func releaseUnused() {
         finish(SeriesPatch.releaseUnused.isUndone ? .clean : .unused, underLock: false)

@@ -121,8 +121,7 @@ extension VirtualMachine {
             return nil
         }
         if SeriesPatch.makingMarksNothing.isUndone { markAsBefore(faulted) }
-        // Of private memory the host has no mapping that could be larger.
-        guard largest > .page4K, !faulted.isPrivate else { return .page4K }
+        guard largest > .page4K, faulted.mayBeHuge else { return .page4K }
         let frame = faulted.guestFrame
         return faulted.slotReference._withUnsafeGuaranteedRef { slot in
             var level = min(largest, addressSpace.mappingLevel(of: slot.userAddress(of: frame)))

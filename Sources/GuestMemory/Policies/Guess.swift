@@ -22,8 +22,8 @@ public struct Guess: ReferencePolicy {
     }
 
     @inlinable @inline(__always)
-    public func dirtyCleared(_ frame: HostFrame, counted: Bool) {
-        if marksDirty { pages.setPFNDirty(frame) }
+    public func dirtyCleared(_ frame: @autoclosure () -> HostFrame, counted: @autoclosure () -> Bool) {
+        if marksDirty { pages.setPFNDirty(frame()) }
     }
 
     /// A PFN-mapped frame was found: takes a reference if the heuristic says "counted".

@@ -17,8 +17,8 @@ public enum PolicyKind: UInt8, Sendable, CaseIterable {
 public protocol ReferencePolicy: Sendable {
     /// A leaf went away. `counted`: its software bit; `accessed`, `dirty`: its A and D.
     func leafRemoved(_ frame: HostFrame, counted: Bool, accessed: Bool, dirty: Bool)
-    /// A leaf lost D (or W) for the dirty log.
-    func dirtyCleared(_ frame: HostFrame, counted: Bool)
+    /// A leaf lost D (or W) for the dirty log. What it was is asked for only where it matters.
+    func dirtyCleared(_ frame: @autoclosure () -> HostFrame, counted: @autoclosure () -> Bool)
 }
 
 /// The policy of a VM, with what it needs. Loops over entries switch on it once and run a specialised body.

@@ -6,5 +6,5 @@ public struct Precise: ReferencePolicy {
     @inlinable @inline(__always)
     public func leafRemoved(_ frame: HostFrame, counted: Bool, accessed: Bool, dirty: Bool) {}
     @inlinable @inline(__always)
-    public func dirtyCleared(_ frame: HostFrame, counted: Bool) {}
+    public func dirtyCleared(_ frame: @autoclosure () -> HostFrame, counted: @autoclosure () -> Bool) {}
 }

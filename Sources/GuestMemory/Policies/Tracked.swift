@@ -21,8 +21,8 @@ public struct Tracked: ReferencePolicy {
     }
 
     @inlinable @inline(__always)
-    public func dirtyCleared(_ frame: HostFrame, counted: Bool) {
-        if counted { pages.setPFNDirty(frame) }
+    public func dirtyCleared(_ frame: @autoclosure () -> HostFrame, counted: @autoclosure () -> Bool) {
+        if counted() { pages.setPFNDirty(frame()) }
     }
 
     /// A PFN-mapped frame: nil, the lookup fails; else whether the page is counted. The reference is put at once, since

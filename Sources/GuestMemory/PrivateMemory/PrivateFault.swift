@@ -73,7 +73,7 @@ extension FaultedFrame {
         vm.record(
             Event(.translated, holder: .guestFault, frame: found, guest: frame.number, value: (writable ? 1 : 0) | 2))
         self.init(
-            guestFrame: frame, frame: found, isWritable: writable, isCounted: true, isPrivate: true,
+            guestFrame: frame, frame: found, isWritable: writable, isCounted: true, isPrivate: true, mayBeHuge: false,
             slotReference: Unmanaged.passUnretained(slot), snapshot: snapshot, reference: vm.hold(page))
     }
 }

@@ -16,7 +16,9 @@ public struct FaultedFrame: ~Copyable {
     public var isCounted: Bool { traits & 2 != 0 }
     /// Whether the frame is private memory, of which the user's mappings say nothing.
     public var isPrivate: Bool { traits & 4 != 0 }
-    /// The three above in one word: a processor hands a word on from a store to a load at once, but not one that was
+    /// Whether the host may map it by a huge leaf, and so the guest by one.
+    public var mayBeHuge: Bool { traits & 8 != 0 }
+    /// The four above in one word: a processor hands a word on from a store to a load at once, but not one that was
     /// stored in pieces.
     private let traits: UInt64
     /// Good as long as the read-side section of the slots in which the fault runs.
@@ -27,12 +29,12 @@ public struct FaultedFrame: ~Copyable {
 
     init(
         guestFrame: GuestFrame, frame: HostFrame, isWritable: Bool, isCounted: Bool, isPrivate: Bool,
-        slotReference: Unmanaged<MemorySlot>, snapshot: consuming InvalidationSnapshot,
+        mayBeHuge: Bool, slotReference: Unmanaged<MemorySlot>, snapshot: consuming InvalidationSnapshot,
         reference: consuming FaultReference
     ) {
         self.guestFrame = guestFrame
         self.frame = frame
-        traits = (isWritable ? 1 : 0) | (isCounted ? 2 : 0) | (isPrivate ? 4 : 0)
+        traits = (isWritable ? 1 : 0) | (isCounted ? 2 : 0) | (isPrivate ? 4 : 0) | (mayBeHuge ? 8 : 0)
         self.slotReference = slotReference
         self.snapshot = snapshot
         self.reference = reference
@@ -258,18 +260,20 @@ extension VirtualMachine {
         case .page(let page, let writable):
             let snapshot = Defect.snapshotAfterTranslate.isOn ? self.snapshot() : snapshot
             let found = page.frame
+            // A leaf of more than 4 KiB maps a large folio: of any other page that need not be asked under the lock.
+            let isLarge = page.isPartOfLargeFolio
             note(frame, found, writable: writable, owned: true, mapped: false)
             return .frame(
                 FaultedFrame(
                     guestFrame: frame, frame: found, isWritable: writable, isCounted: true, isPrivate: false,
-                    slotReference: slot!, snapshot: snapshot, reference: hold(page)))
+                    mayBeHuge: isLarge, slotReference: slot!, snapshot: snapshot, reference: hold(page)))
         case .mapped(let found, let writable, let guessed, let counted):
             let snapshot = Defect.snapshotAfterTranslate.isOn ? self.snapshot() : snapshot
             note(frame, found, writable: writable, owned: guessed, mapped: true)
             return .frame(
                 FaultedFrame(
                     guestFrame: frame, frame: found, isWritable: writable, isCounted: counted, isPrivate: false,
-                    slotReference: slot!, snapshot: snapshot,
+                    mayBeHuge: true, slotReference: slot!, snapshot: snapshot,
                     reference: hold(mapped: found, guessed: guessed, counted: counted)))
         }
     }

@@ -5,8 +5,8 @@
 // table is write-protected, or known to be out of sync until the guest flushes. Every leaf is in the reverse map of its
 // frame, so that a notifier finds it. It never looks at a page frame.
 //
-// Read `ShadowPage.swift` next, then `ShadowFault.swift`. Not here yet: nested tables (EPT12, NPT12), MMIO entries, the
-// NX-huge-page workaround.
+// Read `ShadowPage.swift` next, then `ShadowFault.swift`, then `NestedTables.swift`. Not here: the recovery of huge pages
+// that a fetch has broken up.
 
 import Audit
 import Frames

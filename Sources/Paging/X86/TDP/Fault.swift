@@ -27,8 +27,7 @@ extension TDPMMU {
     }
 
     func serve(_ cpu: VirtualCPU, _ fault: inout GuestFault, _ vm: VirtualMachine) -> FaultOutcome {
-        if cpu.root == nil { takeRoot(cpu) }
-        guard let root = cpu.root else { return .failed(.ENOMEM) }
+        guard let root = cpu.root ?? takenRoot(cpu) else { return .failed(.ENOMEM) }
         let slot = cpu.unretainedSlot(containing: fault.frame)
         let isPrivate = vm.wantsPrivate(fault)
         if fault.entryPresent, fault.access == .write, !fault.isReserved, isTracked(fault.frame, in: slot) {
@@ -67,6 +66,12 @@ extension TDPMMU {
         case .postponed: return .retry
         case .frame(let faulted): return resolve(cpu, root, &fault, faulted, slot, &reserve, vm)
         }
+    }
+
+    @inline(never)
+    private func takenRoot(_ cpu: VirtualCPU) -> HostFrame? {
+        takeRoot(cpu)
+        return cpu.root
     }
 
     /// No page is owned. Spec: x86 2.7 steps 4 and 8, generic section 7.
@@ -108,7 +113,7 @@ extension TDPMMU {
             return .retry
         }
         let frame = faulted.guestFrame
-        let largest = slot._withUnsafeGuaranteedRef { largestLeaf(at: frame, in: $0) }
+        let largest = faulted.mayBeHuge ? slot._withUnsafeGuaranteedRef { largestLeaf(at: frame, in: $0) } : .page4K
         guard let permit = guardian.check(faulted, largest: largest) else { return .retry }
         return map(permit, &fault, slot, root, role, &reserve, by: cpu, vm)
     }

@@ -69,27 +69,69 @@ struct LeafLoop {
     /// Clears `lost`, W or D, in those leaves of `run` whose bit is set in `mask` (bit 0 is the run's first entry, one
     /// bit for each frame; runs longer than 64 take all). Whether any had one. The old policies mark the page, since
     /// the entry's word is lost. Kernel: `clear_dirty_pt_masked`, `wrprot_gfn_range`, `clear_dirty_gfn_range`.
+    ///
+    /// Up to 64 entries are looked at, then changed: the processor waits at each change for all that it has begun, also for
+    /// the look at the next entry.
     @inline(__always)
     func clear<P: ReferencePolicy>(_ lost: UInt64, in run: LeafRun, mask: UInt64 = ~0, _ policy: P) -> Bool {
         let level = run.level.rawValue
+        let first = StageTwoEntry(memory.entry(run.firstIndex, of: run.table), EntryBits.field)
         var any = false
-        for i in 0..<run.count where i >= 64 || mask >> UInt64(truncatingIfNeeded: i) & 1 != 0 {
-            let entry = StageTwoEntry(memory.entry(run.firstIndex &+ i, of: run.table), EntryBits.field)
-            let seen = entry.peek()
-            guard EntryBits.isLeaf(seen, level), seen & lost != 0 else { continue }
-            any = true
-            schedulingNote(.atomicLoad, run.table.physicalAddress)
-            // Only the processor's A and D and the lockless path's W can come in between, all of them no matter here; an
-            // old value that nobody reads makes this one `lock and`.
-            if let journal {
-                let old = entry.clear(bits: lost)
-                note(journal, .entryChanged, guest(run, i), level, new: old & ~lost, old: old)
-            } else {
-                _ = entry.clear(bits: lost)
+        var start = 0
+        while start < run.count {
+            let count = min(64, run.count &- start)
+            var hits: UInt64 = 0
+            for i in 0..<count {
+                let seen = first.following(start &+ i).peek()
+                let isHit = EntryBits.isLeaf(seen, level) && seen & lost != 0
+                hits |= (isHit ? 1 : 0) &<< UInt64(truncatingIfNeeded: i)
             }
-            policy.dirtyCleared(EntryBits.field.frame(in: seen), counted: seen & EntryBits.counted != 0)
+            if start == 0 { hits &= mask }
+            any = any || hits != 0
+            if hits != 0 {
+                if let journal {
+                    clear(lost, hits, run, start, policy, telling: journal)
+                } else {
+                    Self.clear(lost, hits, first.following(start), run.table, policy)
+                }
+            }
+            start &+= 64
         }
         return any
+    }
+
+    /// Clears `lost` in the entries from `first` on that `hits` names.
+    ///
+    /// Only the processor's A and D and the lockless path's W can come in between, all of them no matter here; an old value
+    /// that nobody reads makes this one `lock and`. Apart, so that all it needs stays in registers: a load between two locked
+    /// instructions waits for the first, and the second for it.
+    @inline(never)
+    private static func clear<P: ReferencePolicy>(
+        _ lost: UInt64, _ hits: UInt64, _ first: StageTwoEntry, _ table: HostFrame, _ policy: P
+    ) {
+        var hits = hits
+        while hits != 0 {
+            let entry = first.following(hits.trailingZeroBitCount)
+            hits &= hits &- 1
+            schedulingNote(.atomicLoad, table.physicalAddress)
+            _ = entry.clear(bits: lost)
+            policy.dirtyCleared(
+                EntryBits.field.frame(in: entry.peek()), counted: entry.peek() & EntryBits.counted != 0)
+        }
+    }
+
+    /// The same where a journal listens. `start`: the place in `run` of the first.
+    @inline(never)
+    private func clear<P: ReferencePolicy>(
+        _ lost: UInt64, _ hits: UInt64, _ run: LeafRun, _ start: Int, _ policy: P, telling journal: Journal
+    ) {
+        for i in start..<min(start + 64, run.count) where hits &>> UInt64(truncatingIfNeeded: i &- start) & 1 != 0 {
+            let entry = StageTwoEntry(memory.entry(run.firstIndex &+ i, of: run.table), EntryBits.field)
+            schedulingNote(.atomicLoad, run.table.physicalAddress)
+            let old = entry.clear(bits: lost)
+            note(journal, .entryChanged, guest(run, i), run.level.rawValue, new: old & ~lost, old: old)
+            policy.dirtyCleared(EntryBits.field.frame(in: old), counted: old & EntryBits.counted != 0)
+        }
     }
 
     /// Makes the leaves of `run` old; whether any was young. Kernel: `age_gfn_range`. Spec: x86 3.9.

@@ -147,29 +147,59 @@ extension TDPMMU {
     /// Splits the huge leaves that intersect `frames` to 4 KiB. False: memory is used up, and the rest stays huge.
     /// Caller holds mmu_lock for writing. Kernel: `kvm_tdp_mmu_try_split_huge_pages`. Spec: x86 3.6.
     ///
-    /// Linux drops the lock to allocate; the model's allocator never sleeps.
+    /// Linux drops the lock to allocate; the model's allocator never sleeps. Several tables are written, then linked: at
+    /// each link the processor waits for the stores before it.
     func splitHugeLeaves(
         in frames: Range<GuestFrame>, _ root: HostFrame, holding guardian: borrowing MMUGuard
     ) -> Bool {
         let view = view(root)
         let role = role(ofRoot: root)
         let end = min(frames.upperBound, view.end)
+        var found: [HugeLeaf] = []
+        var isDone = true
         var cursor = frames.lowerBound
-        while cursor < end {
+        while cursor < end, isDone {
             let position = view.descend(to: cursor, until: .page4K)
             if position.level > .page4K, view.format.isLeaf(position.value, position.level.rawValue) {
-                // Whole: a split writes all parts.
-                guard let child = vm.host.allocateUnwrittenTable() else { return false }
-                // Lost to an A or D that the processor set: once more, with the new value.
-                let seen = position.entry.observe(holding: guardian)
-                let isSplit = link(child, at: position, cursor, role, seen: seen)
-                if !isSplit { vm.host.freeTable(child) }
+                found.append(HugeLeaf(position: position, frame: cursor))
+                if found.count == 8 || position.level > .page2M {
+                    isDone = split(&found, root, role, holding: guardian)
+                }
                 // What 1 GiB was split into is split next.
-                if !isSplit || position.level > .page2M { continue }
+                if position.level > .page2M { continue }
             }
             let step = max(position.level, .page2M)
             cursor = GuestFrame(cursor.aligned(to: step).number + step.frames)
         }
-        return true
+        return split(&found, root, role, holding: guardian) && isDone
+    }
+
+    private struct HugeLeaf {
+        let position: RadixPosition
+        let frame: GuestFrame
+    }
+
+    /// Splits all of `leaves`, which are gone from the array then. One that has changed meanwhile, by an A or D that the
+    /// processor set, is split anew. False: memory is used up.
+    private func split(
+        _ leaves: inout [HugeLeaf], _ root: HostFrame, _ role: PageRole, holding guardian: borrowing MMUGuard
+    ) -> Bool {
+        let vm = vm
+        let host = vm.host
+        var tables: [HostFrame] = []
+        while tables.count < leaves.count, let table = host.allocateUnwrittenTable() { tables.append(table) }
+        for (leaf, table) in zip(leaves, tables) {
+            let seen = leaf.position.entry.observe(holding: guardian)
+            write(table, at: leaf.position, leaf.frame, role, seen: seen, vm)
+        }
+        var isDone = tables.count == leaves.count
+        for (leaf, table) in zip(leaves, tables) {
+            let seen = leaf.position.entry.observe(holding: guardian)
+            if linkWritten(table, at: leaf.position, leaf.frame, role, seen: seen, vm) { continue }
+            host.freeTable(table)
+            isDone = splitHugeLeaves(in: leaf.frame..<leaf.frame.advanced(by: 1), root, holding: guardian) && isDone
+        }
+        leaves.removeAll(keepingCapacity: true)
+        return isDone
     }
 }

@@ -105,42 +105,60 @@ extension TDPMMU {
         isDisallowed: Bool = false, seen: borrowing ObservedEntry
     ) -> Bool {
         guard seen.value == position.value else { return false }
-        let base = frame.aligned(to: position.level)
-        let isHuge = EntryBits.isLeaf(position.value, position.level.rawValue)
-        let childLevel = position.level.below
+        let vm = vm
+        write(child, at: position, frame, tree, isDisallowed: isDisallowed, seen: seen, vm)
+        return linkWritten(child, at: position, frame, tree, seen: seen, vm)
+    }
+
+    /// Makes `child`, which nobody sees yet, ready to be linked at `position`. Caller as for `link`.
+    func write(
+        _ child: HostFrame, at position: RadixPosition, _ frame: GuestFrame, _ tree: PageRole,
+        isDisallowed: Bool = false, seen: borrowing ObservedEntry, _ vm: VirtualMachine
+    ) {
         var role = tree
         role.level = position.level.rawValue
         let words = TableInfo(
-            below: role, base: base, isDisallowed: isDisallowed,
+            below: role, base: frame.aligned(to: position.level), isDisallowed: isDisallowed,
             parent: position.table.physicalAddress + UInt64(position.index) * 8
         ).words
-        vm.host.setTableWords(child, words.0, words.1)
-        if isHuge { fill(child, with: seen, childLevel) }
+        lending(vm.host) { $0.setTableWords(child, words.0, words.1) }
+        if EntryBits.isLeaf(seen.value, position.level.rawValue) { fill(child, with: seen, position.level.below, vm) }
+    }
+
+    /// The second half of `link`: `child` has been written for `position`. Caller as for `link`.
+    func linkWritten(
+        _ child: HostFrame, at position: RadixPosition, _ frame: GuestFrame, _ tree: PageRole,
+        seen: borrowing ObservedEntry, _ vm: VirtualMachine
+    ) -> Bool {
+        guard seen.value == position.value else { return false }
+        let table = lending(vm.host) { $0.table(child) }
         let attributes = bits.link(adDisabled: tree.accessDirtyDisabled)
-        guard position.entry.link(vm.host.table(child), attributes: attributes, expected: seen.value) == nil else {
-            return false
+        guard position.entry.link(table, attributes: attributes, expected: seen.value) == nil else { return false }
+        if EntryBits.isLeaf(seen.value, position.level.rawValue), !Defect.splitUncounted.isOn {
+            lending(vm.statistics) {
+                $0.addPages(level: position.level.rawValue, -1)
+                $0.addPages(level: position.level.below.rawValue, 512)
+            }
         }
-        if isHuge, !Defect.splitUncounted.isOn {
-            let statistics = vm.statistics
-            statistics.addPages(level: position.level.rawValue, -1)
-            statistics.addPages(level: childLevel.rawValue, 512)
-        }
-        record(
+        vm.record(
             Event(
-                .tableLinked, frame: child, guest: base.number, level: position.level.rawValue,
-                value: attributes | EntryBits.field.bits(for: child), extra: position.value))
+                .tableLinked, frame: child, guest: frame.aligned(to: position.level).number,
+                level: position.level.rawValue, value: attributes | EntryBits.field.bits(for: child),
+                extra: position.value))
         return true
     }
 
     /// Writes the 512 parts of a huge leaf into a table that nobody sees yet. A, D, W, HW and MW are inherited; what was
     /// not executable for its size alone is executable now.
-    private func fill(_ child: HostFrame, with huge: borrowing ObservedEntry, _ childLevel: PageLevel) {
+    private func fill(
+        _ child: HostFrame, with huge: borrowing ObservedEntry, _ childLevel: PageLevel, _ vm: VirtualMachine
+    ) {
         let isSmall = childLevel == .page4K
         let freed = isSmall && nxHugePages
         let update = EntryUpdate(
             set: freed ? bits.execute : 0, clear: (isSmall ? EntryBits.large : 0) | (freed ? bits.noExecute : 0))
-        StageTwoEntry(vm.memory.entry(0, of: child), EntryBits.field)
-            .storeParts(of: huge, childLevel: childLevel, update)
+        let first = lending(vm.memory) { StageTwoEntry($0.entry(0, of: child), EntryBits.field) }
+        first.storeParts(of: huge, childLevel: childLevel, update)
     }
 
     /// Ends a table that nothing points to any more: freezes every entry, ends what they mapped, and puts the table
