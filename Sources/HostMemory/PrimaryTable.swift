@@ -54,6 +54,21 @@ extension AddressSpace {
         return HostEntry(word.load()).isLargeLeaf ? .page2M : .page4K
     }
 
+    /// Asks the processor to bring the 4 KiB entry of `address`, if there is a table for it. Unannounced: nothing that is
+    /// seen here is acted on.
+    @inline(__always)
+    public func prefetchEntry(of address: UserAddress) {
+        let top = root.load(ordering: .relaxed)
+        guard top != 0 else { return }
+        let upper = HostEntry(memory.entry(Self.index(address, 4), of: HostFrame(top)).peek())
+        guard upper.isPresent else { return }
+        let middle = HostEntry(memory.entry(Self.index(address, 3), of: upper.frame).peek())
+        guard middle.isPresent, !middle.isLargeLeaf else { return }
+        let last = HostEntry(memory.entry(Self.index(address, 2), of: middle.frame).peek())
+        guard last.isPresent, !last.isLargeLeaf else { return }
+        memory.entry(Self.index(address, 1), of: last.frame).prefetch()
+    }
+
     /// The level-3 entry of `address`, if there is one. No lock needed.
     func upperEntry(_ address: UserAddress) -> AtomicWord? {
         let top = root.load(ordering: .acquiring)

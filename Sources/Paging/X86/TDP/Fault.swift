@@ -39,6 +39,10 @@ extension TDPMMU {
             lending(cpu.statistics) { CPUStatistics.bump($0.pf_fast) }
             return outcome
         }
+        if let slot {
+            let address = slot._withUnsafeGuaranteedRef { $0.userAddress(of: fault.frame) }
+            lending(vm.addressSpace) { $0.prefetchEntry(of: address) }
+        }
         var reserve = TableReserve()
         let missing = missingTables(root, fault.frame, vm)
         if missing > 0, !reserve.fill(vm.host, count: missing) { return .failed(.ENOMEM) }
