@@ -23,34 +23,20 @@ extension ShadowMMU {
     /// Whether a table in `frames` is shadowed and must not be written: it is in sync. For checks.
     func forbidsWrites(_ frames: Range<GuestFrame>, in space: UInt8) -> Bool {
         var found = false
-        index.forEachPage {
-            guard $0.role.space == space, frames.contains($0.frame), $0.role.shadowsEntries else { return }
-            if !isObsolete($0), !$0.isUnsync { found = true }
-        }
+        forEachTable(in: frames, space) { if !isObsolete($0), !$0.isUnsync { found = true } }
         return found
     }
 
     /// Lowest tables that are shadowed in `frames`. For checks.
     func countOfLowestTables(in frames: Range<GuestFrame>, space: UInt8) -> Int {
         var count = 0
-        index.forEachPage {
-            guard $0.role.space == space, frames.contains($0.frame), $0.role.shadowsEntries else { return }
-            if !$0.role.isInvalid, $0.role.level == 1 { count += 1 }
-        }
+        forEachTable(in: frames, space) { if !$0.role.isInvalid, $0.role.level == 1 { count += 1 } }
         return count
     }
-}
 
-extension ShadowMMU {
-    /// The leaf of the vCPU's own tables that translates `address`, and its level; nothing is set in them. Nobody else runs.
-    public func leaf(of cpu: VirtualCPU, at address: UInt64) -> (entry: UInt64, level: PageLevel)? {
-        guard var page = topPage(state(of: cpu), address) else { return nil }
-        while true {
-            let value = entry(page, shadowIndex(address, page.role.level)).peek()
-            guard EntryBits.isPresent(value) else { return nil }
-            if EntryBits.isLeaf(value, page.role.level) { return (value, page.level) }
-            page = child(value)
-        }
+    /// Calls `body` for each page that shadows a guest table in `frames`.
+    private func forEachTable(in frames: Range<GuestFrame>, _ space: UInt8, _ body: (ShadowPage) -> Void) {
+        index.forEachPage(in: frames) { if $0.role.space == space, $0.role.shadowsEntries { body($0) } }
     }
 }
 
