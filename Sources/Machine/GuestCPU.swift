@@ -85,6 +85,16 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
         }
     }
 
+    /// What the TLB holds. For checks.
+    var cachedLeaves: [LeafMirror.Leaf] {
+        buffer.entries.map { entry in
+            let translation = entry.translation
+            return LeafMirror.Leaf(
+                guest: entry.guest, frame: translation.frame, level: translation.level,
+                writable: translation.writable)
+        }
+    }
+
     // MARK: Speculation
 
     /// What the processor may do at any time while it runs guest code: walk the tables for an address that no instruction
