@@ -121,11 +121,24 @@ public struct X86Benchmark: Sendable {
         if found != wanted { throw .wrongResult("\(operation.rawValue) left \(found) where \(wanted) was right") }
     }
 
+    /// Runs `pass`, which gives its time in nanoseconds, `passes` times a round, the first round untold. A round's time is
+    /// that of its best pass: a pass is short, and what else runs on the machine can only make it longer.
+    /// - Parameter count: faults or entries of a pass.
+    private func keepBest<E>(
+        _ operation: X86Operation, isLimit: Bool = false, passes: Int, each count: Int, _ samples: inout X86Samples,
+        _ pass: () throws(E) -> Double
+    ) throws(E) {
+        for round in 0..<rounds + 1 {
+            var best = Double.infinity
+            for _ in 0..<passes { best = min(best, try pass()) }
+            if round > 0 { samples.keep(operation, best / Double(count), isLimit: isLimit) }
+        }
+    }
+
     // MARK: Faults
 
     /// All pages are faulted in once, so that the tables are there, and zapped from the guest's tables alone. Each pass
-    /// faults them in again, in random order, and zaps them untimed. A round's time is that of its best pass: a pass is
-    /// short, and what else runs on the machine can only make it longer.
+    /// faults them in again, in random order, and zaps them untimed.
     private func measureFaults(
         _ operation: X86Operation, _ pages: Int, passes: Int, _ samples: inout X86Samples
     ) throws(BenchmarkError) -> FaultAnatomy? {
@@ -133,15 +146,11 @@ public struct X86Benchmark: Sendable {
         let order = shuffled(pages)
         try expect(operation, order.withUnsafeBufferPointer { machine.fault($0) }, pages)
         machine.zapAll()
-        for round in 0..<rounds + 1 {
-            var best = Double.infinity
-            for _ in 0..<passes {
-                let run = time { order.withUnsafeBufferPointer { machine.fault($0) } }
-                try expect(operation, run.result, pages)
-                best = min(best, run.nanoseconds)
-                machine.zapAll()
-            }
-            if round > 0 { samples.keep(operation, best / Double(pages)) }
+        try keepBest(operation, passes: passes, each: pages, &samples) { () throws(BenchmarkError) in
+            let run = time { order.withUnsafeBufferPointer { machine.fault($0) } }
+            try expect(operation, run.result, pages)
+            machine.zapAll()
+            return run.nanoseconds
         }
         try measureFaultLimit(operation, order, passes: passes, &samples)
         return machine.anatomy()
@@ -159,33 +168,26 @@ public struct X86Benchmark: Sendable {
         else { throw .noMemory("the limit's tables") }
         limit_radix_make(host.base, frames, pages)
         for page in 0..<pages { pageFrames.base.storeBytes(of: 1, toByteOffset: page * 64 + 8, as: UInt32.self) }
-        for round in 0..<rounds + 1 {
-            var best = Double.infinity
-            for _ in 0..<passes {
-                limit_radix_make(guest.base, nil, pages)
-                let run = time {
-                    limit_faults(host.base, guest.base, pageFrames.base, order, pages, Int32(Self.sections))
-                }
-                try expect(operation, run.result, pages)
-                best = min(best, run.nanoseconds)
+        try keepBest(operation, isLimit: true, passes: passes, each: pages, &samples) { () throws(BenchmarkError) in
+            limit_radix_make(guest.base, nil, pages)
+            let run = time {
+                limit_faults(host.base, guest.base, pageFrames.base, order, pages, Int32(Self.sections))
             }
-            if round > 0 { samples.keep(operation, best / Double(pages), isLimit: true) }
+            try expect(operation, run.result, pages)
+            return run.nanoseconds
         }
     }
 
     /// Each pass faults in what is not mapped ahead of use, and zaps it untimed.
     private func measureShadow(_ samples: inout X86Samples) throws(BenchmarkError) {
         let machine = try ShadowBenchmarkMachine()
-        let passes = max(1, warmPages * 8 / ShadowBenchmarkMachine.faults)
-        for round in 0..<rounds + 1 {
-            var best = Double.infinity
-            for _ in 0..<passes {
-                let run = time { machine.faultAll() }
-                try expect(.shadowFault, run.result, ShadowBenchmarkMachine.faults)
-                best = min(best, run.nanoseconds)
-                machine.zapAll()
-            }
-            if round > 0 { samples.keep(.shadowFault, best / Double(ShadowBenchmarkMachine.faults)) }
+        let faults = ShadowBenchmarkMachine.faults
+        let passes = max(1, warmPages * 8 / faults)
+        try keepBest(.shadowFault, passes: passes, each: faults, &samples) { () throws(BenchmarkError) in
+            let run = time { machine.faultAll() }
+            try expect(.shadowFault, run.result, faults)
+            machine.zapAll()
+            return run.nanoseconds
         }
     }
 
@@ -194,28 +196,20 @@ public struct X86Benchmark: Sendable {
     /// A guest of 2 MiB leaves is split by turning the log on; what the log does to the entries then is not timed.
     private func measureSplit(_ samples: inout X86Samples) throws(BenchmarkError) {
         let machine = try machine(splitPages, blockOrder: 9)
-        for round in 0..<rounds + 1 {
-            let order = stride(from: UInt32(0), to: UInt32(splitPages), by: 512).map { $0 }
-            var best = Double.infinity
-            for _ in 0..<Self.splitPasses {
-                try expect(.split, order.withUnsafeBufferPointer { machine.fault($0) }, splitPages / 512)
-                try expect(.split, machine.leaves2M, splitPages / 512)
-                let run = time { machine.mmu.splitHugeLeaves(of: machine.slot) }
-                guard run.result else { throw .noMemory("the tables of a split") }
-                try expect(.split, machine.leaves4K, splitPages)
-                machine.endTables()
-                best = min(best, run.nanoseconds)
-            }
-            if round > 0 { samples.keep(.split, best / Double(splitPages)) }
+        let order = stride(from: UInt32(0), to: UInt32(splitPages), by: 512).map { $0 }
+        try keepBest(.split, passes: Self.splitPasses, each: splitPages, &samples) { () throws(BenchmarkError) in
+            try expect(.split, order.withUnsafeBufferPointer { machine.fault($0) }, splitPages / 512)
+            try expect(.split, machine.leaves2M, splitPages / 512)
+            let run = time { machine.mmu.splitHugeLeaves(of: machine.slot) }
+            guard run.result else { throw .noMemory("the tables of a split") }
+            try expect(.split, machine.leaves4K, splitPages)
+            machine.endTables()
+            return run.nanoseconds
         }
         guard let tables = MappedArena(size: splitPages * 8, hugePages: true) else { throw .noMemory("tables") }
         let words = tables.base.bindMemory(to: UInt64.self, capacity: splitPages)
-        for round in 0..<rounds + 1 {
-            var best = Double.infinity
-            for _ in 0..<Self.splitPasses {
-                best = min(best, time { limit_split(words, splitPages, 0x8600_0000_0000_0b77) }.nanoseconds)
-            }
-            if round > 0 { samples.keep(.split, best / Double(splitPages), isLimit: true) }
+        keepBest(.split, isLimit: true, passes: Self.splitPasses, each: splitPages, &samples) {
+            time { limit_split(words, splitPages, 0x8600_0000_0000_0b77) }.nanoseconds
         }
     }
 
