@@ -129,11 +129,24 @@ public struct X86Benchmark: Sendable {
         if found != wanted { throw .wrongResult("\(operation.rawValue) left \(found) where \(wanted) was right") }
     }
 
+    /// Runs `pass`, which gives its time in nanoseconds, `passes` times a round, the first round untold. A round's time is
+    /// that of its best pass: a pass is short, and what else runs on the machine can only make it longer.
+    /// - Parameter count: faults or entries of a pass.
+    private func keepBest<E>(
+        _ operation: X86Operation, isLimit: Bool = false, passes: Int, each count: Int, _ samples: inout X86Samples,
+        _ pass: () throws(E) -> Double
+    ) throws(E) {
+        for round in 0..<rounds + 1 {
+            var best = Double.infinity
+            for _ in 0..<passes { best = min(best, try pass()) }
+            if round > 0 { samples.keep(operation, best / Double(count), isLimit: isLimit) }
+        }
+    }
+
     // MARK: Faults
 
     /// All pages are faulted in once, so that the tables are there, and zapped from the guest's tables alone. Each pass
-    /// faults them in again, in random order, and zaps them untimed. A round's time is that of its best pass: a pass is
-    /// short, and what else runs on the machine can only make it longer.
+    /// faults them in again, in random order, and zaps them untimed.
     private func measureFaults(
         _ operation: X86Operation, _ pages: Int, passes: Int, _ samples: inout X86Samples
     ) throws(BenchmarkError) -> FaultAnatomy? {
@@ -141,15 +154,11 @@ public struct X86Benchmark: Sendable {
         let order = shuffled(pages)
         try expect(operation, order.withUnsafeBufferPointer { machine.fault($0) }, pages)
         machine.zapAll()
-        for round in 0..<rounds + 1 {
-            var best = Double.infinity
-            for _ in 0..<passes {
-                let run = time { order.withUnsafeBufferPointer { machine.fault($0) } }
-                try expect(operation, run.result, pages)
-                best = min(best, run.nanoseconds)
-                machine.zapAll()
-            }
-            if round > 0 { samples.keep(operation, best / Double(pages)) }
+        try keepBest(operation, passes: passes, each: pages, &samples) { () throws(BenchmarkError) in
+            let run = time { order.withUnsafeBufferPointer { machine.fault($0) } }
+            try expect(operation, run.result, pages)
+            machine.zapAll()
+            return run.nanoseconds
         }
         try measureFaultLimit(operation, order, passes: passes, &samples)
         return machine.anatomy()
@@ -159,31 +168,25 @@ public struct X86Benchmark: Sendable {
         _ operation: X86Operation, _ order: [UInt32], passes: Int, _ samples: inout X86Samples
     ) throws(BenchmarkError) {
         let limit = try FaultLimit(pages: order.count, seed: seed)
-        for round in 0..<rounds + 1 {
-            var best = Double.infinity
-            for _ in 0..<passes {
-                limit.zapAll()
-                let run = time { order.withUnsafeBufferPointer { limit.faults($0) } }
-                try expect(operation, run.result, order.count)
-                best = min(best, run.nanoseconds)
-            }
-            if round > 0 { samples.keep(operation, best / Double(order.count), isLimit: true) }
+        try keepBest(operation, isLimit: true, passes: passes, each: order.count, &samples) {
+            () throws(BenchmarkError) in
+            limit.zapAll()
+            let run = time { order.withUnsafeBufferPointer { limit.faults($0) } }
+            try expect(operation, run.result, order.count)
+            return run.nanoseconds
         }
     }
 
     /// Each pass faults in what is not mapped ahead of use, and zaps it untimed.
     private func measureShadow(_ samples: inout X86Samples) throws(BenchmarkError) {
         let machine = try ShadowBenchmarkMachine()
-        let passes = max(1, warmPages * 8 / ShadowBenchmarkMachine.faults)
-        for round in 0..<rounds + 1 {
-            var best = Double.infinity
-            for _ in 0..<passes {
-                let run = time { machine.faultAll() }
-                try expect(.shadowFault, run.result, ShadowBenchmarkMachine.faults)
-                best = min(best, run.nanoseconds)
-                machine.zapAll()
-            }
-            if round > 0 { samples.keep(.shadowFault, best / Double(ShadowBenchmarkMachine.faults)) }
+        let faults = ShadowBenchmarkMachine.faults
+        let passes = max(1, warmPages * 8 / faults)
+        try keepBest(.shadowFault, passes: passes, each: faults, &samples) { () throws(BenchmarkError) in
+            let run = time { machine.faultAll() }
+            try expect(.shadowFault, run.result, faults)
+            machine.zapAll()
+            return run.nanoseconds
         }
     }
 

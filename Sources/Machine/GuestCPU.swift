@@ -58,30 +58,23 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
         _ kind: AccessKind, _ address: GuestAddress, value: UInt64 = 0, mask: UInt64 = .max
     ) -> AccessResult {
         memoryFault = nil
-        defer { vm.runPostponedWork() }
-        for round in 0..<patience {
-            // A fault that was to be tried again waits for others. Kernel: `xfer_to_guest_mode_handle_work`. After the
-            // second it waits for what it fails on, so that an explorer sees two tries and not a thousand.
-            if round > 1 { isExplorerAttached ? vm.waitForProgress(at: address.frame) : yieldProcessor() }
-            if let refusal = enterGuest() {
-                if let end = answer(refusal) { return end }
-                continue
-            }
-            let result = attempt(kind, address, value, mask)
-            exitGuest()
-            switch result {
-            case .value(let value): return .value(value)
-            case .stored: return .stored
-            case .logFull: continue
-            case .fault(let present, let reserved):
-                let fault = GuestFault(
-                    address: address, access: kind, entryPresent: present, isReserved: reserved)
-                if let end = handle(fault, value, mask) { return end }
-            }
+        return persevere(patience, at: address.frame) { step(kind, address, value, mask) } ?? .failed(.EIO)
+    }
+
+    /// Runs the guest until the access is done or has faulted once. Nil: the guest is to try again.
+    @inline(__always)
+    private func step(_ kind: AccessKind, _ address: GuestAddress, _ value: UInt64, _ mask: UInt64) -> AccessResult? {
+        if let refusal = enterGuest() { return answer(refusal) }
+        let result = attempt(kind, address, value, mask)
+        exitGuest()
+        switch result {
+        case .value(let value): return .value(value)
+        case .stored: return .stored
+        case .logFull: return nil
+        case .fault(let present, let reserved):
+            let fault = GuestFault(address: address, access: kind, entryPresent: present, isReserved: reserved)
+            return handle(fault, value, mask)
         }
-        vm.memory.journal?.add(
-            Finding(.i13, "the guest faults again and again without progress", guest: address.frame))
-        return .failed(.EIO)
     }
 
     /// Nil: try to enter the guest again.
@@ -89,6 +82,16 @@ public final class GuestCPU: VirtualCPU, @unchecked Sendable {
         switch refusal {
         case .dirtyRingFull: .dirtyRingFull
         case .halted: sleepUntilReady().map { .failed($0) }
+        }
+    }
+
+    /// What the TLB holds. For checks.
+    var cachedLeaves: [LeafMirror.Leaf] {
+        buffer.entries.map { entry in
+            let translation = entry.translation
+            return LeafMirror.Leaf(
+                guest: entry.guest, frame: translation.frame, level: translation.level,
+                writable: translation.writable)
         }
     }
 

@@ -1,7 +1,10 @@
+import Audit
 import Frames
 import GuestMemory
+import Hardware
 import HostMemory
 import Paging
+import Synchrony
 
 /// How an access of a guest with page tables of its own ended.
 public enum PagedAccessResult: Sendable, Equatable {
@@ -38,7 +41,35 @@ public enum PagedAccess: Sendable, Equatable {
     }
 }
 
+extension LinearPort {
+    func perform(
+        _ access: PagedAccess, _ address: UInt64, reached: (HostFrame) -> Void
+    ) -> LinearPortResult {
+        switch access {
+        case .load: load(address, reached: reached)
+        case .store(let value): store(address, value, reached: reached)
+        case .fetch: fetch(address, reached: reached)
+        case .lockedAdd(let value): lockedAdd(address, value, reached: reached)
+        }
+    }
+}
+
 extension VirtualCPU {
+    /// Does `step` until it comes to something; nil, and a finding, if it has come to nothing `patience` times in a row.
+    /// What is at `frame` is what the guest waits for. No lock held. Spec: X65.
+    @inline(__always)
+    func persevere<R>(_ patience: Int, at frame: GuestFrame, _ step: () -> R?) -> R? {
+        defer { vm.runPostponedWork() }
+        for round in 0..<patience {
+            // A fault that was to be tried again waits for others. Kernel: `xfer_to_guest_mode_handle_work`. After the
+            // second it waits for what it fails on, so that an explorer sees two tries and not a thousand.
+            if round > 1 { isExplorerAttached ? vm.waitForProgress(at: frame) : yieldProcessor() }
+            if let end = step() { return end }
+        }
+        vm.memory.journal?.add(Finding(.i13, "the guest faults again and again without progress", guest: frame))
+        return nil
+    }
+
     /// The emulator goes through the user's mapping; what it writes, `written` hears of: it may be a table. What isn't
     /// there is MMIO. Caller is inside `withSlots`.
     func emulate(

@@ -20,13 +20,14 @@ extension PagedCPU {
     /// Remembers which guest frame is behind a linear page that is not its own. The processor doesn't know it, and KVM's
     /// entry may be gone when a check asks.
     func noteGuestFrame(at address: UInt64) {
-        guard let found = mmu.mapping(of: self, at: address) else { return }
+        guard let found = mmu.leaf(of: self, at: address) else { return }
+        let frame = EntryBits.field.frame(in: found.entry)
         let page = address >> pageShift & ~(found.level.frames - 1)
         guard found.guest.number != page else { return }
-        if reachedFrames.contains(where: { $0.page == page && $0.frame == found.frame && $0.guest == found.guest }) {
+        if reachedFrames.contains(where: { $0.page == page && $0.frame == frame && $0.guest == found.guest }) {
             return
         }
-        reachedFrames.append((page, found.level.frames, found.frame, found.guest))
+        reachedFrames.append((page, found.level.frames, frame, found.guest))
     }
 
     /// The guest frame behind a linear page that is translated to `frame`: the last that it was known for.

@@ -12,14 +12,13 @@ public struct FtraceText {
     private let outcome: RunOutcome
     private var text = ""
     private var tick = 0
+    private var kernel: KernelTrace
 
     public static func render(_ outcome: RunOutcome) -> String {
         var trace = FtraceText(outcome)
         trace.run()
         return trace.text
     }
-
-    private var kernel: KernelTrace
 
     private init(_ outcome: RunOutcome) {
         self.outcome = outcome

@@ -135,9 +135,6 @@ struct KernelEvent: Equatable {
 
     // MARK: Logs
 
-    static func modificationLogFull(vcpu: UInt64) -> KernelEvent {
-        KernelEvent("kvm_pml_full", "vcpu \(vcpu): PML full")
-    }
     /// The indices are those after the push.
     static func ringPush(
         _ ring: UInt64, dirty: UInt32, reset: UInt32, slot: UInt64, offset: UInt64

@@ -24,7 +24,7 @@ struct KernelTrace {
 
     /// Whether the architecture's entries have tracepoints at all.
     static func hasEntryEvents(_ architecture: Architecture) -> Bool {
-        architecture == .x86TDP || architecture == .x86Shadow
+        ArchitectureSet.x86.contains(architecture)
     }
 
     /// What the kernel prints of an event: nothing, or some lines.
@@ -152,7 +152,7 @@ struct KernelTrace {
         var role = PageRole.tdpRoot(levels: child, accessDirty: true)
         role.level = child
         let made = KernelEvent.pageTaken(.init(frame: base, role: role), isNew: true)
-        let isSplit = event.level > 1 && event.extra & (1 << 7 | 1 << 11) == (1 << 7 | 1 << 11)
+        let isSplit = event.level > 1 && EntryBits.isLeaf(event.extra, event.level)
         return isSplit ? [made, change, .split(event.guest, event.extra, level: event.level)] : [made, change]
     }
 
@@ -215,8 +215,9 @@ struct KernelTrace {
             // Kernel: `alloc_apf_token`: a count, and the vCPU's number in the low 12 bits. Linux skips the id 0.
             let count = (tokenCounts[event.task] ?? 0) + 1
             tokenCounts[event.task] = count
-            tokens[key] = count << 12 | UInt64(event.task)
-            return [.asyncNotPresent(token: tokens[key] ?? 0, address)]
+            let token = count << 12 | UInt64(event.task)
+            tokens[key] = token
+            return [.asyncNotPresent(token: token, address)]
         case .asyncCompleted: return [.asyncCompleted(address, user: event.value)]
         default: return [.asyncReady(token: tokens.removeValue(forKey: key) ?? 0, address)]
         }

@@ -29,7 +29,7 @@ struct AnswerReading {
         expectation.alternatives + exceptions.flatMap { $0.expectation.alternatives }
     }
     /// Whether it may be an access outside of memory: of a device, or the guest's own fault.
-    var mayBeMMIO: Bool { all.contains(.mmio) || all.contains(.pageFault) }
+    var mayMissMemory: Bool { all.contains(.mmio) || all.contains(.pageFault) }
     var mayBeError: Bool {
         all.contains { if case .error = $0 { true } else { false } }
     }

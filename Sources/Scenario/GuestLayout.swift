@@ -194,11 +194,11 @@ struct GuestLayout {
 
     /// Whether every one of `count` accesses of 8 bytes meets a slot; the addresses' width is checked in any case.
     mutating func checkAccesses(
-        _ kind: AccessKind, _ start: UInt64, count: UInt64, stride: UInt64, mayBeMMIO: Bool, at position: Position
+        _ kind: AccessKind, _ start: UInt64, count: UInt64, stride: UInt64, mayMissMemory: Bool, at position: Position
     ) {
         let (distance, overflow) = (count - 1).multipliedReportingOverflow(by: stride)
         let length = overflow ? UInt64.max : distance.addingReportingOverflow(8).partialValue
-        guard reaches(start, length < 8 ? .max : length, at: position, "the access"), !mayBeMMIO else { return }
+        guard reaches(start, length < 8 ? .max : length, at: position, "the access"), !mayMissMemory else { return }
         var index: UInt64 = 0
         while index < count {
             let address = start + index * stride

@@ -119,7 +119,7 @@ struct PhaseBuilder {
         let value = kind == .write ? fields.number("value") ?? 1 : 0
         guard isAligned(address, at: field.position), checkStride(stride, fields) else { return nil }
         layout.checkAccesses(
-            kind, address, count: count, stride: stride, mayBeMMIO: answer.mayBeMMIO, at: field.position)
+            kind, address, count: count, stride: stride, mayMissMemory: answer.mayMissMemory, at: field.position)
         return .guest(kind, at: guest, count: Int(count), stride: stride, value: value)
     }
 

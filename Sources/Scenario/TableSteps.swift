@@ -4,7 +4,7 @@ import TextInput
 
 /// The steps on the guest's own page tables.
 extension PhaseBuilder {
-    static let tableWords = ["map_page", "unmap_page", "protect_page", "restore_page", "invlpg", "load_cr3"]
+    static let tableWords = Vocabulary.tableSteps.map(\.name)
 
     /// Nil: it was complained about.
     mutating func tableAction(_ field: Field, _ fields: Fields) -> Action? {

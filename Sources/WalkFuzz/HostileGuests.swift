@@ -30,7 +30,7 @@ public func runHostileGuests(count: Int, seed: UInt64) -> HostileGuestReport? {
     var kind = 0
     while report.walks < count {
         let walks = min(4096, count - report.walks)
-        guard let guest = HostileGuest(Kind.allCases[kind % 3], report, &random) else { return nil }
+        guard let guest = HostileGuest(Kind.allCases[kind % Kind.allCases.count], report, &random) else { return nil }
         guest.run(walks, &random)
         report = guest.report
         kind += 1
@@ -49,6 +49,8 @@ private final class HostileGuest {
     private let memory: HostileMemory
     private let processor: Processor
     private(set) var report: HostileGuestReport
+    /// Its memory has tables.
+    private var isSet = false
 
     init?(_ kind: Kind, _ report: HostileGuestReport, _ random: inout SplitMix) {
         self.kind = kind
@@ -93,8 +95,6 @@ private final class HostileGuest {
         if let finding = memory.journal.findings.first { fail("\(finding)") }
     }
 
-    private var isSet = false
-
     private func setUp(_ random: inout SplitMix) {
         do throws(Errno) { try memory.renew(&random, ept: kind == .nestedEPT) } catch { fail("no memory: \(error)") }
         isSet = true
@@ -124,16 +124,15 @@ private final class HostileGuest {
     private func enter(_ mmu: TDPMMU, _ cpu: NestedCPU, _ random: inout SplitMix) {
         let root = HostileMemory.target(&random)
         let bits = random.next()
+        let five = mmu.configuration.levels == 5 && bits & 1 == 0
         do throws(Errno) {
             if kind == .nestedEPT {
-                let five = mmu.configuration.levels == 5 && bits & 1 == 0
                 let pointer = root & ~(~0 << 46) | 6 | (five ? 4 : 3) << 3 | (bits & 2) << 5
                 try mmu.enterNested(
                     EPTTables(
                         pointer: pointer, physicalAddressBits: 46, hasGigabytePages: bits & 4 != 0,
                         executeOnly: bits & 8 != 0), cpu)
             } else {
-                let five = mmu.configuration.levels == 5 && bits & 1 == 0
                 let registers: GuestRegisters =
                     five
                     ? .fiveLevels(root: GuestAddress(root))

@@ -13,7 +13,7 @@ final class HostileMemory {
     let journal = Journal(keepsEvents: false)
     let host: Host
     let space: AddressSpace
-    private(set) var vm: VirtualMachine
+    let vm: VirtualMachine
     private let buffer: GraphicsBuffer
 
     /// First guest frame and pages of each slot, and the process's page where it begins.

@@ -133,7 +133,6 @@ import Testing
         expect(.testAge(0x7f00_0000_0000), "kvm_test_age_hva: mmu notifier test age hva: 0x007f0000000000")
     }
     @Test func logs() {
-        expect(.modificationLogFull(vcpu: 3), "kvm_pml_full: vcpu 3: PML full")
         expect(
             .ringPush(0, dirty: 0x11, reset: 0x10, slot: 2, offset: 0x1f),
             "kvm_dirty_ring_push: ring 0: dirty 0x11 reset 0x10 slot 2 offset 0x1f (used 1)")

@@ -70,21 +70,15 @@ extension StepChecks {
     }
 
     private func forEachCached(_ body: (VirtualCPU, LeafMirror.Leaf) -> Void) {
-        for cpu in cpus {
-            schedulingNote(.tlbRead, cpu.buffer.identity.value)
-            for entry in cpu.buffer.entries {
-                let translation = entry.translation
-                body(
-                    cpu,
-                    LeafMirror.Leaf(
-                        guest: entry.guest, frame: translation.frame, level: translation.level,
-                        writable: translation.writable))
-            }
+        forEachBuffer { cpu, buffer, leaves in
+            schedulingNote(.tlbRead, buffer.value)
+            for leaf in leaves { body(cpu, leaf) }
         }
-        for cpu in paged {
-            schedulingNote(.tlbRead, cpu.buffer.identity.value)
-            for leaf in cpu.cachedLeaves { body(cpu, leaf) }
-        }
+    }
+
+    private func forEachBuffer(_ body: (VirtualCPU, ObjectIdentity, [LeafMirror.Leaf]) -> Void) {
+        for cpu in cpus { body(cpu, cpu.buffer.identity, cpu.cachedLeaves) }
+        for cpu in paged { body(cpu, cpu.buffer.identity, cpu.cachedLeaves) }
     }
 
     /// Whether the vCPU can go on using what its TLB holds: it runs guest code, or will without a flush.
@@ -117,19 +111,9 @@ extension StepChecks {
         _ first: HostFrame, _ count: UInt64, _ inEntry: StaticReason, _ inBuffer: StaticReason
     ) {
         for leaf in mirror.leaves where leaf.maps(first.number, count) { report(.i6, inEntry, leaf.frame, leaf.guest) }
-        for cpu in cpus {
-            for entry in cpu.buffer.entries {
-                let mapped = entry.translation.frame.number
-                guard mapped < first.number + count, first.number < mapped + entry.translation.level.frames else {
-                    continue
-                }
-                schedulingNote(.tlbRead, cpu.buffer.identity.value)
-                if canUse(cpu) { report(.i13, inBuffer, entry.translation.frame, entry.guest) }
-            }
-        }
-        for cpu in paged {
-            for leaf in cpu.cachedLeaves where leaf.maps(first.number, count) {
-                schedulingNote(.tlbRead, cpu.buffer.identity.value)
+        forEachBuffer { cpu, buffer, leaves in
+            for leaf in leaves where leaf.maps(first.number, count) {
+                schedulingNote(.tlbRead, buffer.value)
                 if canUse(cpu) { report(.i13, inBuffer, leaf.frame, leaf.guest) }
             }
         }

@@ -1,6 +1,7 @@
 import Audit
 import Frames
 import Machine
+import Paging
 
 /// A run of the model as a Perfetto trace: a process for the VM, a thread for each vCPU, the host, and each of the host's
 /// tasks; a slice for each step and each fault, an instant for every other event, counters of the pages that the guest
@@ -205,9 +206,8 @@ public struct RunTimeline {
     private mutating func count(_ event: Event) {
         let leaf = Leaf(level: event.level, guest: event.guest)
         switch event.kind {
-        // Bit 11: KVM's own mark of a present entry.
         case .entryInstalled where !mapsFramesOnce:
-            if event.extra >> 11 & 1 == 0 { pages.add(1, level: Int(event.level), at: clock, to: &trace) }
+            if !EntryBits.isPresent(event.extra) { pages.add(1, level: Int(event.level), at: clock, to: &trace) }
         case .entryZapped where !mapsFramesOnce:
             pages.add(-1, level: Int(event.level), at: clock, to: &trace)
         // A table in the place of a huge leaf: it is split.

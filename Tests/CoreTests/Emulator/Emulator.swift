@@ -69,24 +69,43 @@ struct Emulator {
         return process.terminationStatus
     }
 
+    /// Gives `body` the paths of files in a folder that goes with its end.
+    private static func inFolder<R>(_ body: ((String) -> String) throws -> R) throws -> R {
+        let folder = FileManager.default.temporaryDirectory.appending(path: "faultline-\(UUID().uuidString)")
+        try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
+        // What the emulator said stands, and a folder that stays behind is the system's to clear.
+        defer { try? FileManager.default.removeItem(at: folder) }
+        return try body { folder.appending(path: $0).path }
+    }
+
+    /// What the emulator boots, the same for every walk.
+    private static let image = Result {
+        try inFolder { file in
+            let source = URL(fileURLWithPath: #filePath).deletingLastPathComponent().appending(path: "walk.S").path
+            try #require(try run("clang", ["--target=x86_64-unknown-none", "-c", source, "-o", file("walk.o")]) == 0)
+            let link = [
+                "-m", "elf_x86_64", "--image-base=0x100000", "--oformat", "binary", "-Ttext", "0x100000", "-e", "start",
+                file("walk.o"), "-o", file("walk.bin"),
+            ]
+            try #require(try run("ld.lld", link) == 0)
+            return try Data(contentsOf: URL(fileURLWithPath: file("walk.bin")))
+        }
+    }
+
     /// Walks the tables at `root`, which are in `memory` as it is now; the guest's code is the page at `code`. Gives the
     /// answers, and the memory afterwards.
     static func walk(
         _ memory: [UInt64], root: HostFrame, levels: UInt8 = 4, code: UInt64, _ probes: [Probe]
     ) throws -> (answers: [Answer], memory: [UInt64]) {
-        let folder = FileManager.default.temporaryDirectory.appending(path: "faultline-\(UUID().uuidString)")
-        try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
-        defer { try? FileManager.default.removeItem(at: folder) }
-        func file(_ name: String) -> String { folder.appending(path: name).path }
+        let program = try image.get()
+        return try inFolder { file in try walk(program, memory, root, levels, code, probes, file) }
+    }
 
-        let source = URL(fileURLWithPath: #filePath).deletingLastPathComponent().appending(path: "walk.S").path
-        try #require(try run("clang", ["--target=x86_64-unknown-none", "-c", source, "-o", file("walk.o")]) == 0)
-        let link = [
-            "-m", "elf_x86_64", "--image-base=0x100000", "--oformat", "binary", "-Ttext", "0x100000", "-e", "start",
-            file("walk.o"), "-o", file("walk.bin"),
-        ]
-        try #require(try run("ld.lld", link) == 0)
-
+    private static func walk(
+        _ image: Data, _ memory: [UInt64], _ root: HostFrame, _ levels: UInt8, _ code: UInt64, _ probes: [Probe],
+        _ file: (String) -> String
+    ) throws -> (answers: [Answer], memory: [UInt64]) {
+        try image.write(to: URL(fileURLWithPath: file("walk.bin")))
         var moved = memory + Array(repeating: 0, count: size / 8 - memory.count)
         var tables = Relocation(levels: levels)
         tables.move(&moved, root, level: levels, by: offset)

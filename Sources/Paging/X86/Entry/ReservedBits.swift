@@ -8,17 +8,35 @@ extension EntryBits {
     public func isReserved(
         _ entry: UInt64, _ level: UInt8, physicalAddressBits: UInt64, executeOnly: Bool = true
     ) -> Bool {
-        if entry & Self.frameMask & (~0 << physicalAddressBits) != 0 { return true }
         let isLeaf = Self.isLeaf(entry, level)
-        if isLeaf && (level > 3 || entry & Self.inside(level) != 0) { return true }
-        guard isEPT else { return false }
+        guard !isEPT else {
+            return Self.isReservedOfEPT(
+                entry, level, isLeaf: isLeaf, physicalAddressBits: physicalAddressBits, executeOnly: executeOnly)
+        }
+        return Self.hasReservedAddress(entry, level, isLeaf: isLeaf, physicalAddressBits)
+    }
+
+    /// The same of an entry of EPT's, KVM's own or a guest hypervisor's. The caller knows whether it is a leaf.
+    /// Kernel: `rsvd_bits_mask`, `bad_mt_xwr`.
+    static func isReservedOfEPT(
+        _ entry: UInt64, _ level: UInt8, isLeaf: Bool, physicalAddressBits: UInt64, executeOnly: Bool
+    ) -> Bool {
+        if hasReservedAddress(entry, level, isLeaf: isLeaf, physicalAddressBits) { return true }
         switch entry & 7 {
         case 0b010, 0b110: return true
         case 0b100: if !executeOnly { return true }
         default: break
         }
-        let low = entry >> 3 & 7
-        return isLeaf ? low == 2 || low == 3 || low == 7 : entry & 0x78 != 0
+        // Of a link, bits 6:3, and that which would make a leaf of an entry that can't be one.
+        guard isLeaf else { return entry & 0xf8 != 0 }
+        let memoryType = entry >> 3 & 7
+        return memoryType == 2 || memoryType == 3 || memoryType == 7
+    }
+
+    private static func hasReservedAddress(
+        _ entry: UInt64, _ level: UInt8, isLeaf: Bool, _ physicalAddressBits: UInt64
+    ) -> Bool {
+        entry & frameMask & (~0 << physicalAddressBits) != 0 || (isLeaf && (level > 3 || entry & inside(level) != 0))
     }
 
     /// Bits of the address within a leaf of `level`. Legacy leaves above level 1 have PAT in bit 12, which KVM leaves

@@ -39,23 +39,10 @@ public struct EPTTables: Sendable, Equatable {
         return rights
     }
 
-    /// Of a present entry. Kernel: `rsvd_bits_mask`, `bad_mt_xwr`. Spec: x86 1.1, 1.2.
+    /// Of a present entry. Spec: x86 1.1, 1.2.
     func hasReservedBit(_ entry: UInt64, _ level: UInt8, isLeaf: Bool) -> Bool {
-        switch entry & 7 {
-        case 0b010, 0b110: return true
-        case 0b100: if !executeOnly { return true }
-        default: break
-        }
-        let tooHigh: UInt64 = (1 << 52 - 1) & ~(1 << UInt64(physicalAddressBits) - 1)
-        if entry & tooHigh != 0 { return true }
-        guard isLeaf else {
-            // Bits 6:3, and that which would make a leaf of an entry that can't be one.
-            return entry & 0xf8 != 0
-        }
-        let memoryType = entry >> 3 & 7
-        if memoryType == 2 || memoryType == 3 || memoryType == 7 { return true }
-        if level == 3 && !hasGigabytePages { return true }
-        let inside: UInt64 = (1 << (12 + 9 * UInt64(level - 1))) - (1 << 12)
-        return entry & inside != 0
+        if isLeaf && level == 3 && !hasGigabytePages { return true }
+        return EntryBits.isReservedOfEPT(
+            entry, level, isLeaf: isLeaf, physicalAddressBits: UInt64(physicalAddressBits), executeOnly: executeOnly)
     }
 }

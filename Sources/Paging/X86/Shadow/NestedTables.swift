@@ -90,25 +90,12 @@ extension ShadowMMU {
         } else if failure.pageFault.code.contains(.reserved) {
             state.nestedExit = .misconfiguration(address)
         } else {
-            invalidateNested(address, cpu)
+            // Kernel: `nested_ept_invalidate_addr`.
+            invalidate(address.value, cpu) { ($0.pointer ^ state.format.pointer) & EntryBits.frameMask == 0 }
             let access = UInt64(FaultCode(ofEPT: fault).rightsOfEPT.qualification)
             let permitted = UInt64(failure.rights.qualification) << 3
             let real: UInt64 = 1 << 7 | (fault.isOnGuestTables ? 0 : 1 << 8)
             state.nestedExit = .violation(address, qualification: access | permitted | real)
-        }
-    }
-
-    /// Kernel: `nested_ept_invalidate_addr`.
-    private func invalidateNested(_ address: GuestAddress, _ cpu: VirtualCPU) {
-        let state = state(of: cpu)
-        invalidate(address.value, cpu, earlierRoots: false)
-        vm.withSlots {
-            let guardian = vm.lockMMU()
-            for root in state.earlierRoots
-            where (root.pointer ^ state.format.pointer) & EntryBits.frameMask == 0 && !isObsolete(root.page) {
-                invalidate(root.page, address.value, cpu)
-            }
-            guardian.unlock()
         }
     }
 

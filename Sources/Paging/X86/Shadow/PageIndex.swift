@@ -64,6 +64,19 @@ final class PageIndex {
         page.isActive = false
     }
 
+    /// The pages of `frames`, active or not, in no order. For checks.
+    func forEachPage(in frames: Range<GuestFrame>, _ body: (ShadowPage) -> Void) {
+        guard frames.upperBound.number - frames.lowerBound.number < UInt64(Self.chainCount) else {
+            return forEachPage { if frames.contains($0.frame) { body($0) } }
+        }
+        for number in frames.lowerBound.number..<frames.upperBound.number {
+            forEach(near: GuestFrame(number)) {
+                if $0.frame.number == number { body($0) }
+                return true
+            }
+        }
+    }
+
     /// Every page that is in a chain, active or not. For checks.
     func forEachPage(_ body: (ShadowPage) -> Void) {
         for chain in chains {

@@ -23,34 +23,20 @@ extension ShadowMMU {
     /// Whether a table in `frames` is shadowed and must not be written: it is in sync. For checks.
     func forbidsWrites(_ frames: Range<GuestFrame>, in space: UInt8) -> Bool {
         var found = false
-        index.forEachPage {
-            guard $0.role.space == space, frames.contains($0.frame), $0.role.shadowsEntries else { return }
-            if !isObsolete($0), !$0.isUnsync { found = true }
-        }
+        forEachTable(in: frames, space) { if !isObsolete($0), !$0.isUnsync { found = true } }
         return found
     }
 
     /// Lowest tables that are shadowed in `frames`. For checks.
     func countOfLowestTables(in frames: Range<GuestFrame>, space: UInt8) -> Int {
         var count = 0
-        index.forEachPage {
-            guard $0.role.space == space, frames.contains($0.frame), $0.role.shadowsEntries else { return }
-            if !$0.role.isInvalid, $0.role.level == 1 { count += 1 }
-        }
+        forEachTable(in: frames, space) { if !$0.role.isInvalid, $0.role.level == 1 { count += 1 } }
         return count
     }
-}
 
-extension ShadowMMU {
-    /// The leaf of the vCPU's own tables that translates `address`, and its level; nothing is set in them. Nobody else runs.
-    public func leaf(of cpu: VirtualCPU, at address: UInt64) -> (entry: UInt64, level: PageLevel)? {
-        guard var page = topPage(state(of: cpu), address) else { return nil }
-        while true {
-            let value = entry(page, shadowIndex(address, page.role.level)).peek()
-            guard EntryBits.isPresent(value) else { return nil }
-            if EntryBits.isLeaf(value, page.role.level) { return (value, page.level) }
-            page = child(value)
-        }
+    /// Calls `body` for each page that shadows a guest table in `frames`.
+    private func forEachTable(in frames: Range<GuestFrame>, _ space: UInt8, _ body: (ShadowPage) -> Void) {
+        index.forEachPage(in: frames) { if $0.role.space == space, $0.role.shadowsEntries { body($0) } }
     }
 }
 
@@ -179,9 +165,7 @@ private struct ShadowCheck {
     }
 
     private mutating func link(_ value: UInt64, _ page: ShadowPage, _ index: Int) {
-        // A may be set or not: the processor's business.
-        let expected = mmu.bits.link(adDisabled: page.role.accessDirtyDisabled) & ~mmu.bits.accessed
-        if value & ~(EntryBits.frameMask | mmu.bits.accessed) != expected {
+        if !mmu.bits.isProperLink(value, adDisabled: page.role.accessDirtyDisabled) {
             report(.x23, "a link to a table has bits that it may not have", page)
         }
         guard let child = self.page(of: EntryBits.field.frame(in: value)) else {
@@ -196,17 +180,14 @@ private struct ShadowCheck {
 
     private mutating func leaf(_ value: UInt64, _ page: ShadowPage, _ index: Int) {
         let bits = mmu.bits
-        let writable = value & EntryBits.write != 0
-        let mmuWritable = value & bits.mmuWritable != 0
-        if (writable && !mmuWritable) || (mmuWritable && value & bits.hostWritable == 0) {
-            report(.x19, "W, MW and HW do not go together", page)
-        }
+        let breaches = bits.breaches(
+            ofLeaf: value, page.role.level, adType: mmu.adType(page.role), nxHugePages: mmu.base?.nxHugePages ?? false)
+        for (invariant, reason) in breaches { report(invariant, reason, page) }
         let frame = EntryBits.field.frame(in: value)
         if !frame.isAligned(to: page.level) { report(.x22, "a huge leaf's frame is not a multiple of its size", page) }
         if isReserved(value, page.role.level) || value & bits.present != bits.present || !mmu.vm.memory.exists(frame) {
             report(.x23, "a leaf has bits that it may not have", page)
         }
-        kind(value, page)
         let guest = page.guestFrame(of: index)
         guard let slot = mmu.slot(guest, page.role) else {
             report(.x53, "a leaf maps a frame of no slot", page)
@@ -234,25 +215,6 @@ private struct ShadowCheck {
                 executeOnly: configuration.executeOnly)
     }
 
-    /// X25, X26, X40.
-    private mutating func kind(_ value: UInt64, _ page: ShadowPage) {
-        let bits = mmu.bits
-        if value & EntryBits.adType != mmu.adType(page.role) {
-            report(.x25, "a leaf's A/D type is not that of its page", page)
-        }
-        let saved = value & (EntryBits.savedRead | EntryBits.savedExecute)
-        if bits.isAccessTracked(value) {
-            if saved == 0 || value & bits.accessed != 0 {
-                report(.x26, "an access-tracked leaf has A, or no rights to give back", page)
-            }
-        } else if bits.isEPT, saved != 0 {
-            report(.x26, "rights are set aside of a leaf that has its own", page)
-        }
-        if page.role.level > 1, mmu.base?.nxHugePages ?? false, bits.isExecutable(value) {
-            report(.x40, "a huge leaf is executable", page)
-        }
-    }
-
     /// X38, X39, X44: what the slot permits. That the process maps as much is for who knows the process.
     private mutating func place(_ value: UInt64, _ page: ShadowPage, _ guest: GuestFrame, _ slot: MemorySlot) {
         let isHuge = page.level > .page4K
@@ -272,12 +234,9 @@ private struct ShadowCheck {
 
     /// X36, X53, X55, X61.
     mutating func checkCounts() {
-        let counters = mmu.vm.statistics
-        let agree =
-            leaves[1] == counters.pages_4k.load(ordering: .relaxed)
-            && leaves[2] == counters.pages_2m.load(ordering: .relaxed)
-            && leaves[3] == counters.pages_1g.load(ordering: .relaxed)
-        if !agree, mmu.base == nil { findings.append(Finding(.x36, "a page count differs from the leaves")) }
+        if mmu.base == nil, !mmu.vm.countsLeaves(leaves) {
+            findings.append(Finding(.x36, "a page count differs from the leaves"))
+        }
         if pages.reduce(0, { $0 + $1.parents.count }) != links {
             findings.append(Finding(.x53, "pages know more or fewer parents than there are"))
         }

@@ -238,18 +238,18 @@ extension ShadowMMU {
     /// The guest's flush of one address. Caller as above. Kernel: `kvm_mmu_invlpg`. Spec: x86 4.7.
     public func invalidatePage(_ cpu: VirtualCPU, _ address: UInt64) {
         CPUStatistics.bump(cpu.statistics.invlpg)
-        invalidate(address, cpu, earlierRoots: true)
+        invalidate(address, cpu) { _ in true }
     }
 
-    /// Kernel: `kvm_mmu_invalidate_addr`.
-    func invalidate(_ address: UInt64, _ cpu: VirtualCPU, earlierRoots: Bool) {
+    /// Below the current root, and below those earlier ones that `isMeant` names. Kernel: `kvm_mmu_invalidate_addr`.
+    func invalidate(_ address: UInt64, _ cpu: VirtualCPU, earlierRoots isMeant: (ShadowRoot) -> Bool) {
         let state = state(of: cpu)
         guard state.format.isPaged else { return }
         vm.withSlots {
             let guardian = vm.lockMMU()
             if let page = topPage(state, address) { invalidate(page, address, cpu) }
-            if earlierRoots {
-                for root in state.earlierRoots where !isObsolete(root.page) { invalidate(root.page, address, cpu) }
+            for root in state.earlierRoots where isMeant(root) && !isObsolete(root.page) {
+                invalidate(root.page, address, cpu)
             }
             guardian.unlock()
         }

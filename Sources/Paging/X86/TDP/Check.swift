@@ -18,15 +18,12 @@ extension TDPMMU {
             check.findings += shadowed.findings
             for level in 1...3 { check.leaves[level] += shadowed.leaves[level] }
         }
-        let counters = vm.statistics
-        let agree =
-            check.leaves[1] == counters.pages_4k.load(ordering: .relaxed)
-            && check.leaves[2] == counters.pages_2m.load(ordering: .relaxed)
-            && check.leaves[3] == counters.pages_1g.load(ordering: .relaxed)
         check.possibleHugePages()
         check.largePageCounts()
         check.apicAccess()
-        if !agree { check.findings.append(Finding(.x36, "a page count differs from the leaves")) }
+        if !vm.countsLeaves(check.leaves) {
+            check.findings.append(Finding(.x36, "a page count differs from the leaves"))
+        }
         return check.findings
     }
 }
@@ -102,9 +99,7 @@ struct TableCheck {
 
     private mutating func link(_ value: UInt64, _ level: PageLevel, _ guest: GuestFrame, at address: UInt64) {
         let child = EntryBits.field.frame(in: value)
-        // A may be set or not: the processor's business.
-        let expected = bits.link(adDisabled: tree.accessDirtyDisabled) & ~bits.accessed
-        if value & ~(EntryBits.field.mask | bits.accessed) != expected {
+        if !bits.isProperLink(value, adDisabled: tree.accessDirtyDisabled) {
             report(.x23, "a link to a table has bits that it may not have", guest, value)
         }
         if seen.contains(child) {
@@ -130,19 +125,13 @@ struct TableCheck {
     // MARK: Leaves
 
     private mutating func leaf(_ value: UInt64, _ level: PageLevel, _ guest: GuestFrame) {
-        let writable = value & EntryBits.write != 0
-        let mmuWritable = value & bits.mmuWritable != 0
-        let hostWritable = value & bits.hostWritable != 0
-        if (writable && !mmuWritable) || (mmuWritable && !hostWritable) {
-            report(.x19, "W, MW and HW do not go together", guest, value)
-        }
+        let breaches = bits.breaches(
+            ofLeaf: value, level.rawValue, adType: mmu.adType(tree), nxHugePages: mmu.nxHugePages)
+        for (invariant, reason) in breaches { report(invariant, reason, guest, value) }
         if !EntryBits.field.frame(in: value).isAligned(to: level) {
             report(.x22, "a huge leaf's frame is not a multiple of its size", guest, value)
         } else if isReserved(value, level) {
             report(.x23, "a leaf has bits that it may not have", guest, value)
-        }
-        if value & EntryBits.adType != mmu.adType(tree) {
-            report(.x25, "a leaf's A/D type is not that of its tree", guest, value)
         }
         if level == .page4K, !tree.isInvalid { logged(value, guest) }
         if !tree.isInvalid, value & (EntryBits.write | bits.mmuWritable) != 0,
@@ -154,17 +143,6 @@ struct TableCheck {
             nested.forbidsWrites(guest..<GuestFrame(guest.number + level.frames), in: tree.space)
         {
             report(.x48, "a guest hypervisor can write a table that is shadowed and in sync", guest, value)
-        }
-        if mmu.nxHugePages, level > .page4K, bits.isExecutable(value) {
-            report(.x40, "a huge leaf is executable", guest, value)
-        }
-        let saved = value & (EntryBits.savedRead | EntryBits.savedExecute)
-        if bits.isAccessTracked(value) {
-            if saved == 0 || value & bits.accessed != 0 {
-                report(.x26, "an access-tracked leaf has A, or no rights to give back", guest, value)
-            }
-        } else if bits.isEPT, saved != 0 {
-            report(.x26, "rights are set aside of a leaf that has its own", guest, value)
         }
     }
 

@@ -97,6 +97,20 @@ import Testing
         #expect(guest.cpu.access(.store(9), at: 0x2000) == .stored)
     }
 
+    @Test func `a full dirty ring keeps the nested guest out until it is reset`() throws {
+        let guest = try NestedGuest(pages: 256, log: true, rings: true)
+        try guest.makeTables(count: 224)
+        try guest.enter()
+        let ring = try #require(guest.cpu.ring)
+        let stopped = (0..<224 as Range<UInt64>).first { guest.cpu.access(.store($0), at: $0 << 12) != .stored }
+        #expect(stopped != nil && ring.isSoftFull)
+        for _ in 0..<2 { #expect(guest.cpu.access(.store(7), at: 0x2000) == .dirtyRingFull) }
+        let pages = DirtyRingReader(ring).collect()
+        #expect(pages.contains { $0.offset == 16 + 2 })
+        #expect(try guest.vm.resetDirtyRings() == pages.count)
+        #expect(guest.cpu.access(.store(7), at: 0x2000) == .stored)
+    }
+
     @Test(arguments: [false, true])
     func `a slot that goes takes the nested guest's pages with it`(_ onlySlot: Bool) throws {
         let guest = try NestedGuest { $0.zapsOnlySlot = onlySlot }

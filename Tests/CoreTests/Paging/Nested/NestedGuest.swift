@@ -33,6 +33,7 @@ final class NestedGuest {
 
     init(
         pages: Int = 64, cpus count: Int = 1, ramFrames: Int = 1024, thp: Bool = false, log: Bool = false,
+        rings: Bool = false,
         _ change: (inout TDPConfiguration) -> Void = { _ in }
     ) throws {
         var configuration = TDPConfiguration()
@@ -44,10 +45,11 @@ final class NestedGuest {
         framesAtStart = test.memory.freeFrames
         space = test.space()
         vm = VirtualMachine(addressSpace: space, mmu: mmu)
+        if rings { try vm.enableDirtyRings(bytes: pageSize) }
         let (machine, tables) = (vm, mmu)
         cpus = (0..<count).map { NestedCPU(number: $0, vm: machine, mmu: tables) }
         self.pages = pages
-        for cpu in cpus { vm.add(cpu) }
+        for cpu in cpus { try vm.create(cpu) }
         try space.map(at: at(0), length: UInt64(pages) * pageSize, protection: .readWrite, backing: .anonymous)
         try setSlot(log: log)
     }
