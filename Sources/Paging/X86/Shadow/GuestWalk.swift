@@ -27,15 +27,18 @@ public struct GuestPageFault: Sendable, Equatable {
 
 /// A walk of the guest's tables that found a page. Levels count from 1; element `level - 1` is a level's.
 /// Kernel: `struct guest_walker`. Spec: x86 4.6.
+///
+/// No tuples: of one that is read through `withUnsafeBytes(of:)` at the constant offset 0, Swift 6.3's dead store elimination
+/// loses the contents in Embedded Swift.
 struct GuestWalk {
     /// Of the leaf.
     var level: UInt8 = 0
     /// The entries as they were found, and where.
-    var entries: (UInt64, UInt64, UInt64, UInt64, UInt64) = (0, 0, 0, 0, 0)
-    var places: (UInt64, UInt64, UInt64, UInt64, UInt64) = (0, 0, 0, 0, 0)
-    var tables: (UInt64, UInt64, UInt64, UInt64, UInt64) = (0, 0, 0, 0, 0)
+    private var entries = InlineArray<5, UInt64>(repeating: 0)
+    private var places = InlineArray<5, UInt64>(repeating: 0)
+    private var tables = InlineArray<5, UInt64>(repeating: 0)
     /// What the entries above a table permit together. Kernel: `pt_access`.
-    var tableRights: (UInt8, UInt8, UInt8, UInt8, UInt8) = (0, 0, 0, 0, 0)
+    private var tableRights = InlineArray<5, Rights>(repeating: [])
     /// What all of them permit, without W if the guest's page is clean and this is no write. Kernel: `pte_access`.
     var rights: Rights = []
     /// The very frame that is wanted, in a large page too.
@@ -45,33 +48,21 @@ struct GuestWalk {
     /// Pages that had been made when an entry was last found unchanged. Spec: X54.
     var confirmedAt: UInt64 = 0
 
-    func entry(_ level: UInt8) -> UInt64 { Self.read(entries, level) }
-    func place(_ level: UInt8) -> GuestAddress { GuestAddress(Self.read(places, level)) }
-    func table(_ level: UInt8) -> GuestFrame { GuestFrame(Self.read(tables, level)) }
-    func rights(ofTable level: UInt8) -> Rights {
-        withUnsafeBytes(of: tableRights) { Rights(rawValue: $0[Int(level) - 1]) }
-    }
-
-    private static func read(_ values: (UInt64, UInt64, UInt64, UInt64, UInt64), _ level: UInt8) -> UInt64 {
-        withUnsafeBytes(of: values) { $0.load(fromByteOffset: Int(level - 1) * 8, as: UInt64.self) }
-    }
-    fileprivate static func write(
-        _ values: inout (UInt64, UInt64, UInt64, UInt64, UInt64), _ level: UInt8, _ value: UInt64
-    ) {
-        withUnsafeMutableBytes(of: &values) {
-            $0.storeBytes(of: value, toByteOffset: Int(level - 1) * 8, as: UInt64.self)
-        }
-    }
+    func entry(_ level: UInt8) -> UInt64 { entries[Int(level) - 1] }
+    func place(_ level: UInt8) -> GuestAddress { GuestAddress(places[Int(level) - 1]) }
+    func table(_ level: UInt8) -> GuestFrame { GuestFrame(tables[Int(level) - 1]) }
+    func rights(ofTable level: UInt8) -> Rights { tableRights[Int(level) - 1] }
 
     fileprivate mutating func note(
         _ level: UInt8, table: GuestFrame, place: GuestAddress, entry: UInt64, _ above: Rights
     ) {
-        Self.write(&entries, level, entry)
-        Self.write(&places, level, place.value)
-        Self.write(&tables, level, table.number)
-        withUnsafeMutableBytes(of: &tableRights) { $0[Int(level) - 1] = above.rawValue }
+        let i = Int(level) - 1
+        entries[i] = entry
+        places[i] = place.value
+        tables[i] = table.number
+        tableRights[i] = above
     }
-    fileprivate mutating func set(_ level: UInt8, entry: UInt64) { Self.write(&entries, level, entry) }
+    fileprivate mutating func set(_ level: UInt8, entry: UInt64) { entries[Int(level) - 1] = entry }
 }
 
 /// Why a walk found nothing.

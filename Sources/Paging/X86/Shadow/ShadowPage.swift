@@ -36,7 +36,7 @@ final class ShadowPage {
     private let unsync = Atomic<Bool>(false)
     /// Entries whose page is unsync or has such below it. Spec: X50.
     private(set) var unsyncChildren = 0
-    private var unsyncBits: (UInt64, UInt64, UInt64, UInt64, UInt64, UInt64, UInt64, UInt64) = (0, 0, 0, 0, 0, 0, 0, 0)
+    private var unsyncBits = InlineArray<8, UInt64>(repeating: 0)
     /// vCPUs whose root it is. Kernel: `root_count`.
     var rootCount = 0
     /// Emulated writes to the guest's table since it was last used. Kernel: `write_flooding_count`.
@@ -104,19 +104,19 @@ final class ShadowPage {
 
     // MARK: Unsync children. Kernel: `unsync_child_bitmap`, `unsync_children`.
 
-    func hasUnsyncChild(_ index: Int) -> Bool { word(index >> 6) >> UInt64(index & 63) & 1 != 0 }
+    func hasUnsyncChild(_ index: Int) -> Bool { unsyncBits[index >> 6] >> UInt64(index & 63) & 1 != 0 }
 
     /// False: the bit was set already.
     func setUnsyncChild(_ index: Int) -> Bool {
         guard !hasUnsyncChild(index) else { return false }
-        setWord(index >> 6, word(index >> 6) | 1 << UInt64(index & 63))
+        unsyncBits[index >> 6] |= 1 << UInt64(index & 63)
         unsyncChildren += 1
         return true
     }
 
     func clearUnsyncChild(_ index: Int) {
         guard hasUnsyncChild(index) else { return }
-        setWord(index >> 6, word(index >> 6) & ~(1 << UInt64(index & 63)))
+        unsyncBits[index >> 6] &= ~(1 << UInt64(index & 63))
         unsyncChildren -= 1
     }
 
@@ -124,17 +124,10 @@ final class ShadowPage {
     func unsyncChild(from index: Int) -> Int? {
         var i = index
         while i < 512 {
-            let rest = word(i >> 6) >> UInt64(i & 63)
+            let rest = unsyncBits[i >> 6] >> UInt64(i & 63)
             if rest != 0 { return i + rest.trailingZeroBitCount }
             i = (i >> 6 + 1) << 6
         }
         return nil
-    }
-
-    private func word(_ i: Int) -> UInt64 {
-        withUnsafeBytes(of: unsyncBits) { $0.load(fromByteOffset: i * 8, as: UInt64.self) }
-    }
-    private func setWord(_ i: Int, _ value: UInt64) {
-        withUnsafeMutableBytes(of: &unsyncBits) { $0.storeBytes(of: value, toByteOffset: i * 8, as: UInt64.self) }
     }
 }
