@@ -99,6 +99,8 @@ extension ShadowMMU {
         let counted = permit.counted && vm.policy.kind == .tracked ? Self.counted : 0
         let new = entry.value(permit, level, attributes | counted)
         var outcome = FaultOutcome.fixed
+        // Before the leaf: a processor may use it at once, and checks then ask what guest frame that is.
+        page.setTranslation(index, frame, rights)
         if entry.peek() == new {
             outcome = .spurious
         } else {
@@ -118,11 +120,7 @@ extension ShadowMMU {
             checkSet(found, new, frame, slot, isPrefetch: isPrefetch, isMapped: isMapped, journal)
         }
         if flush { vm.flushRemoteTLBs() }
-        if isMapped {
-            page.setTranslation(index, frame, rights)
-        } else {
-            addToMap(page, index, frame, rights, slot)
-        }
+        if !isMapped { addToMap(page, index, frame, slot) }
         return outcome
     }
 
