@@ -81,7 +81,9 @@ extension ShadowMMU {
             if EntryBits.isTable(old, level.rawValue) {
                 unlink(page, index)
                 flush = true
-            } else if EntryBits.field.frame(in: old) != permit.frame(at: level) || page.guestFrame(of: index) != frame {
+            } else if EntryBits.field.frame(in: old) != permit.frame(at: level)
+                || page.guestFrame(of: index) != frame && !Defect.frameMovedUnmapped.isOn
+            {
                 // One host page may stand behind two guest frames: the entry would be in the reverse map of the wrong one.
                 dropLeaf(page, index)
                 flush = true
