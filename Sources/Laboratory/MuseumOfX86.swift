@@ -41,6 +41,18 @@ extension Exhibit {
             "neighbours are mapped ahead while an invalidation runs: one of them is the page that goes",
             "x86 4.5, X14", architecture: .x86Shadow, [("race-shadow-unmap", 1), ("race-shadow-punch", 1)]),
         Exhibit(
+            "frame-moved-unmapped", .frameMovedUnmapped,
+            "an entry maps the same page for another guest frame and stays in the first one's reverse map: no notifier finds it",
+            "x86 4.5, X53", architecture: .x86Shadow, [("shadow-two-frames", 0), ("shadow-window", 0)]),
+        Exhibit(
+            "freed-unflushed", .freedUnflushed,
+            "shadow pages are freed at once: a vCPU may still walk them, and whose table it is then nobody knows",
+            "x86 4.9, F10, X56", architecture: .x86Shadow, [("race-shadow-zap", 0), ("race-shadow-table", 0)]),
+        Exhibit(
+            "obsolete-left", .obsoleteLeft,
+            "a deletion changes the generation and zaps no page: the next one makes the old pages current again",
+            "x86 3.7, 4.9, X62", architecture: .x86Shadow, [("race-shadow-zap", 0), ("memslot-delete", 0)]),
+        Exhibit(
             "generation-ignored", .generationIgnored,
             "an entry that says \"no memory\" is believed whatever its generation: a new slot stays a device for ever",
             "x86 1.5, 2.8, X27", architecture: .x86TDP, [("race-mmio-slot", 0), ("memslot-delete", 0)]),
@@ -52,5 +64,9 @@ extension Exhibit {
             "split-uncounted", .splitUncounted,
             "a huge page is split and the statistics still count it whole",
             "x86 3.6, X36", architecture: .x86TDP, [("race-eager-split", 0), ("huge-page-logged", 0)]),
+        Exhibit(
+            "frozen-overwritten", .frozenOverwritten,
+            "a fault takes the frozen entry of a table that is going for an empty one: its leaf goes with the table",
+            "x86 3.3, 3.4, X28", architecture: .x86TDP, [("race-log-end", 1), ("race-ring-end", 1)]),
     ]
 }

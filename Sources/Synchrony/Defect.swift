@@ -49,6 +49,14 @@ public enum Defect: UInt32, Sendable, CaseIterable {
     case fastWriteUnasked
     /// The parts of a huge page that was split are not counted.
     case splitUncounted
+    /// A fault writes over the frozen entries of a table that is being removed.
+    case frozenOverwritten
+    /// A leaf that maps the same host page for another guest frame now stays in the first one's reverse map.
+    case frameMovedUnmapped
+    /// Shadow pages are freed without a flush that waits for who walks them.
+    case freedUnflushed
+    /// Shadow pages of an earlier generation are not zapped.
+    case obsoleteLeft
 
     /// Whether the running task is to make this mistake. One branch, never taken without an explorer.
     @inlinable @inline(__always) public var isOn: Bool { fl_defect(rawValue) != 0 }

@@ -21,7 +21,7 @@ let shipped =
         "race-precopy-start", "race-precopy-manual", "race-snapshot", "dirty-ring", "race-dirty-ring", "private-memory",
         "race-private", "race-frame-cache", "async-fault", "race-async-fault", "prefault", "race-mmio-slot",
         "huge-page-logged",
-        "race-eager-split",
+        "race-eager-split", "race-log-end", "race-ring-end",
     ] + shippedForShadow
 
 /// Those of them whose guest changes its own page tables.
@@ -30,7 +30,7 @@ let shippedForShadow = [
     "shadow-shootdown", "race-shadow-walk", "race-shadow-unmap", "race-shadow-sync", "race-shadow-zap",
     "race-shadow-log", "race-shadow-clear-log", "race-shadow-exchange", "race-shadow-shootdown", "race-shadow-table",
     "race-shadow-punch",
-    "shadow-zero-page",
+    "shadow-zero-page", "shadow-two-frames", "shadow-window",
 ]
 
 /// Those of them whose VM only x86 has.

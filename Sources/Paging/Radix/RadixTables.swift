@@ -64,13 +64,17 @@ struct RadixTables<Format: RadixFormat> {
 
     /// Goes down towards `frame` and stops at `target`'s level, or above it where there is no table to enter.
     /// Caller: mmu_lock or a read-side section that keeps tables from being freed.
+    ///
+    /// `racing`: the caller acts on what it finds without a second look, and whoever shares mmu_lock may have unlinked the
+    /// table and frozen its entries by then. Who does that names the table alone.
     @inline(__always)
-    func descend(to frame: GuestFrame, until target: PageLevel) -> RadixPosition {
+    func descend(to frame: GuestFrame, until target: PageLevel, racing: Bool = false) -> RadixPosition {
         var table = root
         var level = format.levels
         while true {
             let index = index(frame, level)
             let entry = entry(index, of: table)
+            if racing && level <= target.rawValue { schedulingPoint(.atomicLoad, table.physicalAddress) }
             let value = entry.load()
             if level <= target.rawValue || !format.isTable(value, level) {
                 return RadixPosition(entry: entry, value: value, level: PageLevel(level), table: table, index: index)

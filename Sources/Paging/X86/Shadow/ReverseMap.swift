@@ -52,26 +52,25 @@ final class ReverseMap: TrackedFrames, @unchecked Sendable {
         return 1
     }
 
-    /// Traps if the entry is not there.
-    func remove(_ place: UInt64, _ frame: GuestFrame, _ level: PageLevel) {
+    /// False: the entry is not there.
+    func remove(_ place: UInt64, _ frame: GuestFrame, _ level: PageLevel) -> Bool {
         let i = index(frame, level)
         let l = Int(level.rawValue) - 1
         let head = levels[l][i]
         if head & 1 == 0 {
-            precondition(head == place && head != 0, "an entry is in no reverse map (X53)")
+            guard head == place, head != 0 else { return false }
             levels[l][i] = 0
-            return
+            return true
         }
         let list = Int(head >> 1)
-        guard let found = lists[list].firstIndex(of: place) else {
-            preconditionFailure("an entry is in no reverse map (X53)")
-        }
+        guard let found = lists[list].firstIndex(of: place) else { return false }
         lists[list].swapAt(found, lists[list].count - 1)
         lists[list].removeLast()
         if lists[list].isEmpty {
             levels[l][i] = 0
             freeLists.append(list)
         }
+        return true
     }
 
     /// The entries that map the block of `level` around `frame`: a copy.

@@ -81,7 +81,9 @@ extension ShadowMMU {
             if EntryBits.isTable(old, level.rawValue) {
                 unlink(page, index)
                 flush = true
-            } else if EntryBits.field.frame(in: old) != permit.frame(at: level) || page.guestFrame(of: index) != frame {
+            } else if EntryBits.field.frame(in: old) != permit.frame(at: level)
+                || page.guestFrame(of: index) != frame && !Defect.frameMovedUnmapped.isOn
+            {
                 // One host page may stand behind two guest frames: the entry would be in the reverse map of the wrong one.
                 dropLeaf(page, index)
                 flush = true
@@ -99,6 +101,8 @@ extension ShadowMMU {
         let counted = permit.counted && vm.policy.kind == .tracked ? Self.counted : 0
         let new = entry.value(permit, level, attributes | counted)
         var outcome = FaultOutcome.fixed
+        // Before the leaf: a processor may use it at once, and checks then ask what guest frame that is.
+        page.setTranslation(index, frame, rights)
         if entry.peek() == new {
             outcome = .spurious
         } else {
@@ -118,11 +122,7 @@ extension ShadowMMU {
             checkSet(found, new, frame, slot, isPrefetch: isPrefetch, isMapped: isMapped, journal)
         }
         if flush { vm.flushRemoteTLBs() }
-        if isMapped {
-            page.setTranslation(index, frame, rights)
-        } else {
-            addToMap(page, index, frame, rights, slot)
-        }
+        if !isMapped { addToMap(page, index, frame, slot) }
         return outcome
     }
 

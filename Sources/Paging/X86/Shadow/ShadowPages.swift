@@ -146,8 +146,7 @@ extension ShadowMMU {
 
     /// Puts the leaf into the reverse map of its frame; a chain that has grown beyond all measure goes as a whole.
     /// Kernel: `rmap_add`. Spec: F13.
-    func addToMap(_ page: ShadowPage, _ index: Int, _ frame: GuestFrame, _ rights: Rights, _ slot: MemorySlot) {
-        page.setTranslation(index, frame, rights)
+    func addToMap(_ page: ShadowPage, _ index: Int, _ frame: GuestFrame, _ slot: MemorySlot) {
         vm.statistics.addPages(level: page.role.level, 1)
         let before = reverseMap(slot).add(page.place(of: index), frame, page.level)
         Statistics.raise(vm.statistics.max_mmu_rmap_size, to: UInt64(before))
@@ -160,8 +159,8 @@ extension ShadowMMU {
     func dropLeaf(_ page: ShadowPage, _ index: Int) {
         let old = entry(page, index).exchange(forEmpty: EntryBits.empty)
         let frame = page.guestFrame(of: index)
-        if let slot = slot(frame, page.role) {
-            reverseMap(slot).remove(page.place(of: index), frame, page.level)
+        if let slot = slot(frame, page.role), !reverseMap(slot).remove(page.place(of: index), frame, page.level) {
+            leafNotFound(old, frame)
         }
         vm.statistics.addPages(level: page.role.level, -1)
         markPage(of: old)
@@ -169,6 +168,16 @@ extension ShadowMMU {
             Event(
                 .entryZapped, frame: EntryBits.field.frame(in: old), guest: frame.number, level: page.role.level,
                 value: EntryBits.empty, extra: old))
+    }
+
+    /// A leaf goes that was in no reverse map. Linux ends the VM there; here it is a finding where a journal listens, and
+    /// stops else. Spec: X53.
+    private func leafNotFound(_ leaf: UInt64, _ frame: GuestFrame) {
+        guard let journal = vm.memory.journal else { preconditionFailure("an entry is in no reverse map (X53)") }
+        journal.add(
+            Finding(
+                .x53, "a leaf goes that was not in the reverse map of its frame",
+                frame: EntryBits.field.frame(in: leaf), guest: frame))
     }
 
     /// The old policies mark the page when its leaf goes. Spec: x86 0.1 (E0), generic 10.1, 10.2.

@@ -100,7 +100,7 @@ extension ShadowMMU {
     /// `kvm_mmu_commit_zap_page`. Spec: F10, X56.
     func commit(_ zapped: inout ZappedPages) {
         guard !zapped.isEmpty else { return }
-        vm.flushRemoteTLBs()
+        if !Defect.freedUnflushed.isOn { vm.flushRemoteTLBs() }
         free(&zapped)
     }
 
@@ -137,7 +137,7 @@ extension ShadowMMU {
     func zapObsolete() {
         var zapped = ZappedPages()
         // Oldest first; what is younger than a current page is current too. The list changes under the loop's feet.
-        while let page = index.oldest, page.generation != generation { zap(page, &zapped) }
+        while let page = index.oldest, page.generation != generation, !Defect.obsoleteLeft.isOn { zap(page, &zapped) }
         commit(&zapped)
     }
 

@@ -20,8 +20,8 @@ extension TDPMMU {
         let isDisallowed = disallowsHugePage(fault)
         fault.level = isDisallowed ? .page4K : permit.largest
         while true {
-            let position = view.descend(to: frame, until: fault.level)
-            if position.value == EntryBits.frozen { return .retry }
+            let position = view.descend(to: frame, until: fault.level, racing: true)
+            if position.value == EntryBits.frozen, !Defect.frozenOverwritten.isOn { return .retry }
             if position.level == fault.level, fault.level > .page4K, self.isDisallowed(position) {
                 fault.level = fault.level.below
                 continue
@@ -95,7 +95,7 @@ extension TDPMMU {
         return isProtected ? .writeProtected : .fixed
     }
 
-    /// X58 and X59, where they can be broken. Caller holds mmu_lock.
+    /// X28, X58 and X59, where they can be broken. Caller holds mmu_lock.
     @inline(never)
     private func checkInstalled(
         _ old: UInt64, _ new: UInt64, _ frame: GuestFrame, _ slot: Unmanaged<MemorySlot>, _ fault: GuestFault,
@@ -103,6 +103,9 @@ extension TDPMMU {
     ) {
         guard let journal = vm.memory.journal else { return }
         let mapped = EntryBits.field.frame(in: new)
+        if old == EntryBits.frozen {
+            journal.add(Finding(.x28, "a fault wrote over a frozen entry", frame: mapped, guest: frame))
+        }
         if EntryBits.isTable(old, level.rawValue), new & EntryBits.write != 0,
             isTracked(frame, in: slot)
                 || nested?.forbidsWrites(
