@@ -5,7 +5,7 @@ import Synchrony
 
 /// What is asked of the entries of every x86 MMU with nobody else running. Spec: x86 section 8.
 extension EntryBits {
-    /// What a present leaf breaks that it need not know its neighbours for: X19, X25, X26, X40.
+    /// The rules about its own bits that `entry`, a present leaf, breaks: of X19, X25, X26, X40.
     /// - Parameters:
     ///   - adType: what its tree and the host make it.
     ///   - nxHugePages: no huge leaf may be executable.

@@ -91,7 +91,9 @@ extension ShadowMMU {
             state.nestedExit = .misconfiguration(address)
         } else {
             // Kernel: `nested_ept_invalidate_addr`.
-            invalidate(address.value, cpu) { ($0.pointer ^ state.format.pointer) & EntryBits.frameMask == 0 }
+            let pointer = state.format.pointer
+            invalidate(
+                address.value, cpu, earlierRoots: { ($0.pointer ^ pointer) & EntryBits.frameMask == 0 })
             let access = UInt64(FaultCode(ofEPT: fault).rightsOfEPT.qualification)
             let permitted = UInt64(failure.rights.qualification) << 3
             let real: UInt64 = 1 << 7 | (fault.isOnGuestTables ? 0 : 1 << 8)

@@ -181,7 +181,7 @@ extension ShadowMMU {
         guard base == nil else { return injectNested(failure, exit, cpu) }
         let fault = failure.pageFault
         if fault.code.contains(.present), !fault.code.contains(.reserved) {
-            invalidate(fault.address, cpu) { _ in false }
+            invalidate(fault.address, cpu, earlierRoots: { _ in false })
         }
         CPUStatistics.bump(cpu.statistics.pf_guest)
         state(of: cpu).pageFault = fault

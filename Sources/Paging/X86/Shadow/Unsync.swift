@@ -238,7 +238,7 @@ extension ShadowMMU {
     /// The guest's flush of one address. Caller as above. Kernel: `kvm_mmu_invlpg`. Spec: x86 4.7.
     public func invalidatePage(_ cpu: VirtualCPU, _ address: UInt64) {
         CPUStatistics.bump(cpu.statistics.invlpg)
-        invalidate(address, cpu) { _ in true }
+        invalidate(address, cpu, earlierRoots: { _ in true })
     }
 
     /// Below the current root, and below those earlier ones that `isMeant` names. Kernel: `kvm_mmu_invalidate_addr`.
