@@ -148,7 +148,9 @@ extension Script {
 }
 
 extension Answer {
-    /// Keys with their values.
+    /// Keys with their values, with commas between them.
+    var jsonPairs: String { json.joined(separator: ", ") }
+
     fileprivate var json: [String] {
         var pairs: [String]
         switch outcome {
