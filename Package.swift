@@ -152,8 +152,8 @@ let package = Package(
             ],
             swiftSettings: strict),
         .testTarget(
-            name: "LinuxKVMTests", dependencies: ["LinuxKVM", "IoctlScript", "Interface", "TextInput", "SeededRandom"],
-            swiftSettings: strict),
+            name: "LinuxKVMTests", dependencies: ["LinuxKVM", "IoctlScript", "Interface", "CKVMInterface"],
+            exclude: ["Scripts"], swiftSettings: strict),
         .testTarget(
             name: "LogConsumersTests",
             dependencies: [

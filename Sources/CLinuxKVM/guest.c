@@ -130,11 +130,22 @@ static long set_mode(fl_worker *w, fl_cpu *cpu, int mode) {
     s.cr2 = 0;
     s.cr3 = own_address(w, root_page);
     s.cr4 = 0x20;
-    s.efer = 0xd00;  // no system calls: whatever is executed, it goes nowhere else
+    s.efer = 0xd00;  // no system calls
     failed = fl_ioctl(w, cpu->fd, KVM_SET_SREGS, &s);
     if (failed < 0) return failed;
     cpu->mode = mode;
     return 0;
+}
+
+/// A system call, where the processor makes one all the same, goes where nothing is mapped. Intel SDM volume 4, LSTAR and
+/// CSTAR.
+static long set_call_targets(fl_worker *w, fl_cpu *cpu) {
+    const uint64_t nowhere = UINT64_C(0xfffffffffffff000);
+    struct {
+        struct kvm_msrs head;
+        struct kvm_msr_entry entries[2];
+    } targets = {{.nmsrs = 2}, {{.index = 0xc0000082, .data = nowhere}, {.index = 0xc0000083, .data = nowhere}}};
+    return fl_ioctl(w, cpu->fd, KVM_SET_MSRS, &targets);
 }
 
 static long prepare_cpu(fl_worker *w, int number) {
@@ -147,6 +158,7 @@ static long prepare_cpu(fl_worker *w, int number) {
     }
     if (cpu->ready) return 0;
     long failed = fl_ioctl(w, cpu->fd, KVM_SET_CPUID2, &all->cpuid);
+    if (failed >= 0) failed = set_call_targets(w, cpu);
     if (failed < 0) return failed;
     cpu->ready = 1;
     return 0;

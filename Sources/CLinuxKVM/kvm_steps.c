@@ -15,6 +15,12 @@ static void close_descriptor(fl_worker *w, int *fd, fl_kvm_answer *answer) {
 
 // MARK: VMs and vCPUs
 
+/// A ring that is not there can be mapped, and not read.
+static uint64_t ring_bytes(const fl_shared *all, int cpu) {
+    uint64_t bytes = all->vms[all->cpus[cpu].vm].ring_bytes;
+    return bytes ? bytes : fl_page;
+}
+
 static void create_vm(fl_worker *w, const fl_kvm_call *call, fl_kvm_answer *answer) {
     fl_vm *vm = &w->all->vms[call->subject];
     long fd = fl_ioctl(w, w->all->device, KVM_CREATE_VM, (void *)call->numbers[0]);
@@ -43,8 +49,8 @@ static void close_cpu(fl_worker *w, const fl_kvm_call *call, fl_kvm_answer *answ
     close_descriptor(w, &w->all->cpus[number].fd, answer);
     if (answer->error) return;
     if (w->runs[number]) fl_make(w, SYS_munmap, (uint64_t)w->runs[number], fl_page, 0, 0, 0, 0);
-    uint64_t bytes = w->all->vms[w->all->cpus[number].vm].ring_bytes;
-    if (w->rings[number]) fl_make(w, SYS_munmap, (uint64_t)w->rings[number], bytes, 0, 0, 0, 0);
+    if (w->rings[number])
+        fl_make(w, SYS_munmap, (uint64_t)w->rings[number], ring_bytes(w->all, number), 0, 0, 0, 0);
     w->runs[number] = 0;
     w->rings[number] = 0;
 }
@@ -132,10 +138,8 @@ static void clear_log(fl_worker *w, const fl_kvm_call *call, fl_kvm_answer *answ
 // MARK: Rings
 
 static long map_ring(fl_worker *w, int number) {
-    fl_cpu *cpu = &w->all->cpus[number];
-    uint64_t bytes = w->all->vms[cpu->vm].ring_bytes;
-    // A ring that is not there can't be mapped: the kernel says so.
-    long at = fl_map_pages(w, cpu->fd, bytes ? bytes : fl_page, KVM_DIRTY_LOG_PAGE_OFFSET * fl_page);
+    long at = fl_map_pages(
+        w, w->all->cpus[number].fd, ring_bytes(w->all, number), KVM_DIRTY_LOG_PAGE_OFFSET * fl_page);
     if (at < 0) return at;
     w->rings[number] = (struct kvm_dirty_gfn *)at;
     return 0;
@@ -158,6 +162,9 @@ static void collect_ring(fl_worker *w, const fl_kvm_call *call, fl_kvm_answer *a
         return;
     }
     struct kvm_dirty_gfn *ring = w->rings[call->subject];
+    uint64_t flags;
+    answer->signal = fl_access((uint64_t)&ring->flags, sizeof ring->flags, 0, &flags);
+    if (answer->signal) return;
     uint32_t entries = (uint32_t)(w->all->vms[cpu->vm].ring_bytes / sizeof *ring), count = 0;
     while (count < entries && count < call->numbers[0] && is_dirty(&ring[(cpu->next + count) % entries])) count++;
     uint64_t *words = fl_take_words(w, answer, count * 2);

@@ -18,6 +18,7 @@ struct AnswerDecoding {
         case .load(_, let repetition), .store(_, let repetition, _): return accesses(repetition, raw)
         case .guest(_, let access): return Answer(outcome, raw.isUnheard ? [] : exitFields(access.kind, raw))
         case _ where raw.error != 0: return Answer(outcome)
+        case _ where raw.signal != 0: return Answer(.signal(signalName(raw.signal)))
         case .getDirtyLog(_, _, let hasBuffer):
             return Answer(outcome, hasBuffer ? [.init("bits", .list(list(raw)))] : [])
         case .preFault:

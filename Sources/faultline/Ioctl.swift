@@ -31,6 +31,8 @@ struct Ioctl: ParsableCommand {
     var on = Side.model
     @Flag(help: "Compare both sides' answers.")
     var diff = false
+    @Option(help: "KVM's device.")
+    var device = "/dev/kvm"
     @Option(help: "Seconds that the kernel may take for one call.")
     var deadline = 10
     @Flag(help: "Print the answers as JSON.")
@@ -95,6 +97,7 @@ struct Ioctl: ParsableCommand {
     private func onKVM(_ script: Script) throws -> ([Answer], String?) {
         do throws(RealRun.Unavailable) {
             var options = RealRun.Options()
+            options.path = device
             options.deadline = deadline * 1000
             return try answers(to: script, of: try RealRun(options))
         } catch {

@@ -53,6 +53,19 @@ struct kvm_cpuid2 {
     uint32_t padding;
 };
 
+/// KVM_SET_MSRS: `nmsrs` entries follow; the call returns how many it has set.
+struct kvm_msrs {
+    uint32_t nmsrs;
+    uint32_t pad;
+};
+
+struct kvm_msr_entry {
+    uint32_t index;
+    uint32_t reserved;
+    uint64_t data;
+};
+_Static_assert(sizeof(struct kvm_msr_entry) == 16, "size");
+
 // Of the device.
 static const uint32_t KVM_GET_SUPPORTED_CPUID = FL_IN_OUT(0x05, struct kvm_cpuid2);
 // Of a vCPU.
@@ -60,6 +73,7 @@ static const uint32_t KVM_GET_REGS = FL_OUT(0x81, struct kvm_regs);
 static const uint32_t KVM_SET_REGS = FL_IN(0x82, struct kvm_regs);
 static const uint32_t KVM_GET_SREGS = FL_OUT(0x83, struct kvm_sregs);
 static const uint32_t KVM_SET_SREGS = FL_IN(0x84, struct kvm_sregs);
+static const uint32_t KVM_SET_MSRS = FL_IN(0x89, struct kvm_msrs);
 static const uint32_t KVM_SET_CPUID2 = FL_IN(0x90, struct kvm_cpuid2);
 
 _Static_assert(FL_IN(0x84, struct kvm_sregs) == 0x4138ae84, "a well-known number");
