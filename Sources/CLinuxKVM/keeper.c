@@ -18,7 +18,7 @@
 #include <unistd.h>
 
 /// Descriptors of the keeper, and of each worker.
-enum { talk_number = 3, child_number };
+enum { talk_number = 3, child_number, life_number, own_life_number };
 enum { stuck_milliseconds = 10000 };
 
 static long make(fl_shared *all, long number, uint64_t a, uint64_t b, uint64_t c, uint64_t d) {
@@ -102,7 +102,7 @@ static void place_socket(int talk) {
     fl_plain(SYS_close, (uint64_t)talk, 0, 0, 0, 0, 0);
 }
 
-/// The socket and what tells of children, and nothing that another program waits for.
+/// The socket, what tells of children, and a pipe that tells them of the keeper; nothing that another program waits for.
 static long tidy_descriptors(fl_shared *all) {
     long failed = make(all, SYS_close_range, talk_number + 1, UINT32_MAX, 0, 0);
     if (failed < 0) return failed;
@@ -117,7 +117,10 @@ static long tidy_descriptors(fl_shared *all) {
     sigemptyset(&child);
     sigaddset(&child, SIGCHLD);
     sigprocmask(SIG_BLOCK, &child, 0);
-    return make(all, SYS_signalfd4, UINT64_MAX, (uint64_t)&child, sizeof(uint64_t), SFD_CLOEXEC | SFD_NONBLOCK);
+    failed = make(all, SYS_signalfd4, UINT64_MAX, (uint64_t)&child, sizeof(uint64_t), SFD_CLOEXEC | SFD_NONBLOCK);
+    if (failed < 0) return failed;
+    int ends[2];
+    return make(all, SYS_pipe2, (uint64_t)ends, O_CLOEXEC, 0, 0);
 }
 
 /// What every process is allowed.
@@ -212,6 +215,8 @@ _Noreturn static void become_worker(fl_shared *all) {
     fl_catch_signals();
     worker.all = all;
     worker.talk = talk_number;
+    worker.life = life_number;
+    fl_plain(SYS_close, own_life_number, 0, 0, 0, 0, 0);
     int number = (int)fl_plain(SYS_getpid, 0, 0, 0, 0, 0, 0);
     atomic_store(&all->worker, number);
     atomic_store(&all->processes[0], number);

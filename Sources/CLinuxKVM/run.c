@@ -29,11 +29,20 @@ static void set_end(fl_kvm_end *end, uint32_t kind, uint32_t reason, long status
 
 // MARK: Messages
 
+/// Whether the keeper has ended; it stays to be waited for.
+static int has_ended(const fl_kvm *kvm) {
+    siginfo_t info = {0};
+    uint64_t how = WEXITED | WNOHANG | WNOWAIT;
+    return fl_plain(SYS_waitid, P_PID, (uint64_t)kvm->keeper, (uint64_t)&info, how, 0, 0) == 0 && info.si_pid;
+}
+
 /// A message, in so many milliseconds: 1; 0: none came; -1: there is nobody any more.
 static int hear(fl_kvm *kvm, fl_frame *frame, int milliseconds) {
     struct pollfd wait = {.fd = kvm->talk, .events = POLLIN};
     long ready = fl_plain(SYS_poll, (uint64_t)&wait, 1, (uint64_t)milliseconds, 0, 0, 0);
-    if (ready == 0 || ready == -EINTR) return 0;
+    // Its workers have the socket too.
+    if (ready == 0) return has_ended(kvm) ? -1 : 0;
+    if (ready == -EINTR) return 0;
     if (ready < 0) return -1;
     long got = fl_plain(SYS_recvfrom, (uint64_t)kvm->talk, (uint64_t)frame, sizeof *frame, MSG_DONTWAIT, 0, 0);
     if (got == -EAGAIN || got == -EINTR) return 0;
@@ -46,7 +55,7 @@ static void command(fl_kvm *kvm, uint32_t kind, fl_kvm_end *end) {
     int64_t start = fl_milliseconds();
     fl_plain(SYS_sendto, (uint64_t)kvm->talk, (uint64_t)&frame, sizeof frame, MSG_NOSIGNAL, 0, 0);
     while (fl_milliseconds() - start < keeper_milliseconds) {
-        int heard = hear(kvm, &frame, 1000);
+        int heard = hear(kvm, &frame, 100);
         if (heard < 0) break;
         if (heard && (frame.kind == fl_kvm_stuck || frame.script == kvm->script)) {
             set_end(end, frame.kind, frame.reason, frame.status);
@@ -111,7 +120,7 @@ fl_kvm *fl_kvm_start(const fl_kvm_options *options, fl_kvm_end *end) {
     fl_frame frame;
     int64_t start = fl_milliseconds();
     int heard = 0;
-    while (!heard && fl_milliseconds() - start < keeper_milliseconds) heard = hear(kvm, &frame, 1000);
+    while (!heard && fl_milliseconds() - start < keeper_milliseconds) heard = hear(kvm, &frame, 100);
     set_end(end, fl_kvm_broken, fl_kvm_at_start, ESRCH);
     if (heard > 0) set_end(end, frame.kind, frame.reason, frame.status);
     if (end->kind == fl_kvm_ready) return kvm;

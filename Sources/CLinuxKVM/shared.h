@@ -88,6 +88,7 @@ typedef struct fl_worker {
     fl_shared *all;
     uint32_t process;
     int talk;  ///< the socket
+    int life;  ///< a pipe whose other end only the keeper has
     /// Where the shared pages of vCPUs, and their rings, are mapped; null: nowhere yet.
     struct kvm_run *runs[fl_kvm_most_cpus];
     struct kvm_dirty_gfn *rings[fl_kvm_most_cpus];

@@ -4,6 +4,7 @@
 #if defined(__linux__) && defined(__x86_64__)
 
 #include <errno.h>
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <string.h>
@@ -151,12 +152,17 @@ static int work(fl_worker *w) {
     }
 }
 
+/// Whether the keeper is gone. PR_SET_PDEATHSIG would not tell: a process may outlive the one that forked it.
+static int is_forsaken(const fl_worker *w) {
+    struct pollfd end = {.fd = w->life};
+    return fl_plain(SYS_poll, (uint64_t)&end, 1, 0, 0, 0, 0) > 0 && end.revents & POLLHUP;
+}
+
 void fl_serve(fl_worker *w) {
     fl_shared *all = w->all;
     for (;;) {
         if (fl_await_word(&all->turn, (int)w->process, 1000)) {
-            // Not by PR_SET_PDEATHSIG alone: a process may outlive the one that forked it.
-            if (fl_plain(SYS_kill, (uint64_t)atomic_load(&all->keeper), 0, 0, 0, 0, 0)) break;
+            if (is_forsaken(w)) break;
             continue;
         }
         await_leaving(all);
