@@ -9,8 +9,8 @@ extension AddressSpace {
     /// the driver then refuses.
     ///
     /// Errors: EINVAL for what is not page-aligned, empty, or outside user space, and for a private mapping of secret memory;
-    /// EPERM for such a one that may execute; EEXIST for an overlap; ENOMEM; what
-    /// the driver answers.
+    /// EPERM for such a one that may execute, and for a driver's that may not; EEXIST for an overlap; ENOMEM; what the
+    /// driver answers.
     public func map(
         at address: UserAddress, length: UInt64, protection: Protection, backing: Backing, replacing: Bool = false
     ) throws(Errno) {
@@ -29,6 +29,7 @@ extension AddressSpace {
         if index < vmas.count, vmas[index].range.lowerBound < range.upperBound { throw .EEXIST }
         if case .anonymousShared = backing, !mayCommit(length) { throw .ENOMEM }
         let vma = makeVMA(range, protection, backing)
+        if protection.execute, vma.driver?.refusals.contains(.execution) == true { throw .EPERM }
         if vma.isSecret {
             // Kernel: `path_noexec`, `secretmem_mmap_prepare`.
             if protection.execute { throw .EPERM }

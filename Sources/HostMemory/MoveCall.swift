@@ -53,7 +53,7 @@ extension AddressSpace {
         }
         let index = firstIndex(endingAfter: range.lowerBound)
         if index + 1 < vmas.count, vmas[index + 1].range.lowerBound.value < end { throw .ENOMEM }
-        if case .driver = vma.backing { throw .EFAULT }
+        if vma.refusesGrowth { throw .EFAULT }
         let list = vma.mappings
         list?.lock.lock()
         vma.range = vma.range.lowerBound..<UserAddress(end)
@@ -77,7 +77,7 @@ extension AddressSpace {
             source = range.lowerBound..<(range.lowerBound + length)
             remove(source.upperBound..<range.upperBound)
         }
-        if case .driver = first.backing { throw .EFAULT }
+        if length > range.upperBound.value - range.lowerBound.value, first.refusesGrowth { throw .EFAULT }
         guard makeTables(first, from: source, to: target) else { throw .ENOMEM }
         moveVMA(source, place)
     }
@@ -91,7 +91,6 @@ extension AddressSpace {
             guard index < vmas.count, let part = Self.overlap(vmas[index].range, address..<range.upperBound) else {
                 return
             }
-            if case .driver = vmas[index].backing { throw .EFAULT }
             let low = target + (part.lowerBound.value - range.lowerBound.value)
             if let level = vmas[index].hugeFile?.level, low.aligned(to: level) != low { throw .EINVAL }
             let place = low..<(low + (part.upperBound.value - part.lowerBound.value))
@@ -179,4 +178,9 @@ extension AddressSpace {
             }
         }
     }
+}
+
+extension VMA {
+    /// Kernel: `VM_DONTEXPAND | VM_PFNMAP`.
+    fileprivate var refusesGrowth: Bool { flags.pfnMap || driver?.refusals.contains(.growth) == true }
 }
