@@ -62,7 +62,7 @@ static long note_mapping(fl_shared *all, uint64_t first, uint64_t end) {
 /// Where the processes' own memory is. Kernel: /proc/PID/maps, `first-end` in hexadecimal at the beginning of a line.
 static long note_mappings(fl_shared *all) {
     char text[4096];
-    uint64_t bounds[2] = {0, 0}, total = 0;
+    uint64_t bounds[2] = {0, 0};
     int field = 0;
     all->own_low = UINT64_C(1) << 47;
     all->own_below = 0;
@@ -77,7 +77,6 @@ static long note_mappings(fl_shared *all) {
             } else if (text[i] == '\n') {
                 // The page of old system calls lies beyond all that a process has.
                 if (!failed && bounds[0] >> 47 == 0) failed = note_mapping(all, bounds[0], bounds[1]);
-                total += bounds[1] - bounds[0];
                 field = 0;
                 bounds[0] = bounds[1] = 0;
             } else {
@@ -89,7 +88,6 @@ static long note_mappings(fl_shared *all) {
     // What is mapped later goes below what is there now.
     const uint64_t later = UINT64_C(1) << 40;
     all->own_low = all->own_low > FL_KVM_ARENA_END + later ? all->own_low - later : FL_KVM_ARENA_END;
-    all->options.address_space += total;
     return failed ? failed : got;
 }
 
@@ -123,13 +121,37 @@ static long tidy_descriptors(fl_shared *all) {
     return make(all, SYS_pipe2, (uint64_t)ends, O_CLOEXEC, 0, 0);
 }
 
-/// What every process is allowed.
+/// Pages of private memory that a process begins with; minus an errno. Kernel: the sixth number of /proc/PID/statm.
+static long private_pages(fl_shared *all) {
+    char text[256];
+    long fd = make(all, SYS_open, (uint64_t)"/proc/self/statm", O_RDONLY | O_CLOEXEC, 0, 0);
+    if (fd < 0) return fd;
+    long got = make(all, SYS_read, (uint64_t)fd, (uint64_t)text, sizeof text, 0), pages = 0;
+    fl_plain(SYS_close, (uint64_t)fd, 0, 0, 0, 0, 0);
+    int spaces = 0;
+    for (long i = 0; i < got && spaces < 6; i++) {
+        if (text[i] == ' ') spaces++;
+        else if (spaces == 5) pages = pages * 10 + (text[i] - '0');
+    }
+    return got < 0 ? got : pages;
+}
+
+/// What every process is allowed. Of private memory alone: a limit of all that is mapped would have calls on shared memory
+/// fail another way than the lack of memory does.
 static long limit(fl_shared *all) {
-    struct rlimit none = {0, 0}, space = {all->options.address_space, all->options.address_space};
-    // Who uses too much memory is ended first. Best effort, as all of these are but the address space.
+    long pages = private_pages(all);
+    if (pages < 0) return pages;
+    uint64_t bytes = all->options.private_memory + (uint64_t)pages * fl_page;
+    struct rlimit none = {0, 0}, data = {bytes, bytes};
+    // Who uses too much memory is ended first. Best effort, as the next is.
     write_text(all, "/proc/self/oom_score_adj", "1000");
     make(all, SYS_prlimit64, 0, RLIMIT_CORE, (uint64_t)&none, 0);
-    return make(all, SYS_prlimit64, 0, RLIMIT_AS, (uint64_t)&space, 0);
+    if (all->group[0]) {
+        // 0: the process that writes.
+        long failed = write_text(all, all->group, "0");
+        if (failed < 0) return failed;
+    }
+    return make(all, SYS_prlimit64, 0, RLIMIT_DATA, (uint64_t)&data, 0);
 }
 
 static long ask_device(fl_shared *all, uint32_t request, uint64_t argument) {
@@ -170,7 +192,7 @@ static uint32_t prepare(fl_shared *all, long *error) {
     uint32_t failed = open_device(all, error);
     if (failed) return failed;
     if ((*error = note_mappings(all)) < 0) return *error == -EEXIST ? fl_kvm_at_arena : fl_kvm_at_start;
-    if ((*error = limit(all)) < 0) return fl_kvm_at_start;
+    if ((*error = limit(all)) < 0) return fl_kvm_at_limits;
     return 0;
 }
 

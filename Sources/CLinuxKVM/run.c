@@ -2,9 +2,11 @@
 #include "shared.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -17,6 +19,7 @@ struct fl_kvm {
     int talk;
     int keeper;
     uint32_t script;
+    char group[fl_most_path];  ///< the cgroup that was made; empty: none
 };
 
 #if defined(__linux__) && defined(__x86_64__)
@@ -65,9 +68,49 @@ static void command(fl_kvm *kvm, uint32_t kind, fl_kvm_end *end) {
     set_end(end, fl_kvm_broken, fl_kvm_at_worker, ESRCH);
 }
 
+// MARK: The cgroup
+
+static void remove_group(fl_kvm *kvm) {
+    int64_t start = fl_milliseconds();
+    // Busy until the kernel has taken note that the last process is gone.
+    while (kvm->group[0] && fl_plain(SYS_rmdir, (uint64_t)kvm->group, 0, 0, 0, 0, 0) == -EBUSY &&
+           fl_milliseconds() - start < 2000)
+        fl_plain(SYS_poll, 0, 0, 10, 0, 0, 0);
+}
+
+static long write_file(const char *folder, const char *name, const char *text, fl_switch *calls) {
+    char path[fl_most_path];
+    if (snprintf(path, sizeof path, "%s/%s", folder, name) >= (int)sizeof path) return -ENAMETOOLONG;
+    long fd = fl_call(calls, SYS_open, (uint64_t)path, O_WRONLY | O_CLOEXEC, 0, 0, 0, 0);
+    if (fd < 0) return fd;
+    long done = fl_call(calls, SYS_write, (uint64_t)fd, (uint64_t)text, strlen(text), 0, 0, 0);
+    fl_plain(SYS_close, (uint64_t)fd, 0, 0, 0, 0, 0);
+    return done;
+}
+
+/// A cgroup of the child's own below the caller's, in either version of cgroups. 0, or minus an errno.
+static long make_group(fl_kvm *kvm, const fl_kvm_options *options, fl_switch *calls) {
+    static _Atomic int count;
+    char path[fl_most_path], limit[32];
+    int number = (int)fl_plain(SYS_getpid, 0, 0, 0, 0, 0, 0);
+    int length = snprintf(
+        path, sizeof path, "%s/faultline-%d-%d", options->memory_group, number, atomic_fetch_add(&count, 1));
+    if (length + 16 > (int)sizeof path) return -ENAMETOOLONG;
+    long failed = fl_call(calls, SYS_mkdir, (uint64_t)path, 0755, 0, 0, 0, 0);
+    if (failed < 0) return failed;
+    memcpy(kvm->group, path, sizeof path);
+    snprintf(limit, sizeof limit, "%llu", (unsigned long long)options->group_bytes);
+    failed = write_file(path, "memory.max", limit, calls);
+    if (failed == -ENOENT) failed = write_file(path, "memory.limit_in_bytes", limit, calls);
+    if (failed < 0) return failed;
+    snprintf(kvm->shared->group, sizeof kvm->shared->group, "%.1000s/cgroup.procs", path);
+    return 0;
+}
+
 // MARK: The keeper
 
 static void release(fl_kvm *kvm) {
+    remove_group(kvm);
     if (kvm->talk >= 0) fl_plain(SYS_close, (uint64_t)kvm->talk, 0, 0, 0, 0, 0);
     if (kvm->shared) fl_plain(SYS_munmap, (uint64_t)kvm->shared, sizeof *kvm->shared, 0, 0, 0, 0);
     free(kvm);
@@ -87,7 +130,8 @@ static long start_keeper(fl_kvm *kvm, const fl_kvm_options *options, fl_switch *
     all->options = *options;
     all->keeper_calls = options->keeper;
     all->device = -1;
-    long pid = fl_call(calls, SYS_clone, SIGCHLD, 0, 0, 0, 0, 0);
+    long pid = options->memory_group ? make_group(kvm, options, calls) : 0;
+    if (pid >= 0) pid = fl_call(calls, SYS_clone, SIGCHLD, 0, 0, 0, 0, 0);
     if (pid == 0) fl_keep(all, ends[1]);
     fl_plain(SYS_close, (uint64_t)ends[1], 0, 0, 0, 0, 0);
     kvm->keeper = pid < 0 ? 0 : (int)pid;

@@ -4,7 +4,7 @@
 #include "CLinuxKVM.h"
 #include <stdatomic.h>
 
-enum { nobody = -1, fl_kvm_most_slots = 4096, fl_most_cpuid = 256, fl_page = 4096 };
+enum { nobody = -1, fl_kvm_most_slots = 4096, fl_most_cpuid = 256, fl_most_path = 1024, fl_page = 4096 };
 
 /// A VM of the script. Descriptors belong to all processes of a script alike: they share one table of them.
 typedef struct fl_vm {
@@ -40,6 +40,7 @@ typedef struct fl_slot {
 typedef struct fl_shared {
     fl_switch worker_calls, keeper_calls;
     fl_kvm_options options;
+    char group[fl_most_path];  ///< a file to write one's number to; empty: none
     // What the keeper found out.
     uint32_t guest_width;
     int device;

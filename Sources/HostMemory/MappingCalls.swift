@@ -21,6 +21,8 @@ extension AddressSpace {
         mmapLock.lockForWrite()
         defer { mmapLock.unlockWrite() }
         guard !hasExited else { throw .EINVAL }
+        // Private memory is accounted for before what is there goes, shared memory with its object, after that.
+        if case .anonymous = backing, protection.write, !mayCommit(length) { throw .ENOMEM }
         if replacing {
             guard maySplit(range) else { throw .EINVAL }
             remove(range)
@@ -56,8 +58,8 @@ extension AddressSpace {
         throw error
     }
 
-    /// Whether `length` bytes fit into memory and swap, were they empty. Asked for shared anonymous memory only, whose object
-    /// is as large as its mapping. Kernel: `__vm_enough_memory`, the heuristic.
+    /// Whether `length` bytes fit into memory and swap, were they empty. Asked for anonymous memory only. Kernel:
+    /// `__vm_enough_memory`, the heuristic.
     private func mayCommit(_ length: UInt64) -> Bool {
         length >> pageShift <= UInt64(memory.ram.count + (host.swap?.slots ?? 0))
     }

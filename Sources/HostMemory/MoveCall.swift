@@ -46,14 +46,15 @@ extension AddressSpace {
             guard maySplit(cut) else { throw .EINVAL }
             return remove(cut)
         }
-        guard range.upperBound <= vma.range.upperBound else { throw .EFAULT }
+        guard range.upperBound <= vma.range.upperBound, !vma.refusesGrowth else { throw .EFAULT }
         let (end, overflow) = range.lowerBound.value.addingReportingOverflow(length)
         guard range.upperBound == vma.range.upperBound, !overflow, UserAddress(end) <= UserAddress.end else {
             throw .ENOMEM
         }
         let index = firstIndex(endingAfter: range.lowerBound)
         if index + 1 < vmas.count, vmas[index + 1].range.lowerBound.value < end { throw .ENOMEM }
-        if vma.refusesGrowth { throw .EFAULT }
+        // What can't be merged with its new part is not made longer in place. Kernel: `VM_SPECIAL`.
+        if vma.flags.mixedMap { throw .ENOMEM }
         let list = vma.mappings
         list?.lock.lock()
         vma.range = vma.range.lowerBound..<UserAddress(end)

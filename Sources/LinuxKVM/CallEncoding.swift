@@ -4,11 +4,18 @@ import IoctlScript
 /// Steps as the flat calls that the child understands. Remembers what a script has made, by number.
 struct CallEncoding {
     /// Whether the emulator can be had.
-    var emulates = false
+    var emulates: Bool
+    /// Bytes of shared memory that the script may still make: no limit of a process counts it.
+    private var sharedMemory: UInt64
     /// vCPUs of all VMs are numbered alike.
     private var cpus: [[Int]] = []
     private var cpuCount = 0
     private var kinds: [HostKind?] = []
+
+    init(emulates: Bool, sharedMemory: UInt64) {
+        self.emulates = emulates
+        self.sharedMemory = sharedMemory
+    }
 
     /// Calls of a batch, for as many of the lines as there is room; for each why it is not made, or nil.
     mutating func encode(
@@ -20,6 +27,7 @@ struct CallEncoding {
         for line in lines.prefix(Int(fl_kvm_batch)) {
             guard words + line.step.words.count <= Int(fl_kvm_input_words) else { break }
             let refusal = refusal(of: line.step)
+            if refusal == nil { sharedMemory -= min(sharedMemory, line.step.sharedMemory) }
             var call = refusal == nil ? encode(line.step) : fl_kvm_call()
             call.process = UInt32(line.process)
             call.first_word = UInt32(words)
@@ -40,6 +48,8 @@ struct CallEncoding {
         case .host(_, let kind, _, _) where !kind.isPortable: "\(kind.rawValue) is memory that only the model has"
         case .guest(_, let access) where access.emulated && !emulates:
             "this KVM has a guest's privileged code run by the processor"
+        case _ where step.sharedMemory > sharedMemory:
+            "a script may make less memory than that"
         case .createCPU where cpuCount >= fl_kvm_most_cpus: "more than \(fl_kvm_most_cpus) vCPUs"
         default: nil
         }
@@ -179,6 +189,15 @@ struct CallEncoding {
 }
 
 extension Step {
+    /// Bytes of shared memory that the call makes. More than any machine has the kernel refuses.
+    fileprivate var sharedMemory: UInt64 {
+        switch self {
+        case .host(_, let kind, let size, _) where kind.isPortable && kind.isShared && kind != .none: size
+        case .map(_, let length, _, .sharedAnonymous, _) where length < 1 << 44: length
+        default: 0
+        }
+    }
+
     /// What the call passes besides numbers.
     fileprivate var words: [UInt64] {
         if case .clearDirtyLog(_, let pages) = self, case .words(let words) = pages.bits { return words }

@@ -12,6 +12,7 @@ extension RealRun.Unavailable {
             case fl_kvm_at_version: "\(path) is no KVM that this program knows"
             case fl_kvm_at_capability: "the KVM of \(path) lacks what a guest here needs"
             case fl_kvm_at_arena: "the addresses that scripts use are taken in this process"
+            case fl_kvm_at_limits: "the child process's limits can't be set: \(errno)"
             case fl_kvm_at_worker: "no process can be started for a script: \(errno)"
             default: "the child process could not be prepared: \(errno)"
             }

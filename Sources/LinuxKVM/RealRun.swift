@@ -6,6 +6,7 @@
 // `CLinuxKVM` makes the calls.
 
 import CLinuxKVM
+import Glibc
 import IoctlScript
 
 /// The kernel's side of scripts: a child process that answers one after another. One caller at a time.
@@ -15,8 +16,10 @@ public final class RealRun {
         public var path = "/dev/kvm"
         /// How long a call may take before the script is ended, in milliseconds.
         public var deadline = 10_000
-        /// Bytes that a process may have mapped beside what it begins with.
-        public var addressSpace: UInt64 = 64 << 30
+        /// Bytes of private memory that a process may have, and of shared memory that a script may make.
+        public var memory = UInt64(max(0, sysconf(Int32(_SC_PHYS_PAGES)))) * 4096 / 2
+        /// A cgroup in which the child makes one for itself, with so much memory.
+        public var memoryGroup: String?
         /// Seconds of processor time of each process.
         public var processorSeconds: UInt64 = 3600
         /// Pages of the largest slot that is made: its tables are the kernel's memory, and not small.
@@ -57,7 +60,7 @@ public final class RealRun {
     private let options: Options
     /// Nil: not started, or broken.
     private var child: OpaquePointer?
-    private var encoding = CallEncoding()
+    private var encoding = CallEncoding(emulates: false, sharedMemory: 0)
     private var isRunning = false
     /// Whether KVM's instruction emulator executes a guest's privileged code; nil: not asked yet.
     private var emulates: Bool?
@@ -73,7 +76,8 @@ public final class RealRun {
     private func start() throws(Unavailable) {
         var end = fl_kvm_end()
         var options = fl_kvm_options()
-        options.address_space = self.options.addressSpace
+        options.private_memory = self.options.memory
+        options.group_bytes = self.options.memory
         options.processor_seconds = self.options.processorSeconds
         options.slot_pages = self.options.slotPages
         options.start = fl_switch(made: 0, forced: self.options.start.call, error: self.options.start.errno)
@@ -81,7 +85,11 @@ public final class RealRun {
             made: 0, forced: self.options.preparation.call, error: self.options.preparation.errno)
         child = self.options.path.withCString { path in
             options.device = path
-            return fl_kvm_start(&options, &end)
+            guard let group = self.options.memoryGroup else { return fl_kvm_start(&options, &end) }
+            return group.withCString { group in
+                options.memory_group = group
+                return fl_kvm_start(&options, &end)
+            }
         }
         if child == nil { throw Unavailable(end, path: self.options.path) }
     }
@@ -100,8 +108,7 @@ public final class RealRun {
 
     /// Ends what the last script left and starts the next.
     private func begin(_ place: OwnPlace, forcing: ForcedError) throws(Failure) {
-        encoding = CallEncoding()
-        encoding.emulates = emulates ?? false
+        encoding = CallEncoding(emulates: emulates ?? false, sharedMemory: options.memory)
         do throws(Unavailable) {
             if child == nil { try start() }
             var end = fl_kvm_end()

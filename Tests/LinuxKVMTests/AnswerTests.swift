@@ -47,12 +47,18 @@ import Testing
         #expect(found[4] == "-1 EINVAL")
     }
 
-    @Test func `the address space of a script has a limit`() throws {
+    @Test func `a script has so much private memory in a process, and so much shared memory in all`() throws {
         var options = RealRun.Options()
-        options.addressSpace = 64 << 20
+        options.memory = 64 << 20
         let found = try answers(
-            "host name=a kind=anonymous size=32M", "host name=b kind=anonymous size=64M", options: options)
-        #expect(found == ["0", "-1 ENOMEM"])
+            "host name=a kind=anonymous size=32M", "host name=b kind=anonymous size=64M",
+            "host name=c kind=memfd size=32M",
+            "host name=d kind=memfd size=64M", "mmap host=a length=48M source=shared_anonymous",
+            "mmap host=a length=64k source=shared_anonymous",
+            // More than any machine has: the kernel's own answer.
+            "mmap host=a length=0x200000000000 source=shared_anonymous", options: options)
+        let refused = "not here: a script may make less memory than that"
+        #expect(found == ["0", "-1 ENOMEM", "0", refused, refused, "0", "-1 ENOMEM"])
     }
 
     @Test func `code is fetched whatever it is`() throws {

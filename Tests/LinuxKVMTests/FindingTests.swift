@@ -88,10 +88,11 @@ import Testing
         let (child, worker) = try #require(run.processes)
         let forked = try #require(Process.children(worker).first)
         kill(child, SIGKILL)
+        // The worker goes with it, the other one within two seconds.
+        for _ in 0..<100 where Process.exists(worker) { usleep(50_000) }
         let answer = run.perform(.createVM(vm: 1, type: 0), process: 0)
         #expect(answer == Answer(.notHere("the child process has ended")))
         #expect(run.perform(.createVM(vm: 0, type: 0), process: 0) == .done)
-        // Those of the first see within two seconds that it is gone.
         for _ in 0..<40 where Process.exists(worker) || Process.exists(forked) { usleep(100_000) }
         #expect(!Process.exists(worker) && !Process.exists(forked))
     }

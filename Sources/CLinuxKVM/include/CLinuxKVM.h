@@ -188,6 +188,7 @@ enum {
     fl_kvm_at_capability,
     fl_kvm_at_arena,
     fl_kvm_at_worker,
+    fl_kvm_at_limits,
 };
 
 typedef struct fl_kvm_end {
@@ -205,8 +206,11 @@ typedef struct fl_kvm_options {
     const char *device;
     /// Forced failures: of the start in this process, of the keeper.
     fl_switch start, keeper;
-    /// Bytes of address space of each process beyond what it begins with.
-    uint64_t address_space;
+    /// Bytes of private memory of each process beyond what it begins with.
+    uint64_t private_memory;
+    /// A cgroup of the caller's in which the child makes one of its own, with so many bytes; null: none.
+    const char *memory_group;
+    uint64_t group_bytes;
     /// Seconds of processor time of each process.
     uint64_t processor_seconds;
     /// Pages of the largest slot: shadow paging keeps a word and more for each.
