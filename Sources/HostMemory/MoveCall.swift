@@ -68,6 +68,8 @@ extension AddressSpace {
         let place = target..<UserAddress(end)
         guard Self.overlap(place, range) == nil else { throw .EINVAL }
         guard let first = find(range.lowerBound) else { throw .EFAULT }
+        let grows = length > range.upperBound.value - range.lowerBound.value
+        if grows, first.refusesGrowth { throw .EFAULT }
         guard maySplit(place), maySplit(range) else { throw .EINVAL }
         if length == range.upperBound.value - range.lowerBound.value { return try moveEach(range, target) }
         // Only what moves must be in one VMA.
@@ -78,7 +80,6 @@ extension AddressSpace {
             source = range.lowerBound..<(range.lowerBound + length)
             remove(source.upperBound..<range.upperBound)
         }
-        if length > range.upperBound.value - range.lowerBound.value, first.refusesGrowth { throw .EFAULT }
         guard makeTables(first, from: source, to: target) else { throw .ENOMEM }
         moveVMA(source, place)
     }

@@ -1,5 +1,6 @@
 import CKVMInterface
 import CLinuxKVM
+import Glibc
 import IoctlScript
 
 /// What the child answers, in the words that the model has for it.
@@ -113,9 +114,6 @@ extension fl_kvm_answer {
     /// KVM_RUN was refused before the guest began, because of who called or which descriptor: its shared page says nothing.
     fileprivate var isUnheard: Bool { error == EBADF || error == EIO }
 }
-
-private let EIO: Int32 = 5
-private let EBADF: Int32 = 9
 
 extension Step {
     fileprivate var kind: String { if case .host(_, let kind, _, _) = self { kind.rawValue } else { "memory" } }

@@ -33,6 +33,8 @@ struct Ioctl: ParsableCommand {
     var diff = false
     @Option(help: "KVM's device.")
     var device = "/dev/kvm"
+    @Option(help: ArgumentHelp("A cgroup in which KVM's side makes one of its own.", valueName: "path"))
+    var cgroup: String?
     @Option(help: "Seconds that the kernel may take for one call.")
     var deadline = 10
     @Flag(help: "Print the answers as JSON.")
@@ -98,6 +100,7 @@ struct Ioctl: ParsableCommand {
         do throws(RealRun.Unavailable) {
             var options = RealRun.Options()
             options.path = device
+            options.memoryGroup = cgroup
             options.deadline = deadline * 1000
             return try answers(to: script, of: try RealRun(options))
         } catch {

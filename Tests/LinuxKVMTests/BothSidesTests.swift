@@ -15,7 +15,8 @@ import Testing
     }
 
     @Test(arguments: [
-        "addresses", "dirty-log", "documentation", "emulator", "host-memory", "kinds", "processes", "regions",
+        "addresses", "dirty-log", "documentation", "driver-mappings", "emulator", "host-memory", "kinds", "limits",
+        "processes", "regions",
         "ring-bitmap", "rings",
     ])
     func `no answer differs`(script: String) throws {

@@ -19,4 +19,10 @@ import Testing
         #expect(reason("/nowhere") == "/nowhere can't be opened: ENOENT")
         #expect(reason("/dev/null") == "/dev/null is no KVM that this program knows")
     }
+
+    @Test func `a cgroup in which none can be made`() {
+        var options = RealRun.Options()
+        options.memoryGroup = "/nowhere"
+        #expect(throws: RealRun.Unavailable.self) { _ = try RealRun(options) }
+    }
 }
