@@ -93,8 +93,15 @@ let package = Package(
             dependencies: [
                 "CKVMInterface", "IoctlScript", "Frames", "Audit", "HostMemory", "GuestMemory", "Machine",
             ], swiftSettings: strict),
+        // Linux's system calls as numbers with a result.
+        .target(name: "CSystemCalls"),
+        // The same scripts on this machine's KVM.
+        .target(name: "CLinuxKVM", dependencies: ["CSystemCalls", "CKVMInterface"]),
+        .target(
+            name: "LinuxKVM", dependencies: ["CLinuxKVM", "CSystemCalls", "CKVMInterface", "IoctlScript"],
+            swiftSettings: strict),
         // The host model beside this machine's kernel.
-        .target(name: "CHostProcess"),
+        .target(name: "CHostProcess", dependencies: ["CSystemCalls"]),
         .target(
             name: "HostConformance",
             dependencies: ["CHostProcess", "Frames", "HostMemory", "Machine", "Audit", "SeededRandom"],
@@ -116,7 +123,7 @@ let package = Package(
             name: "faultline",
             dependencies: [
                 "Scenario", "TraceAudit", "Report", "Benchmarks", "Machine", "Explorer", "Laboratory",
-                "HostConformance", "TextInput", "IoctlScript", "Interface", "Replay", "WalkFuzz",
+                "HostConformance", "TextInput", "IoctlScript", "Interface", "LinuxKVM", "Replay", "WalkFuzz",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ], swiftSettings: strict),
 
@@ -144,6 +151,9 @@ let package = Package(
                 "Audit", "Frames", "SeededRandom",
             ],
             swiftSettings: strict),
+        .testTarget(
+            name: "LinuxKVMTests", dependencies: ["LinuxKVM", "IoctlScript", "Interface", "CKVMInterface"],
+            exclude: ["Scripts"], swiftSettings: strict),
         .testTarget(
             name: "LogConsumersTests",
             dependencies: [

@@ -1,12 +1,11 @@
 #define _GNU_SOURCE
 #include "CHostProcess.h"
+#include "CSystemCalls.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
-#include <linux/futex.h>
 #include <sched.h>
-#include <setjmp.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -46,82 +45,20 @@ struct fl_host {
     cpu_set_t processors;  ///< of the calling thread, before
 };
 
-static int futex(_Atomic int *word, int operation, int value, const struct timespec *timeout) {
-    return (int)syscall(SYS_futex, word, operation, value, timeout, 0, 0);
-}
-
-static void set_state(channel *c, int state) {
-    atomic_store(&c->state, state);
-    futex(&c->state, FUTEX_WAKE, 1, 0);
-}
+static void set_state(channel *c, int state) { fl_set_word(&c->state, state); }
 
 /// Waits until the state is `wanted`. 0, or ETIMEDOUT after `seconds` or a little more.
 static int await_state(channel *c, int wanted, int seconds) {
-    struct timespec start, now, slice = {.tv_sec = 0, .tv_nsec = 100000000};
-    clock_gettime(CLOCK_MONOTONIC, &start);
-    for (;;) {
-        int seen = atomic_load(&c->state);
-        if (seen == wanted) return 0;
-        futex(&c->state, FUTEX_WAIT, seen, &slice);
-        clock_gettime(CLOCK_MONOTONIC, &now);
-        if (now.tv_sec - start.tv_sec > seconds) return ETIMEDOUT;
-    }
+    return fl_await_word(&c->state, wanted, (seconds + 1) * 1000 - 1);
 }
 
 // MARK: In the processes
 
-static sigjmp_buf after_the_signal;
-static volatile sig_atomic_t expecting;
-
-static void caught(int signal) {
-    if (!expecting) _exit(3);
-    expecting = 0;
-    siglongjmp(after_the_signal, signal);
-}
-
-static void catch_signals(void) {
-    static char stack[64 * 1024];
-    stack_t alternate = {.ss_sp = stack, .ss_size = sizeof stack};
-    sigaltstack(&alternate, 0);
-    struct sigaction action;
-    memset(&action, 0, sizeof action);
-    action.sa_handler = caught;
-    action.sa_flags = SA_ONSTACK | SA_NODEFER;
-    sigaction(SIGSEGV, &action, 0);
-    sigaction(SIGBUS, &action, 0);
-    signal(SIGCHLD, SIG_IGN);
-}
-
-static uint64_t load_bytes(uint64_t address, uint64_t bytes) {
-    switch (bytes) {
-    case 1: return *(volatile uint8_t *)address;
-    case 2: return *(volatile uint16_t *)address;
-    case 4: return *(volatile uint32_t *)address;
-    default: return *(volatile uint64_t *)address;
-    }
-}
-
-static void store_bytes(uint64_t address, uint64_t bytes, uint64_t value) {
-    switch (bytes) {
-    case 1: *(volatile uint8_t *)address = (uint8_t)value; break;
-    case 2: *(volatile uint16_t *)address = (uint16_t)value; break;
-    case 4: *(volatile uint32_t *)address = (uint32_t)value; break;
-    default: *(volatile uint64_t *)address = value;
-    }
-}
-
 static void access_memory(const fl_host_call *call, fl_host_answer *answer) {
-    int signal = sigsetjmp(after_the_signal, 0);
-    if (signal) {
-        answer->signal = signal;
-        return;
-    }
-    expecting = 1;
-    if (call->operation == fl_host_load)
-        answer->value = load_bytes(call->address, call->argument);
-    else
-        store_bytes(call->address, call->argument, call->value);
-    expecting = 0;
+    int stores = call->operation == fl_host_store;
+    uint64_t value = stores ? call->value : 0;
+    answer->signal = fl_access(call->address, call->argument, stores, &value);
+    if (!stores && !answer->signal) answer->value = value;
 }
 
 static void serve(shared *all, int number, const int *files);
@@ -181,7 +118,7 @@ static void perform(shared *all, const int *files, const fl_host_call *call, fl_
 
 /// Never returns.
 static void serve(shared *all, int number, const int *files) {
-    catch_signals();
+    fl_catch_signals();
     channel *c = &all->processes[number];
     for (;;) {
         // Not by PR_SET_PDEATHSIG: a process may outlive the one that forked it.

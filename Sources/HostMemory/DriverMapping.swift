@@ -18,6 +18,20 @@ public enum DriverFault: Sendable, Equatable {
     case retry
 }
 
+/// What a driver keeps calls from doing with its mappings.
+public struct DriverRefusals: OptionSet, Sendable {
+    public let rawValue: UInt8
+    public init(rawValue: UInt8) { self.rawValue = rawValue }
+    /// mremap can't make one longer. Kernel: `VM_DONTEXPAND`, and every PFN map.
+    public static let growth = DriverRefusals(rawValue: 1)
+    /// None can be split: EINVAL for a call on a part of one. Kernel: a `may_split` operation.
+    public static let splits = DriverRefusals(rawValue: 2)
+    /// A child by fork has none. Kernel: `VM_DONTCOPY`.
+    public static let copies = DriverRefusals(rawValue: 4)
+    /// None can be executed: EPERM. Kernel: a file of a mount without execution.
+    public static let execution = DriverRefusals(rawValue: 8)
+}
+
 /// Memory that a device driver lets processes map, and how its faults are served: `vm_operations` together with the
 /// list of VMAs that map it. Kernel: `struct vm_operations_struct`, the device file's `address_space`.
 ///
@@ -35,6 +49,8 @@ open class DriverMapping: @unchecked Sendable {
     public final let flags: VMAFlags
     /// Entries are born read-only, and `makeWritable` is asked at the first write. Kernel: a `pfn_mkwrite` operation.
     public final let wantsWriteNotification: Bool
+    /// What its mappings don't take part in.
+    public final let refusals: DriverRefusals
     final let mappings = MappingList()
     final let owned = OwnedFrames()
     /// See `toleratedEmptyAnswers`. It matters for broken drivers alone, and so passes no scheduling point.
@@ -42,11 +58,14 @@ open class DriverMapping: @unchecked Sendable {
     /// What it answers to the next faults, in the place of what it would: how often, and what. Kernel: no counterpart.
     public final let forced = ForcedAnswers()
 
-    public init(name: StaticString, flags: VMAFlags, wantsWriteNotification: Bool = false) {
+    public init(
+        name: StaticString, flags: VMAFlags, wantsWriteNotification: Bool = false, refusals: DriverRefusals = .growth
+    ) {
         precondition(!flags.pfnMap || !flags.mixedMap, "a driver's mapping is a PFN map or a mixed map")
         self.name = name
         self.flags = flags
         self.wantsWriteNotification = wantsWriteNotification
+        self.refusals = refusals
     }
 
     /// Nothing is mapped at `address`. Called with `mmapLock` held for read, no spinning lock held. Inserts the frame

@@ -16,7 +16,7 @@ extension AddressSpace {
         precondition(!hasExited, "a fork of an address space that is gone")
         let child = AddressSpace(childIn: host)
         child.nextIdentity = nextIdentity
-        for vma in vmas {
+        for vma in vmas where vma.driver?.refusals.contains(.copies) != true {
             let twin = VMA(
                 child, identity: vma.identity, range: vma.range, firstPage: vma.firstPage, flags: vma.flags,
                 backing: vma.backing)

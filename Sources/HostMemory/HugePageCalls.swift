@@ -6,11 +6,12 @@ import Synchrony
 /// What the calls do with mappings of huge pages: whole pages only, and no splitting.
 extension AddressSpace {
     /// Whether the areas that lie across the ends of `range` may be split there. `mmapLock` held.
-    /// Kernel: `hugetlb_vm_op_split`, which makes the call fail with EINVAL.
+    /// Kernel: `may_split`, as `hugetlb_vm_op_split`, which makes the call fail with EINVAL.
     func maySplit(_ range: Range<UserAddress>) -> Bool {
         for end in [range.lowerBound, range.upperBound] {
-            guard let vma = find(end), vma.range.lowerBound < end, let file = vma.hugeFile else { continue }
-            if end.aligned(to: file.level) != end { return false }
+            guard let vma = find(end), vma.range.lowerBound < end else { continue }
+            if vma.driver?.refusals.contains(.splits) == true { return false }
+            if let file = vma.hugeFile, end.aligned(to: file.level) != end { return false }
         }
         return true
     }

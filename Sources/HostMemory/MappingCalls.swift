@@ -9,8 +9,8 @@ extension AddressSpace {
     /// the driver then refuses.
     ///
     /// Errors: EINVAL for what is not page-aligned, empty, or outside user space, and for a private mapping of secret memory;
-    /// EPERM for such a one that may execute; EEXIST for an overlap; ENOMEM; what
-    /// the driver answers.
+    /// EPERM for such a one that may execute, and for a driver's that may not; EEXIST for an overlap; ENOMEM; what the
+    /// driver answers.
     public func map(
         at address: UserAddress, length: UInt64, protection: Protection, backing: Backing, replacing: Bool = false
     ) throws(Errno) {
@@ -21,6 +21,8 @@ extension AddressSpace {
         mmapLock.lockForWrite()
         defer { mmapLock.unlockWrite() }
         guard !hasExited else { throw .EINVAL }
+        // Private memory is accounted for before what is there goes, shared memory with its object, after that.
+        if case .anonymous = backing, protection.write, !mayCommit(length) { throw .ENOMEM }
         if replacing {
             guard maySplit(range) else { throw .EINVAL }
             remove(range)
@@ -29,6 +31,7 @@ extension AddressSpace {
         if index < vmas.count, vmas[index].range.lowerBound < range.upperBound { throw .EEXIST }
         if case .anonymousShared = backing, !mayCommit(length) { throw .ENOMEM }
         let vma = makeVMA(range, protection, backing)
+        if protection.execute, vma.driver?.refusals.contains(.execution) == true { throw .EPERM }
         if vma.isSecret {
             // Kernel: `path_noexec`, `secretmem_mmap_prepare`.
             if protection.execute { throw .EPERM }
@@ -55,8 +58,8 @@ extension AddressSpace {
         throw error
     }
 
-    /// Whether `length` bytes fit into memory and swap, were they empty. Asked for shared anonymous memory only, whose object
-    /// is as large as its mapping. Kernel: `__vm_enough_memory`, the heuristic.
+    /// Whether `length` bytes fit into memory and swap, were they empty. Asked for anonymous memory only. Kernel:
+    /// `__vm_enough_memory`, the heuristic.
     private func mayCommit(_ length: UInt64) -> Bool {
         length >> pageShift <= UInt64(memory.ram.count + (host.swap?.slots ?? 0))
     }

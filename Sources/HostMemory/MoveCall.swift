@@ -46,14 +46,15 @@ extension AddressSpace {
             guard maySplit(cut) else { throw .EINVAL }
             return remove(cut)
         }
-        guard range.upperBound <= vma.range.upperBound else { throw .EFAULT }
+        guard range.upperBound <= vma.range.upperBound, !vma.refusesGrowth else { throw .EFAULT }
         let (end, overflow) = range.lowerBound.value.addingReportingOverflow(length)
         guard range.upperBound == vma.range.upperBound, !overflow, UserAddress(end) <= UserAddress.end else {
             throw .ENOMEM
         }
         let index = firstIndex(endingAfter: range.lowerBound)
         if index + 1 < vmas.count, vmas[index + 1].range.lowerBound.value < end { throw .ENOMEM }
-        if case .driver = vma.backing { throw .EFAULT }
+        // What can't be merged with its new part is not made longer in place. Kernel: `VM_SPECIAL`.
+        if vma.flags.mixedMap { throw .ENOMEM }
         let list = vma.mappings
         list?.lock.lock()
         vma.range = vma.range.lowerBound..<UserAddress(end)
@@ -67,6 +68,8 @@ extension AddressSpace {
         let place = target..<UserAddress(end)
         guard Self.overlap(place, range) == nil else { throw .EINVAL }
         guard let first = find(range.lowerBound) else { throw .EFAULT }
+        let grows = length > range.upperBound.value - range.lowerBound.value
+        if grows, first.refusesGrowth { throw .EFAULT }
         guard maySplit(place), maySplit(range) else { throw .EINVAL }
         if length == range.upperBound.value - range.lowerBound.value { return try moveEach(range, target) }
         // Only what moves must be in one VMA.
@@ -77,7 +80,6 @@ extension AddressSpace {
             source = range.lowerBound..<(range.lowerBound + length)
             remove(source.upperBound..<range.upperBound)
         }
-        if case .driver = first.backing { throw .EFAULT }
         guard makeTables(first, from: source, to: target) else { throw .ENOMEM }
         moveVMA(source, place)
     }
@@ -91,7 +93,6 @@ extension AddressSpace {
             guard index < vmas.count, let part = Self.overlap(vmas[index].range, address..<range.upperBound) else {
                 return
             }
-            if case .driver = vmas[index].backing { throw .EFAULT }
             let low = target + (part.lowerBound.value - range.lowerBound.value)
             if let level = vmas[index].hugeFile?.level, low.aligned(to: level) != low { throw .EINVAL }
             let place = low..<(low + (part.upperBound.value - part.lowerBound.value))
@@ -179,4 +180,9 @@ extension AddressSpace {
             }
         }
     }
+}
+
+extension VMA {
+    /// Kernel: `VM_DONTEXPAND | VM_PFNMAP`.
+    fileprivate var refusesGrowth: Bool { flags.pfnMap || driver?.refusals.contains(.growth) == true }
 }

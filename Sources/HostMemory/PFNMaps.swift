@@ -11,8 +11,8 @@ extension AddressSpace {
     /// What kind of page the entry maps is not looked at. `mmapLock` held since `vma` was looked up.
     /// Kernel: `follow_pfnmap_start`, `follow_pfnmap_end`. Spec: generic 1.9, 2.6.
     ///
-    /// A PROT_NONE entry counts as not present (the specification is silent; Linux/x86's `pte_present` would let it
-    /// through): a mapping that allows nothing must not become guest memory.
+    /// A PROT_NONE entry counts as not present (the specification is silent; Linux 6.18 on x86 lets it through, and the
+    /// guest reads it): a mapping that allows nothing must not become guest memory.
     public func withPFNMapping<R>(of address: UserAddress, in vma: VMAInfo, _ body: (PFNMapping) -> R) -> R? {
         precondition(isHeld(.mmap), "follow_pfnmap_start without mmap_lock")
         guard vma.flags.io || vma.flags.pfnMap, vma.contains(address) else { return nil }

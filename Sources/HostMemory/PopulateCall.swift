@@ -54,7 +54,8 @@ extension AddressSpace {
                 if object.isSecret { throw .EOPNOTSUPP }
                 object.punchHole(pages)
             case .huge(let file, _, _): file.punchHole(smallPages: pages)
-            case .anonymous, .anonymousShared, .driver: throw .EINVAL
+            case .anonymous, .anonymousShared: throw .EINVAL
+            case .driver: throw .ENODEV
             }
         }
         if hole { throw .ENOMEM }

@@ -146,7 +146,9 @@ public struct SystemCalls {
         }
         let (end, overflow) = address.addingReportingOverflow(old)
         // A second mapping of a shared one's pages is not modelled.
-        guard old > 0 else { throw .EINVAL }
+        guard old > 0 else {
+            throw address < Self.end && space.area(containing: UserAddress(address)) != nil ? .EINVAL : .EFAULT
+        }
         guard !overflow, end <= Self.end else {
             // Nothing is to change: the length is not looked at.
             if !isFixed, new == old, address < Self.end, space.area(containing: UserAddress(address)) != nil { return }

@@ -72,6 +72,8 @@ public struct VMAInfo: Sendable {
     /// Whether a guard was ever put in. Kernel: `VM_MAYBE_GUARD`.
     public let mayHoldGuards: Bool
 
+    public var pageCount: Int { Int(range.upperBound.page - range.lowerBound.page) }
+
     /// The page of the backing that `address` shows.
     public func backingPage(of address: UserAddress) -> Int {
         firstPage + Int(address.page - range.lowerBound.page)
@@ -191,6 +193,9 @@ final class VMA: @unchecked Sendable {
         case .huge(let file, _, _): file.mappings
         }
     }
+
+    /// Whose memory it is, if a driver's.
+    var driver: DriverMapping? { if case .driver(let driver, _, _) = backing { driver } else { nil } }
 
     /// Whether entries are born read-only though the mapping is shared and writable, because the driver wants to hear
     /// of the first write, or the file must know its dirty pages. Kernel: `vma_wants_writenotify`.

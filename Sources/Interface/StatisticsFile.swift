@@ -1,5 +1,6 @@
 import CKVMInterface
 import GuestMemory
+import IoctlScript
 
 /// The content of the descriptor that `KVM_GET_STATS_FD` returns: a header, the source's name, descriptors, values.
 public struct StatisticsFile: Sendable {
@@ -60,22 +61,7 @@ public struct StatisticsFile: Sendable {
     }
 
     /// The value of a name, read the way a program reads it: through header and descriptor. Nil: there is none.
-    public func value(of name: String) -> UInt64? {
-        bytes.withUnsafeBytes { bytes in
-            let header = bytes.loadUnaligned(as: kvm_stats_header.self)
-            let size = MemoryLayout<kvm_stats_desc>.size + Int(header.name_size)
-            for index in 0..<Int(header.num_desc) {
-                let place = Int(header.desc_offset) + index * size
-                let descriptor = bytes.loadUnaligned(fromByteOffset: place, as: kvm_stats_desc.self)
-                let start = place + MemoryLayout<kvm_stats_desc>.size
-                let found = bytes[start..<start + Int(header.name_size)].prefix { $0 != 0 }
-                guard found.elementsEqual(name.utf8) else { continue }
-                return bytes.loadUnaligned(
-                    fromByteOffset: Int(header.data_offset) + Int(descriptor.offset), as: UInt64.self)
-            }
-            return nil
-        }
-    }
+    public func value(of name: String) -> UInt64? { StatisticsContent(bytes).value(of: name) }
 }
 
 extension VirtualMachine {

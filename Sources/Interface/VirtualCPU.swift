@@ -196,11 +196,13 @@ public final class VirtualCPU {
     /// The user's side of the ring, in the descriptor's mapping.
     private var reader: DirtyRingReader?
 
-    /// Reads what is dirty, at most `limit` entries, and marks it to be reset. EINVAL: there is no ring to map.
-    public func collectRing(atMost limit: Int = .max) throws(Errno) -> [kvm_dirty_gfn] {
+    /// Reads what is dirty, at most `limit` entries, and marks it to be reset. Nil: there is no ring. Its place in the
+    /// descriptor can be mapped all the same; the access is SIGBUS.
+    public func collectRing(atMost limit: Int = .max) -> [kvm_dirty_gfn]? {
         if reader == nil { reader = core.ring.map { DirtyRingReader($0) } }
-        guard let reader else { throw .EINVAL }
-        return reader.collect(atMost: limit).map { kvm_dirty_gfn(flags: $0.flags, slot: $0.slot, offset: $0.offset) }
+        return reader?.collect(atMost: limit).map {
+            kvm_dirty_gfn(flags: $0.flags, slot: $0.slot, offset: $0.offset)
+        }
     }
 
     // MARK: The emulator

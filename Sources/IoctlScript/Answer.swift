@@ -120,9 +120,11 @@ public func errnoName(_ number: Int32) -> String {
 }
 
 private let errnoNames: [(number: Int32, name: String)] = [
-    (1, "EPERM"), (2, "ENOENT"), (4, "EINTR"), (5, "EIO"), (6, "ENXIO"), (7, "E2BIG"), (9, "EBADF"), (11, "EAGAIN"),
+    (1, "EPERM"), (2, "ENOENT"), (3, "ESRCH"), (4, "EINTR"), (5, "EIO"), (6, "ENXIO"), (7, "E2BIG"), (9, "EBADF"),
+    (11, "EAGAIN"),
     (12, "ENOMEM"), (13, "EACCES"), (14, "EFAULT"), (16, "EBUSY"), (17, "EEXIST"), (19, "ENODEV"), (22, "EINVAL"),
-    (24, "EMFILE"), (25, "ENOTTY"), (27, "EFBIG"), (28, "ENOSPC"), (75, "EOVERFLOW"), (95, "EOPNOTSUPP"),
+    (24, "EMFILE"), (25, "ENOTTY"), (27, "EFBIG"), (28, "ENOSPC"), (38, "ENOSYS"), (75, "EOVERFLOW"),
+    (95, "EOPNOTSUPP"),
     (121, "EREMOTEIO"), (133, "EHWPOISON"),
 ]
 
@@ -146,7 +148,9 @@ extension Script {
 }
 
 extension Answer {
-    /// Keys with their values.
+    /// Keys with their values, with commas between them.
+    var jsonPairs: String { json.joined(separator: ", ") }
+
     fileprivate var json: [String] {
         var pairs: [String]
         switch outcome {

@@ -6,12 +6,13 @@ extension Script {
     /// One line for each step, after the line that names the language.
     public var source: String {
         var text = "# faultline ioctl \(ScriptReader.version)\n"
-        for line in lines {
-            text += line.step.source(names)
-            if line.process != 0 { text += " as=\(names.processes[line.process])" }
-            text += "\n"
-        }
+        for line in lines { text += source(of: line) + "\n" }
         return text
+    }
+
+    /// One line.
+    public func source(of line: Line) -> String {
+        line.step.source(names) + (line.process == 0 ? "" : " as=\(names.processes[line.process])")
     }
 
     /// The same steps, numbered as `source` prints them.

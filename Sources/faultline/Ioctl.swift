@@ -3,6 +3,7 @@ import Audit
 import Foundation
 import Interface
 import IoctlScript
+import LinuxKVM
 import Report
 import TextInput
 
@@ -13,16 +14,29 @@ struct Ioctl: ParsableCommand {
             A line of the script is a call; a line of the output is its number in the script and its answer. \
             Documentation/Faultline.docc/IoctlScripts.md describes both.
 
-            With --random no script is read: random ones are made and run, and the rules of the model are checked after \
-            each. Exit status: 0 nothing found, 1 a rule broken, 2 the script is wrong; answers are not judged.
+            With --diff the model and this machine's /dev/kvm both answer, and the lines whose answers differ are printed. \
+            The kernel's side runs in processes of its own, with limits; a kernel that does not return from a call, or \
+            ends its process, is told with the call. With --random no script is read: random ones are made and run, and \
+            the rules of the model are checked after each.
+
+            Exit status: 0 nothing found, 1 a rule broken, an answer that differs, a call that did not return, 2 the \
+            script is wrong, 3 /dev/kvm can't be used. The answers of one side alone are not judged.
             """)
 
-    enum Side: String, ExpressibleByArgument, CaseIterable { case model }
+    enum Side: String, ExpressibleByArgument, CaseIterable { case model, kvm }
 
     @Argument(help: "The script; - is standard input.")
     var script: String?
     @Option(help: "Who answers.")
     var on = Side.model
+    @Flag(help: "Compare both sides' answers.")
+    var diff = false
+    @Option(help: "KVM's device.")
+    var device = "/dev/kvm"
+    @Option(help: ArgumentHelp("A cgroup in which KVM's side makes one of its own.", valueName: "path"))
+    var cgroup: String?
+    @Option(help: "Seconds that the kernel may take for one call.")
+    var deadline = 10
     @Flag(help: "Print the answers as JSON.")
     var json = false
     @Option(help: ArgumentHelp("Make and run random scripts of so many steps in all.", valueName: "steps"))
@@ -38,6 +52,8 @@ struct Ioctl: ParsableCommand {
         }
         if let random, random < 1 { throw ValidationError("--random must be 1 or more.") }
         if print, random == nil { throw ValidationError("--print goes with --random.") }
+        if random != nil, diff || on == .kvm { throw ValidationError("--random runs on the model alone.") }
+        if deadline < 1 || deadline > 3600 { throw ValidationError("--deadline is 1 to 3600 seconds.") }
     }
 
     func run() throws {
@@ -48,12 +64,61 @@ struct Ioctl: ParsableCommand {
         } catch {
             throw Failure(.unusable, error.description)
         }
-        guard var executor = ModelExecutor() else { throw Failure(.impossibleHere, Self.noRoom) }
-        let answers = read.run(on: &executor)
+        if diff { return try compare(read) }
+        if on == .kvm {
+            let (answers, finding) = try onKVM(read)
+            output(json ? read.json(of: answers) : read.text(of: answers))
+            if let finding { throw Failure(.findings, finding) }
+            return
+        }
+        let (answers, findings) = try onModel(read)
         output(json ? read.json(of: answers) : read.text(of: answers))
-        executor.finish()
-        let findings = executor.findings
         if !findings.isEmpty { throw Failure(.findings, Self.text(findings)) }
+    }
+
+    private func compare(_ script: Script) throws {
+        // The child first: it has the memory that this process has then.
+        let (real, finding) = try onKVM(script)
+        let (model, findings) = try onModel(script)
+        let comparison = Comparison(script, ("model", model), ("kvm", real))
+        output(json ? comparison.json : comparison.text)
+        let texts = [finding ?? "", Self.text(findings)].filter { !$0.isEmpty }
+        if !texts.isEmpty || !comparison.differences.isEmpty {
+            throw Failure(.findings, texts.joined(separator: "\n"))
+        }
+    }
+
+    private func onModel(_ script: Script) throws -> ([Answer], [Finding]) {
+        guard var executor = ModelExecutor() else { throw Failure(.impossibleHere, Self.noRoom) }
+        let answers = script.run(on: &executor)
+        executor.finish()
+        return (answers, executor.findings)
+    }
+
+    /// The answers, and what ended the script early.
+    private func onKVM(_ script: Script) throws -> ([Answer], String?) {
+        do throws(RealRun.Unavailable) {
+            var options = RealRun.Options()
+            options.path = device
+            options.memoryGroup = cgroup
+            options.deadline = deadline * 1000
+            return try answers(to: script, of: try RealRun(options))
+        } catch {
+            throw Failure(.impossibleHere, "error: \(error.reason)")
+        }
+    }
+
+    private func answers(to script: Script, of run: RealRun) throws(RealRun.Unavailable) -> ([Answer], String?) {
+        do throws(RealRun.Failure) {
+            return (try run.answers(of: script), nil)
+        } catch {
+            switch error {
+            case .unavailable(let unavailable): throw unavailable
+            case .finding(let finding):
+                let line = script.lines[finding.index]
+                return (finding.answers, "\(line.number): \(script.source(of: line)): \(finding.reason)")
+            }
+        }
     }
 
     private static func text(_ findings: [Finding]) -> String {

@@ -57,4 +57,53 @@ import Testing
             #expect(result.output.contains(row))
         }
     }
+
+    // MARK: This machine's kernel
+
+    @Test func `a device that can't be used ends with 3 and the reason`() throws {
+        try with("vm\n") { path in
+            for arguments in [["--on=kvm"], ["--diff"]] {
+                let result = try Command.run(["ioctl", "--device=/nowhere", path] + arguments)
+                #expect(result.status == 3 && result.output.isEmpty)
+                #expect(result.errors == "error: /nowhere can't be opened: ENOENT\n")
+            }
+        }
+    }
+
+    @Test func `a script that is wrong ends with 2 whoever should answer`() throws {
+        try with("vmm\n") { path in
+            #expect(try Command.run("ioctl", "--on=kvm", path).status == 2)
+            #expect(try Command.run("ioctl", "--diff", path).status == 2)
+        }
+    }
+
+    private static let hasKVM = access("/dev/kvm", R_OK | W_OK) == 0
+
+    @Test(.enabled(if: hasKVM, "/dev/kvm can't be opened"))
+    func `the kernel's answers, and what differs`() throws {
+        try with("vm\nring_reset\ncheck_extension of=device cap=9999\n") { path in
+            let real = try Command.run("ioctl", "--on=kvm", path)
+            #expect(real.status == 0 && real.errors.isEmpty && real.output == "1: 0\n2: -1 EINVAL\n3: 0\n")
+            let same = try Command.run("ioctl", "--diff", path)
+            #expect(same.status == 0 && same.output == "0 of 3 answers differ\n")
+        }
+        // Of vCPUs, and so none that the model has.
+        try with("vm\ncheck_extension cap=enable_cap\n") { path in
+            let different = try Command.run("ioctl", "--diff", path)
+            #expect(different.status == 1 && different.output.hasSuffix("1 of 2 answers differ\n"))
+        }
+    }
+
+    @Test(.enabled(if: hasKVM, "/dev/kvm can't be opened"))
+    func `a call that does not return ends with 1 and the line`() throws {
+        let slow = "guest write cpu=0 gpa=0 count=1048576 stride=0"
+        let lines = ["host name=r kind=anonymous size=64k", "vm", "vcpu", "region slot=0 gpa=0 size=64k hva=r"]
+        try with((lines + Array(repeating: slow + " by=emulator", count: 2)).joined(separator: "\n")) { path in
+            let result = try Command.run("ioctl", "--on=kvm", "--deadline=1", path)
+            // Where the emulator can't be had, or is fast, nothing is slow.
+            guard result.status != 0 else { return }
+            #expect(result.status == 1 && result.output.hasPrefix("1: 0\n2: 0\n3: 0\n4: 0\n"))
+            #expect(result.errors.contains("the call did not return within 1000 ms"))
+        }
+    }
 }

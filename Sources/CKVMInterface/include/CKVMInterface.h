@@ -7,5 +7,6 @@
 #pragma once
 #include "kvm_memory.h"
 #include "kvm_numbers.h"
+#include "kvm_processor.h"
 #include "kvm_run.h"
 #include "kvm_statistics.h"

@@ -7,6 +7,8 @@
 #define FL_NONE(number) FL_CALL(0U, number, 0)
 /// The kernel reads the argument.
 #define FL_IN(number, type) FL_CALL(1U, number, sizeof(type))
+/// The kernel writes it.
+#define FL_OUT(number, type) FL_CALL(2U, number, sizeof(type))
 /// The kernel reads it and writes it back.
 #define FL_IN_OUT(number, type) FL_CALL(3U, number, sizeof(type))
 

@@ -79,23 +79,46 @@ public final class CountedPagesByFrame: DriverMapping, @unchecked Sendable {
 /// never gets a writable entry (`spec/real-kvm.md`, the live finding).
 public final class EventRing: DriverMapping, @unchecked Sendable {
     // Unchecked: immutable.
+    /// When entries are made.
+    public enum Filling: Sendable {
+        /// One at each fault. Kernel: `perf_mmap_fault`, which later kernels have no more.
+        case byFault
+        /// All of them at mmap, which takes the ring as a whole, to be neither split nor inherited nor executed. Kernel:
+        /// `perf_mmap` of Linux 6.18.
+        case atMap
+    }
     private let pageFrames: DriverPages
+    public let filling: Filling
 
     /// One control page and `dataPages` of data. Nil: no memory.
-    public init?(_ host: Host, dataPages: Int) {
+    public init?(_ host: Host, dataPages: Int, filling: Filling = .byFault) {
         guard let owned = DriverPages(host, count: 1 + dataPages) else { return nil }
         pageFrames = owned
-        super.init(name: "event ring", flags: .framesOfDevice, wantsWriteNotification: true)
+        self.filling = filling
+        super.init(
+            name: "event ring", flags: .framesOfDevice, wantsWriteNotification: true,
+            refusals: filling == .atMap ? [.growth, .splits, .copies, .execution] : .growth)
         claim(owned)
     }
 
     public var frames: [HostFrame] { pageFrames.frames }
 
+    public override func mapped(_ space: AddressSpace, _ vma: VMAInfo) -> Errno? {
+        guard filling == .atMap else { return nil }
+        let data = frames.count - 1
+        guard vma.firstPage == 0, vma.pageCount == frames.count, data & (data - 1) == 0 else { return .EINVAL }
+        for (page, frame) in frames.enumerated() {
+            let result = space.insertFrame(frame, at: vma.range.lowerBound + UInt64(page) * pageSize, in: vma)
+            if result != .inserted { return .ENOMEM }
+        }
+        return nil
+    }
+
     public override func fault(
         _ space: AddressSpace, _ vma: VMAInfo, _ address: UserAddress, write: Bool
     ) -> DriverFault {
         let page = vma.backingPage(of: address)
-        guard page < pageFrames.frames.count, page == 0 || !write else { return .busError }
+        guard filling == .byFault, page < pageFrames.frames.count, page == 0 || !write else { return .busError }
         return space.insertFrame(pageFrames.frames[page], at: address, in: vma)
     }
 

@@ -160,13 +160,10 @@ extension ModelExecutor {
 
     func collectRing(_ place: CPU, most: Int) -> Answer {
         guard let cpu = cpu(place) else { return .badDescriptor }
-        do throws(Errno) {
-            let entries = try cpu.collectRing(atMost: most).map { RingEntry(slot: $0.slot, offset: $0.offset) }
-            return Answer(
-                .returned(0), [.init("count", .decimal(UInt64(entries.count))), .init("entries", .entries(entries))])
-        } catch {
-            return Answer(error)
-        }
+        guard let collected = cpu.collectRing(atMost: most) else { return Answer(.signal("SIGBUS")) }
+        let entries = collected.map { RingEntry(slot: $0.slot, offset: $0.offset) }
+        return Answer(
+            .returned(0), [.init("count", .decimal(UInt64(entries.count))), .init("entries", .entries(entries))])
     }
 
     // MARK: Capabilities and statistics

@@ -34,7 +34,7 @@ struct ModelRegion {
             case .secret: .object(MemoryObject(host: host, pages: pages, secret: true))
             case .hugetlb, .hugetlbPrivate:
                 pool.map { .huge(HugePageFile($0, pages: Int(size / PageLevel.page2M.bytes))) }
-            case .perfRing: driver(EventRing(host, dataPages: pages - 1)) { $0.frames.count }
+            case .perfRing: driver(EventRing(host, dataPages: pages - 1, filling: .atMap)) { $0.frames.count }
             case .packetRing: driver(PacketRing(host, pages: pages)) { $0.pages }
             case .graphics: GraphicsBuffer(host, pages: pages, order: 0).map { .graphics($0) }
             case .deviceBAR: driver(DeviceBAR(host, pages: pages, filling: .byFault)) { _ in 0 }
@@ -121,8 +121,8 @@ struct ModelRegion {
     }
 }
 
-/// A ring of packets: counted pages in a mixed map, each of which get-user-pages can take. Kernel: AF_PACKET's
-/// `packet_mmap`, `vm_insert_page`.
+/// A ring of packets: counted pages in a mixed map, each of which get-user-pages can take. All of them come at mmap; what
+/// is gone is not made again. Kernel: AF_PACKET's `packet_mmap`, `vm_insert_page`.
 final class PacketRing: DriverMapping, @unchecked Sendable {
     // Unchecked: immutable.
     private let owned: DriverPages
@@ -131,17 +131,18 @@ final class PacketRing: DriverMapping, @unchecked Sendable {
     init?(_ host: Host, pages: Int) {
         guard let owned = DriverPages(host, count: pages) else { return nil }
         self.owned = owned
-        var flags = VMAFlags()
-        flags.mixedMap = true
-        super.init(name: "packet ring", flags: flags)
+        super.init(name: "packet ring", flags: .mixed, refusals: .execution)
         claim(owned)
     }
 
     var pages: Int { owned.frames.count }
 
-    override func fault(_ space: AddressSpace, _ vma: VMAInfo, _ address: UserAddress, write: Bool) -> DriverFault {
-        let page = vma.backingPage(of: address)
-        guard page < pages else { return .busError }
-        return space.insertPage(owned.frames[page], at: address, in: vma)
+    override func mapped(_ space: AddressSpace, _ vma: VMAInfo) -> Errno? {
+        guard vma.firstPage == 0, vma.pageCount == pages else { return .EINVAL }
+        for (page, frame) in owned.frames.enumerated() {
+            let result = space.insertPage(frame, at: vma.range.lowerBound + UInt64(page) * pageSize, in: vma)
+            if result != .inserted { return .ENOMEM }
+        }
+        return nil
     }
 }
