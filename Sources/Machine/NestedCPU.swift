@@ -1,3 +1,4 @@
+import Audit
 import Frames
 import GuestMemory
 import Hardware
