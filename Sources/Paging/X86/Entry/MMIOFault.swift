@@ -9,7 +9,9 @@ struct RememberedMMIO {
     private(set) var frame: GuestFrame?
     private var generation: UInt64 = 0
 
-    func isOf(_ frame: GuestFrame, _ generation: UInt64) -> Bool { self.frame == frame && self.generation == generation }
+    func isOf(_ frame: GuestFrame, _ generation: UInt64) -> Bool {
+        self.frame == frame && self.generation == generation
+    }
 
     /// Nothing while an update of the slots is in progress. Kernel: `vcpu_cache_mmio_info`.
     mutating func note(_ frame: GuestFrame, _ generation: UInt64) {

@@ -100,6 +100,7 @@ public final class ShadowMMU: SecondaryMMU, @unchecked Sendable {
 
     override public func isWritable(_ entry: UInt64) -> Bool { entry & EntryBits.write != 0 }
     override public func isLeaf(_ entry: UInt64, _ level: PageLevel) -> Bool { EntryBits.isLeaf(entry, level.rawValue) }
+    override public func awaitsAccess(_ entry: UInt64) -> Bool { bits.isAccessTracked(entry) }
     override public var addressSpaceCount: Int { spaces }
     override public var protectsNewSlots: Bool { false }
     override public var guestAddressBits: Int { direct.map { $0.levels == 5 ? 57 : 48 } ?? 52 }

@@ -65,7 +65,8 @@ import Testing
         #expect(direct.guest.store(5, 1) == .stored)
         direct.cpu.switchAddressSpace(to: 1)
         #expect(direct.guest.store(5, 2) == .stored)
-        #expect(try direct.space.load(at(5)) == 1 && direct.space.load(at(37)) == 2)
+        #expect(try direct.space.load(at(5)) == 1)
+        #expect(try direct.space.load(at(37)) == 2)
         direct.guest.check()
         direct.cpu.switchAddressSpace(to: 0)
         #expect(direct.guest.load(5) == .value(1))
@@ -171,7 +172,9 @@ import Testing
         try direct.space.store(at(700), 3)
         try direct.space.store(at(100), 3)
         func ahead(_ page: Int) throws -> PageLevel {
-            try direct.vm.withSlots { () throws in try direct.mmu.preFault(direct.cpu, gfn(page).address) }
+            let side = direct.vm.slotReaders.enter()
+            defer { direct.vm.slotReaders.exit(side) }
+            return try direct.mmu.preFault(direct.cpu, gfn(page).address)
         }
         #expect(try ahead(700) == .page2M)
         #expect(!direct.space.testYoung(at(700)) || direct.guest.leaf(700)?.accessed == false)
