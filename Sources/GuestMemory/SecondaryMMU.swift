@@ -119,6 +119,9 @@ open class SecondaryMMU: @unchecked Sendable {
     open func isWritable(_ entry: UInt64) -> Bool { false }
     /// Whether an entry of a table of `level` is a present leaf. For checks.
     open func isLeaf(_ entry: UInt64, _ level: PageLevel) -> Bool { false }
+    /// Whether a leaf's rights are set aside to see the next access, for which TLBs are not flushed. For checks. Spec: x86
+    /// F6.
+    open func awaitsAccess(_ entry: UInt64) -> Bool { false }
 
     /// Called once, by the VM that the MMU is made for, or by an MMU that this one is a part of.
     public final func attach(_ vm: VirtualMachine) {

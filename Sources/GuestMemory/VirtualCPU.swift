@@ -11,12 +11,13 @@ open class CPUExtra: @unchecked Sendable {
 
 /// A vCPU, as far as memory is concerned. Kernel: `struct kvm_vcpu`. `Machine` derives the one that runs programs.
 ///
-/// Modes: `outside` → `inGuest` → `outside`. Whoever needs the guest out of the way posts a request and, if the mode is
-/// `inGuest`, waits. The vCPU sets the mode *before* its last look at the requests (Spec: X64).
+/// Modes: `outside` → `inGuest` → `outside`, and likewise `readingTables`. Whoever needs the guest out of the way posts a
+/// request and, if the mode is not `outside`, waits. The vCPU sets `inGuest` *before* its last look at the requests (Spec:
+/// X64).
 open class VirtualCPU: @unchecked Sendable {
     // What is not `open` is `final`, as in `SecondaryMMU`.
     // Unchecked: the state shared with other tasks is atomic; the rest belongs to the vCPU's own task.
-    public enum Mode: UInt8, Sendable { case outside, inGuest }
+    public enum Mode: UInt8, Sendable { case outside, inGuest, readingTables }
     public struct Request {
         public static let flushTLB: UInt32 = 1
         /// The root is obsolete; load a new one (which flushes). Kernel: `KVM_REQ_MMU_FREE_OBSOLETE_ROOTS`.
@@ -173,6 +174,23 @@ open class VirtualCPU: @unchecked Sendable {
         if logsInHardware { vm.mmu.guestLeft(self) }
     }
 
+    /// Begins to read tables without mmu_lock: what is reached from the vCPU's root is not freed before the end, for whoever
+    /// frees a table has unlinked it, and then waits in a flush. Until then no lock is taken that is held over a flush.
+    /// Caller: the vCPU's task, outside of guest mode. Kernel: `walk_shadow_page_lockless_begin`,
+    /// `READING_SHADOW_PAGE_TABLES`. Spec: x86 2.6, X56.
+    public final func beginReadingTables() {
+        schedulingPoint(.guestEnter, identity.value)
+        mode.store(Mode.readingTables.rawValue, ordering: .sequentiallyConsistent)
+        // The mode is seen before anything is read.
+        atomicMemoryFence(ordering: .sequentiallyConsistent)
+    }
+
+    /// Kernel: `walk_shadow_page_lockless_end`.
+    public final func endReadingTables() {
+        schedulingNote(.guestExit, identity.value)
+        mode.store(Mode.outside.rawValue, ordering: .sequentiallyConsistent)
+    }
+
     /// Spec: x86 section 6, the order of requests. What ends the entry leaves all others for the next.
     private final func serveRequests() -> EntryRefusal? {
         schedulingPoint(.atomicUpdate, identity.value)
@@ -225,13 +243,13 @@ open class VirtualCPU: @unchecked Sendable {
         self.requests.load(ordering: .sequentiallyConsistent) & requests != 0
     }
 
-    /// Posts a request and waits until the vCPU is outside of guest mode. Returns whether it had to wait.
+    /// Posts a request and waits until the vCPU is outside of guest mode, and of tables. Returns whether it had to wait.
     final func kick(_ request: UInt32) -> Bool {
         schedulingPoint(.requestPost, identity.value)
         requests.bitwiseOr(request, ordering: .sequentiallyConsistent)
         schedulingPoint(.conditionRead, identity.value)
-        guard mode.load(ordering: .sequentiallyConsistent) == Mode.inGuest.rawValue else { return false }
-        spinUntil(identity.value) { mode.load(ordering: .sequentiallyConsistent) != Mode.inGuest.rawValue }
+        guard mode.load(ordering: .sequentiallyConsistent) != Mode.outside.rawValue else { return false }
+        spinUntil(identity.value) { mode.load(ordering: .sequentiallyConsistent) == Mode.outside.rawValue }
         return true
     }
 }

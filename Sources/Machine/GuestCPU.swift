@@ -190,19 +190,21 @@ public enum StageTwoTables: Sendable {
     case gStage(GStageMMU)
     /// There is no second stage: the processor walks what KVM made of the guest's own tables.
     case shadow(ShadowMMU)
+    /// The second stage is the shadow MMU's, made with `ShadowMMU(direct:)`. Kernel: `tdp_mmu=N`.
+    case direct(ShadowMMU)
 
     public var mmu: SecondaryMMU {
         switch self {
         case .tdp(let mmu): mmu
         case .gStage(let mmu): mmu
-        case .shadow(let mmu): mmu
+        case .shadow(let mmu), .direct(let mmu): mmu
         }
     }
 
     /// Whether KVM has an instruction emulator that writes guest memory (x86).
     var emulatorWritesMemory: Bool {
         switch self {
-        case .tdp, .shadow: true
+        case .tdp, .shadow, .direct: true
         case .gStage: false
         }
     }
@@ -212,28 +214,34 @@ public enum StageTwoTables: Sendable {
         let memory = cpu.vm.memory
         switch self {
         case .tdp(let mmu):
-            let pointer = mmu.rootPointer(for: cpu)
-            let bits = Int(mmu.configuration.physicalAddressBits)
-            guard mmu.configuration.format == .ept else {
-                return .npt(
-                    NPTWalker(
-                        memory: memory, root: pointer, fiveLevels: mmu.configuration.levels == 5,
-                        processor: PagingProcessor(physicalAddressBits: bits, isAMD: true)))
-            }
             let isLogging = log != nil && mmu.logsModifications(of: cpu)
-            return .ept(
-                EPTWalker(
-                    memory: memory, pointer: pointer, physicalAddressBits: bits,
-                    executeOnly: mmu.configuration.executeOnly, log: isLogging ? log : nil))
+            return stage(memory, mmu.configuration, mmu.rootPointer(for: cpu), isLogging ? log : nil)
+        case .direct(let mmu): return stage(memory, mmu.secondStage, mmu.rootPointer(for: cpu), nil)
         case .gStage(let mmu): return .gStage(GStageWalker(memory: memory, hgatp: mmu.hgatp, hardwareAD: true))
         case .shadow: preconditionFailure("under shadow paging there is no second stage")
         }
     }
 
+    private func stage(
+        _ memory: PhysicalMemory, _ configuration: TDPConfiguration, _ pointer: UInt64, _ log: ModificationLog?
+    ) -> StageTwo {
+        let bits = Int(configuration.physicalAddressBits)
+        guard configuration.format == .ept else {
+            return .npt(
+                NPTWalker(
+                    memory: memory, root: pointer, fiveLevels: configuration.levels == 5,
+                    processor: PagingProcessor(physicalAddressBits: bits, isAMD: true)))
+        }
+        return .ept(
+            EPTWalker(
+                memory: memory, pointer: pointer, physicalAddressBits: bits, executeOnly: configuration.executeOnly,
+                log: log))
+    }
+
     func modificationLogPage(of cpu: VirtualCPU) -> HostFrame? {
         switch self {
         case .tdp(let mmu): mmu.modificationLogPage(of: cpu)
-        case .gStage, .shadow: nil
+        case .gStage, .shadow, .direct: nil
         }
     }
 
@@ -241,7 +249,7 @@ public enum StageTwoTables: Sendable {
         switch self {
         case .tdp(let mmu): mmu.checkTables()
         case .gStage(let mmu): mmu.checkTables()
-        case .shadow(let mmu): mmu.checkTables()
+        case .shadow(let mmu), .direct(let mmu): mmu.checkTables()
         }
     }
 }

@@ -120,7 +120,7 @@ public struct Checks {
                 if frame != cached.frame {
                     journal.add(
                         Finding(.x11, "a TLB holds another frame than the entry", frame: cached.frame, guest: first))
-                } else if cached.writable && !leaf.writable {
+                } else if cached.writable && !leaf.writable && !vm.mmu.awaitsAccess(leaf.entry) {
                     journal.add(
                         Finding(
                             .i13, "a TLB lets the guest write what the entry no longer does", frame: frame, guest: first

@@ -32,14 +32,14 @@ final class TestGuest: @unchecked Sendable {
         _ architecture: Architecture = .x86TDP, policy: PolicyName = .precise, ramFrames: Int = 384,
         deviceFrames: Int = 64, thp: Bool = false, unsafe: Bool = false, cpus count: Int = 1, keepsEvents: Bool = true,
         reclaims: Bool = false, addressSpaces: Int = 1, type: VirtualMachineType = .standard,
-        swap: SwapDevice? = nil, before: (VirtualMachine) -> Void = { _ in }
+        swap: SwapDevice? = nil, tables special: StageTwoTables? = nil, before: (VirtualMachine) -> Void = { _ in }
     ) {
         test = TestHost(
             ramFrames: ramFrames, deviceFrames: deviceFrames, thp: thp, keepsEvents: keepsEvents, swap: swap,
             reclaims: reclaims)
         framesAtStart = test.memory.freeFrames
         space = test.space()
-        tables = architecture.makeTables(addressSpaces: addressSpaces)
+        tables = special ?? architecture.makeTables(addressSpaces: addressSpaces)
         self.policy = policy
         vm = VirtualMachine(
             addressSpace: space, mmu: tables.mmu, policy: policy.kind, allowUnsafeMappings: unsafe,

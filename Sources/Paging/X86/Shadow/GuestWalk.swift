@@ -48,6 +48,15 @@ struct GuestWalk {
     /// Pages that had been made when an entry was last found unchanged. Spec: X54.
     var confirmedAt: UInt64 = 0
 
+    init() {}
+
+    /// No tables of the guest's count.
+    init(of frame: GuestFrame, level: UInt8) {
+        self.frame = frame
+        self.level = level
+        rights = .all
+    }
+
     func entry(_ level: UInt8) -> UInt64 { entries[Int(level) - 1] }
     func place(_ level: UInt8) -> GuestAddress { GuestAddress(places[Int(level) - 1]) }
     func table(_ level: UInt8) -> GuestFrame { GuestFrame(tables[Int(level) - 1]) }
@@ -87,11 +96,7 @@ extension ShadowMMU {
     func walkGuest(_ cpu: VirtualCPU, _ address: UInt64, _ code: FaultCode) -> GuestWalkResult {
         let state = state(of: cpu)
         guard state.format.isPaged else {
-            var walk = GuestWalk()
-            walk.level = largestDirectLevel
-            walk.frame = GuestFrame(address >> 12)
-            walk.rights = .all
-            return .page(walk)
+            return .page(GuestWalk(of: GuestFrame(address >> 12), level: largestDirectLevel))
         }
         note(Event(.guestWalk, guest: address, value: code.rawValue, task: task(cpu)))
         while true {

@@ -54,7 +54,10 @@ public final class ShadowCPU: CPUExtra, @unchecked Sendable {
 
     func setPageDirectoryPointers(_ values: (UInt64, UInt64, UInt64, UInt64)) { pointers = values }
 
+    /// Of direct tables: where the last access was that no slot contained.
+    var lastMMIO = RememberedMMIO()
+
     /// Whether the root is made of four entries of its own. Kernel: a `pae_root` in use.
-    var usesFourRoots: Bool { format.levels < 4 }
+    var usesFourRoots: Bool { role.level < 4 }
     var hasRoot: Bool { usesFourRoots ? !fourRoots.isEmpty : root != nil || hasDummyRoot }
 }

@@ -7,7 +7,8 @@ import Synchrony
 
 /// The shadow pages, checked against the rules, with nobody else running. Spec: x86 section 8.
 extension ShadowMMU {
-    /// Every entry: X18, X19, X22, X23, X38, X39, X44. Every page: X48 to X50, X52, X62. The sums: X36, X41, X53, X55, X61.
+    /// Every entry: X18, X19, X22, X23, X27, X38, X39, X44. Every page: X48 to X50, X52, X62. The sums: X36, X41, X42, X53,
+    /// X55, X61. The vCPUs of direct tables: X35.
     public func checkTables() -> [Finding] { checkWithSums().findings }
 
     /// Of the sums that these tables have in common with others, `base` checks the whole: it gets the leaves by level.
@@ -17,6 +18,7 @@ extension ShadowMMU {
         check.checkPages()
         check.checkCounts()
         check.checkSlots()
+        if direct != nil { check.checkDirect() }
         return (check.findings, check.leaves)
     }
 
@@ -150,7 +152,9 @@ private struct ShadowCheck {
         mmu.entry(page, 0).forEachIndex(below: 512, notHolding: EntryBits.empty) { i in
             let value = mmu.entry(page, i).peek()
             let level = page.role.level
-            if !EntryBits.isPresent(value) {
+            if let direct = mmu.direct, direct.cachesMMIO, mmu.bits.isMMIO(value) {
+                mmio(value, page, i)
+            } else if !EntryBits.isPresent(value) {
                 report(.x18, "an entry without the present bit is not empty", page)
             } else if EntryBits.isTable(value, level) {
                 links += 1
@@ -161,6 +165,18 @@ private struct ShadowCheck {
                 leaves[Int(level)] += 1
                 leaf(value, page, i)
             }
+        }
+    }
+
+    /// X27 at rest: a marker of this generation stands where no slot is. Those of others nobody believes.
+    private mutating func mmio(_ value: UInt64, _ page: ShadowPage, _ index: Int) {
+        let guest = page.guestFrame(of: index)
+        if mmu.bits.frame(ofMMIO: value) != guest || page.role.level > 1 {
+            report(.x27, "an MMIO entry is for another frame", page)
+        }
+        let now = mmu.vm.slotsGeneration(of: page.role.space) & EntryBits.generationMask
+        if EntryBits.generation(ofMMIO: value) == now, mmu.slot(guest, page.role) != nil {
+            report(.x27, "a valid MMIO entry hides the memory of a slot", page)
         }
     }
 
@@ -181,7 +197,7 @@ private struct ShadowCheck {
     private mutating func leaf(_ value: UInt64, _ page: ShadowPage, _ index: Int) {
         let bits = mmu.bits
         let breaches = bits.breaches(
-            ofLeaf: value, page.role.level, adType: mmu.adType(page.role), nxHugePages: mmu.base?.nxHugePages ?? false)
+            ofLeaf: value, page.role.level, adType: mmu.adType(page.role), nxHugePages: mmu.nxHugePages)
         for (invariant, reason) in breaches { report(invariant, reason, page) }
         let frame = EntryBits.field.frame(in: value)
         if !frame.isAligned(to: page.level) { report(.x22, "a huge leaf's frame is not a multiple of its size", page) }
@@ -203,7 +219,7 @@ private struct ShadowCheck {
         let bits = mmu.bits
         let own = mmu.vm.policy.kind == .tracked ? ShadowMMU.counted : 0
         let value = value & ~own
-        guard let configuration = mmu.base?.configuration else {
+        guard let configuration = mmu.configuration else {
             let known =
                 EntryBits.frameMask | EntryBits.mmuPresent | EntryBits.write | bits.present | bits.user | bits.noExecute
                 | bits.accessed | bits.dirty | bits.hostWritable | bits.mmuWritable | (level > 1 ? EntryBits.large : 0)
@@ -227,6 +243,29 @@ private struct ShadowCheck {
         }
         if !mmu.vm.logHasHoles, !mmu.vm.isInDirtyLog(guest, of: slot) {
             report(.x44, "a page of a logged slot is writable and not in the log", page)
+        }
+    }
+
+    // MARK: Direct tables
+
+    /// X35: a vCPU on an obsolete root has the request to leave it. X42: the list is as long as the count says, and holds
+    /// pages that are in use and disallowed.
+    mutating func checkDirect() {
+        for cpu in mmu.vm.virtualCPUs {
+            guard let root = mmu.state(of: cpu).root else { continue }
+            if mmu.isObsolete(root.page), !cpu.hasRequest {
+                report(.x35, "a vCPU would enter the guest on an obsolete root", root.page)
+            }
+        }
+        let list = mmu.possibleHugePages
+        if list.count != mmu.vm.statistics.nx_lpage_splits.load(ordering: .relaxed) {
+            findings.append(Finding(.x42, "the count of split huge pages is not that of their list"))
+        }
+        for page in list where page.role.isInvalid || !page.isHugePageDisallowed {
+            report(.x42, "a table is on the list that may be a huge page", page)
+        }
+        for page in pages where page.role.isInvalid == false && !page.role.isDirect {
+            report(.x52, "a page shadows a guest's table where the processor reads it itself", page)
         }
     }
 

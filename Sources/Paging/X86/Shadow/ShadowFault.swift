@@ -52,7 +52,7 @@ extension ShadowMMU {
     /// Kernel: `PT64_ROOT_MAX_LEVEL` tables, of which a root may be one.
     static let tablesPerFault = 6
 
-    private func resolve(
+    func resolve(
         _ cpu: VirtualCPU, _ request: inout Request, _ faulted: consuming FaultedFrame
     ) -> FaultOutcome {
         if vm.mayBeStale(faulted) {
@@ -141,18 +141,29 @@ extension ShadowMMU {
         }
         if paged { page.floods = 0 }
         // Only now: the tables on the way may lie in the very block that a large leaf would map. Spec: x86 4.5 (d), X41.
-        let goal = min(permit.largest, largestLeaf(request, slot)).rawValue
+        let largest = min(permit.largest, largestLeaf(request, slot))
+        let isSmall = direct != nil && disallowsHugePage(request.fault)
+        var goal = isSmall ? 1 : largest.rawValue
         note(.init(.entryRequested, frame: permit.frame, guest: permit.guestFrame.number, level: goal))
         // Within a page of the guest's.
-        while page.role.level > goal {
-            let level = PageLevel(page.role.level - 1)
+        while true {
             let index = shadowIndex(request.address, page.role.level)
+            if page.role.level == goal, isDisallowed(page, index) { goal -= 1 }
+            guard page.role.level > goal else { break }
+            if direct != nil, request.fault.isPrefetch, EntryBits.isLeaf(entry(page, index).load(), page.role.level) {
+                request.fault.level = page.level
+                return .spurious
+            }
             dropChildWithOtherRights(page, index, rights)
-            let first = permit.guestFrame.aligned(to: level.above)
+            let first = permit.guestFrame.aligned(to: page.level)
             let made = child(page, index, first, direct: true, rights, cpu)
-            if let made { link(made, page, index) }
+            if let made {
+                link(made, page, index)
+                if isSmall { disallowHugePage(made, isOnlyReason: largest >= page.level) }
+            }
             page = made ?? child(entry(page, index).load())
         }
+        request.fault.level = page.level
         let index = shadowIndex(request.address, page.role.level)
         let outcome = setLeaf(permit, page, index, slot, rights, request.fault, by: cpu)
         guard outcome != .spurious else { return outcome }

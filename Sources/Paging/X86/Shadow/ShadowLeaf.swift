@@ -32,7 +32,7 @@ extension ShadowMMU {
         let level = request.page.role.level
         var value = EntryBits.mmuPresent | bits.present | bits.memoryType(of: request.host, in: vm.memory)
         value |= adType(request.page.role) | bits.accessed
-        let isExecutable = request.rights.contains(.execute) && !(level > 1 && base?.nxHugePages ?? false)
+        let isExecutable = request.rights.contains(.execute) && !(level > 1 && nxHugePages)
         value |= isExecutable ? bits.execute : bits.noExecute
         if request.rights.contains(.user) { value |= bits.user }
         if level > 1 { value |= EntryBits.large }

@@ -60,7 +60,8 @@ extension ShadowMMU {
     }
 
     private func couldBeLarger(_ frame: GuestFrame, _ level: PageLevel, _ slot: MemorySlot) -> Bool {
-        guard let counts = slot.largePages, counts.allows(frame, level.above) else { return false }
+        guard level < direct?.largestPage ?? .page1G, let counts = slot.largePages, counts.allows(frame, level.above)
+        else { return false }
         return vm.addressSpace.mappingLevel(of: slot.userAddress(of: frame)) > level
     }
 }

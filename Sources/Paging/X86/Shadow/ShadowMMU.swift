@@ -5,8 +5,7 @@
 // table is write-protected, or known to be out of sync until the guest flushes. Every leaf is in the reverse map of its
 // frame, so that a notifier finds it. It never looks at a page frame.
 //
-// Read `ShadowPage.swift` next, then `ShadowFault.swift`, then `NestedTables.swift`. Not here: the recovery of huge pages
-// that a fetch has broken up.
+// Read `ShadowPage.swift` next, then `ShadowFault.swift`, `NestedTables.swift`, `DirectTables.swift`.
 
 import Audit
 import Frames
@@ -26,6 +25,8 @@ public final class ShadowMMU: SecondaryMMU, @unchecked Sendable {
     private let spaces: Int
     /// The tables of all else that the VM does, if these are for nested guests alone. It owns this one.
     unowned(unsafe) let base: TDPMMU?
+    /// The second-stage tables of a host without the TDP MMU, if these are such: all pages are direct, from the root down.
+    let direct: TDPConfiguration?
     /// Whether every slot has its reverse map. Without `base` they are made with the slot. Kernel:
     /// `shadow_root_allocated`.
     private let hasReverseMaps = Atomic<Bool>(false)
@@ -43,6 +44,11 @@ public final class ShadowMMU: SecondaryMMU, @unchecked Sendable {
     var indirectPages = 0
     /// Kernel: `mmu_unsync_pages_lock`.
     let unsyncPages = SpinLock(.tdpPages)
+    /// Of direct tables: whether huge leaves are never executable. Under mmu_lock.
+    var executesNoHugePage = false
+    /// Direct pages that only a fetch keeps from being a huge leaf, oldest first. Kernel: `possible_nx_huge_pages`. Under
+    /// mmu_lock.
+    var possibleHugePages: [ShadowPage] = []
 
     /// Entries that may map one guest frame. Kernel: `RMAP_RECYCLE_THRESHOLD`.
     let longestChain: Int
@@ -56,6 +62,27 @@ public final class ShadowMMU: SecondaryMMU, @unchecked Sendable {
         self.longestChain = longestChain
         bits = .legacy
         base = nil
+        direct = nil
+        super.init()
+    }
+
+    /// The second-stage tables of a VM on a host whose TDP MMU is switched off. Kernel: the module parameter `tdp_mmu=N`.
+    /// Spec: x86 2.5.
+    ///
+    /// `eagerSplit` is not asked: it needs the TDP MMU (Spec: x86 3.6). Left out, and refused: the page-modification log,
+    /// frames that others track, guest hypervisors.
+    public init(direct configuration: TDPConfiguration, longestChain: Int = 1000) {
+        configuration.check()
+        precondition(configuration.modificationLogEntries == 0, "no page-modification log without the TDP MMU")
+        precondition(!configuration.nested, "no nested guests without the TDP MMU")
+        precondition(!configuration.tracksWrites, "frames are tracked for their tables alone without the TDP MMU")
+        spaces = configuration.addressSpaces
+        self.longestChain = longestChain
+        bits = configuration.entryBits
+        bits.checkLayout()
+        base = nil
+        direct = configuration
+        executesNoHugePage = configuration.nxHugePages
         super.init()
     }
 
@@ -65,6 +92,7 @@ public final class ShadowMMU: SecondaryMMU, @unchecked Sendable {
         longestChain = 1000
         bits = tdp.bits
         base = tdp
+        direct = nil
         super.init()
     }
 
@@ -72,9 +100,10 @@ public final class ShadowMMU: SecondaryMMU, @unchecked Sendable {
 
     override public func isWritable(_ entry: UInt64) -> Bool { entry & EntryBits.write != 0 }
     override public func isLeaf(_ entry: UInt64, _ level: PageLevel) -> Bool { EntryBits.isLeaf(entry, level.rawValue) }
+    override public func awaitsAccess(_ entry: UInt64) -> Bool { bits.isAccessTracked(entry) }
     override public var addressSpaceCount: Int { spaces }
     override public var protectsNewSlots: Bool { false }
-    override public var guestAddressBits: Int { 52 }
+    override public var guestAddressBits: Int { direct.map { $0.levels == 5 ? 57 : 48 } ?? 52 }
     override public var retryLooksAtRange: Bool { true }
     override public var hasReferenceBit: Bool { true }
     override public var marksPagesFromEntries: Bool { true }
@@ -91,6 +120,7 @@ public final class ShadowMMU: SecondaryMMU, @unchecked Sendable {
     }
 
     override public func handleFault(_ cpu: VirtualCPU, _ fault: GuestFault) -> FaultOutcome {
+        if let direct { return handleDirect(cpu, fault, direct) }
         note(
             Event(
                 .fault, guest: fault.frame.number,
@@ -108,7 +138,18 @@ public final class ShadowMMU: SecondaryMMU, @unchecked Sendable {
     }
 
     override public func loadRoot(_ cpu: VirtualCPU) { takeRoot(cpu) }
-    override public func freeObsoleteRoot(_ cpu: VirtualCPU) { dropObsoleteRoots(cpu) }
+    override public func freeObsoleteRoot(_ cpu: VirtualCPU) {
+        dropObsoleteRoots(cpu)
+        if let direct { changeSpace(cpu, direct) }
+    }
+
+    override public func preFault(_ cpu: VirtualCPU, _ address: GuestAddress) throws(Errno) -> PageLevel {
+        guard let direct else { throw .EOPNOTSUPP }
+        return try mapAhead(cpu, address, direct)
+    }
+    override public func asyncFaultReady(_ cpu: VirtualCPU, _ fault: GuestFault) {
+        if let direct { mapFetched(cpu, fault, direct) }
+    }
 
     // MARK: The notifier. mmu_lock is held for writing.
 
@@ -166,7 +207,16 @@ public final class ShadowMMU: SecondaryMMU, @unchecked Sendable {
         return true
     }
 
-    override public func flushSlot(_ slot: MemorySlot) { zapAllFast() }
+    override public func slotsWillChange(to generation: UInt64) {
+        if let direct, direct.cachesMMIO, wrapsMMIO(generation) { zapAllFast() }
+    }
+
+    override public func flushSlot(_ slot: MemorySlot) {
+        guard let direct, direct.zapsOnlySlot else { return zapAllFast() }
+        let guardian = vm.lockMMU()
+        if zapSlot(slot) { vm.flushRemoteTLBs() }
+        guardian.unlock()
+    }
     override public func flushAll() { zapAll() }
 
     override public func destroy() {
@@ -192,8 +242,13 @@ public final class ShadowMMU: SecondaryMMU, @unchecked Sendable {
         }
     }
 
-    /// The largest leaf of a guest without paging.
-    var largestDirectLevel: UInt8 { 2 }
+    /// The largest leaf where no tables of the guest's count. Spec: x86 2.5.
+    var largestDirectLevel: UInt8 { direct?.largestPage.rawValue ?? 2 }
+
+    /// Kernel: `nx_huge_pages`. Under mmu_lock.
+    var nxHugePages: Bool { base?.nxHugePages ?? executesNoHugePage }
+    /// Of second-stage tables, this VM's or its nested guests'.
+    var configuration: TDPConfiguration? { base?.configuration ?? direct }
 
     // MARK: Small change
 

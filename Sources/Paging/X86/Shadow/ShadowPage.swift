@@ -37,6 +37,8 @@ final class ShadowPage {
     /// Entries whose page is unsync or has such below it. Spec: X50.
     private(set) var unsyncChildren = 0
     private var unsyncBits = InlineArray<8, UInt64>(repeating: 0)
+    /// A direct page that a fetch has made, so that no huge leaf takes its place. Kernel: `nx_huge_page_disallowed`.
+    var isHugePageDisallowed = false
     /// vCPUs whose root it is. Kernel: `root_count`.
     var rootCount = 0
     /// Emulated writes to the guest's table since it was last used. Kernel: `write_flooding_count`.

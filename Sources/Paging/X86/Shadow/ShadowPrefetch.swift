@@ -10,6 +10,8 @@ extension ShadowMMU {
         _ page: ShadowPage, _ index: Int, _ walk: GuestWalk, _ cpu: VirtualCPU, holding guardian: borrowing MMUGuard
     ) {
         guard page.role.level == 1, let permit = guardian.prefetchPermit() else { return }
+        // A page without A can't say which of its leaves nobody uses. Kernel: `sp_ad_disabled` in `direct_pte_prefetch`.
+        if direct != nil, page.role.accessDirtyDisabled { return }
         if page.role.isDirect {
             prefetchDirect(page, index, cpu, permit)
         } else if walk.neighbours.count == 8 {

@@ -78,7 +78,7 @@ extension ShadowMMU {
     func takeRoot(_ cpu: VirtualCPU) {
         let state = state(of: cpu)
         precondition(isInUse(by: cpu), "a root is made for the tables in use")
-        if state.role.rawValue == 0 { state.role = state.registers.rootRole(space: cpu.addressSpaceNumber) }
+        if state.role.rawValue == 0 { state.role = firstRole(of: cpu) }
         guard !state.hasRoot else { return setRoot(state.root?.page.table ?? cpu.root, of: cpu) }
         state.rootFailure = nil
         guard prepareSlots(), fillStock(state, to: Self.tablesPerFault) else {
@@ -98,9 +98,14 @@ extension ShadowMMU {
         cpu.dropTranslations()
     }
 
+    private func firstRole(of cpu: VirtualCPU) -> PageRole {
+        direct.map { $0.rootRole(space: cpu.addressSpaceNumber) }
+            ?? state(of: cpu).registers.rootRole(space: cpu.addressSpaceNumber)
+    }
+
     private func makeRoot(_ state: ShadowCPU, _ cpu: VirtualCPU) {
         let frame = GuestAddress(state.format.top).frame
-        guard vm.isVisible(frame, in: cpu.addressSpaceNumber) else {
+        guard direct != nil || vm.isVisible(frame, in: cpu.addressSpaceNumber) else {
             // The guest can only fault: its own walk finds nothing either. Kernel: `kvm_mmu_get_dummy_root`.
             state.hasDummyRoot = true
             setRoot(vm.host.zeroPage, of: cpu)

@@ -25,6 +25,7 @@ extension ShadowMMU {
         unlinkParents(of: page)
         if !page.role.isInvalid, page.role.shadowsEntries { unaccount(page) }
         if page.isUnsync { markSynced(page) }
+        if page.isHugePageDisallowed { allowHugePage(page) }
         if page.rootCount == 0 {
             count += 1
             zapped.pages.append(page)

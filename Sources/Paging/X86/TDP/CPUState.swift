@@ -16,10 +16,7 @@ public final class TDPCPUState: CPUExtra, @unchecked Sendable {
     private let host: Host
     /// Kernel: `pml_pg`.
     let modificationLogPage: HostFrame?
-    /// Where the last access was that no slot contained, and of which slots that was true. Kernel: `mmio_gfn`,
-    /// `mmio_gen`.
-    private(set) var mmioFrame: GuestFrame?
-    private(set) var mmioGeneration: UInt64 = 0
+    var lastMMIO = RememberedMMIO()
 
     init(_ host: Host, logs: Bool, nested: Bool) {
         self.host = host
@@ -30,12 +27,6 @@ public final class TDPCPUState: CPUExtra, @unchecked Sendable {
 
     deinit {
         if let page = modificationLogPage { host.freeTable(page) }
-    }
-
-    /// Kernel: `vcpu_cache_mmio_info`. Caller: no update of the slots is in progress.
-    func rememberMMIO(_ frame: GuestFrame, _ generation: UInt64) {
-        mmioFrame = frame
-        mmioGeneration = generation
     }
 }
 

@@ -92,6 +92,7 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     override public func isLeaf(_ entry: UInt64, _ level: PageLevel) -> Bool {
         EntryBits.isLeaf(entry, level.rawValue)
     }
+    override public func awaitsAccess(_ entry: UInt64) -> Bool { bits.isAccessTracked(entry) }
     override public var addressSpaceCount: Int { configuration.addressSpaces }
     override public var protectsNewSlots: Bool { false }
     override public var guestAddressBits: Int { configuration.levels == 5 ? 57 : 48 }

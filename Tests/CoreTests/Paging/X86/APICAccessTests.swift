@@ -252,7 +252,7 @@ extension TDPMachine {
         machine.mmu.setAPICVirtualization(false)
         for access in [AccessKind.read, .write] { #expect(machine.fault(access, 0xfee00) == .emulate) }
         #expect(machine.leaves().isEmpty && created(machine) == 0)
-        #expect(machine.mmu.state(of: machine.cpu).mmioFrame == nil)
+        #expect(machine.mmu.state(of: machine.cpu).lastMMIO.frame == nil)
         machine.mmu.setAPICVirtualization(true)
         #expect(machine.cpu.write(0xfee00, 3) == .done(.stored))
     }
