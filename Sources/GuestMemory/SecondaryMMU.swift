@@ -58,11 +58,10 @@ public struct GuestFault: Sendable, Equatable {
         isPrivate: Bool? = nil, isPrefetch: Bool = false
     ) {
         self.address = address
-        traits = UInt64(access.rawValue) | 1 << 8
-        self.entryPresent = entryPresent
-        self.isReserved = isReserved
-        self.isPrivate = isPrivate
-        self.isPrefetch = isPrefetch
+        traits =
+            UInt64(access.rawValue) | 1 << 8 | (entryPresent ? Self.present : 0) | (isReserved ? Self.reserved : 0)
+            | (isPrefetch ? Self.prefetch : 0)
+        if let isPrivate { traits |= Self.saysWhose | (isPrivate ? Self.wantsPrivate : 0) }
     }
     public var frame: GuestFrame { address.frame }
 

@@ -33,6 +33,7 @@ extension AddressSpace {
     }
 
     /// The leaf for `address`, present or not, if there is an entry for it. Lockless callers must check again.
+    @inline(__always)
     func leaf(_ address: UserAddress) -> HostLeaf? {
         if memory.hasHugePools, let word = upperEntry(address) {
             let entry = HostEntry(word.load())

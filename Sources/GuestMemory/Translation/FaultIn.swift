@@ -245,6 +245,7 @@ extension VirtualMachine {
     }
 
     /// The same for a slot that is borrowed from the section.
+    @inline(__always)
     public func faultIn(
         _ frame: GuestFrame, in slot: Unmanaged<MemorySlot>?, write: Bool, noWait: Bool = false,
         interruptible: Bool = false, snapshot: consuming InvalidationSnapshot
