@@ -216,8 +216,8 @@ static uint32_t end_script(fl_shared *all, int group) {
     int status;
     int64_t start = fl_milliseconds();
     while (reap(all, &status)) {
-        // A child is left, so the group is still the script's.
-        fl_plain(SYS_kill, (uint64_t)-(int64_t)group, SIGKILL, 0, 0, 0, 0);
+        // A child is left, so the group is still the script's; 0 would be the keeper's own, 1 everybody's.
+        if (group > 1) fl_plain(SYS_kill, (uint64_t)-(int64_t)group, SIGKILL, 0, 0, 0, 0);
         struct pollfd ended = {.fd = child_number, .events = POLLIN};
         fl_plain(SYS_poll, (uint64_t)&ended, 1, 100, 0, 0, 0);
         char info[128];
