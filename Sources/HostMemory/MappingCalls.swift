@@ -21,8 +21,6 @@ extension AddressSpace {
         mmapLock.lockForWrite()
         defer { mmapLock.unlockWrite() }
         guard !hasExited else { throw .EINVAL }
-        // Private memory is accounted for before what is there goes, shared memory with its object, after that.
-        if case .anonymous = backing, protection.write, !mayCommit(length) { throw .ENOMEM }
         if replacing {
             guard maySplit(range) else { throw .EINVAL }
             remove(range)
@@ -58,9 +56,9 @@ extension AddressSpace {
         throw error
     }
 
-    /// Whether `length` bytes fit into memory and swap, were they empty. Asked for anonymous memory only. Kernel:
-    /// `__vm_enough_memory`, the heuristic.
-    private func mayCommit(_ length: UInt64) -> Bool {
+    /// Whether `length` bytes fit into memory and swap, were they empty. Asked for shared anonymous memory, whose object is as
+    /// large as its mapping, and by `SystemCalls` for private memory. Kernel: `__vm_enough_memory`, the heuristic.
+    func mayCommit(_ length: UInt64) -> Bool {
         length >> pageShift <= UInt64(memory.ram.count + (host.swap?.slots ?? 0))
     }
 

@@ -74,6 +74,8 @@ public struct SystemCalls {
             } else {
                 throw .EBADF
             }
+        // Private memory is accounted for before what is there goes; shared memory with its object, after that.
+        if !shared, protection & Bits.protWrite != 0, !space.mayCommit(size) { throw .ENOMEM }
         try space.map(
             at: UserAddress(address), length: size, protection: Self.protection(protection), backing: backing,
             replacing: replaces)
