@@ -30,7 +30,8 @@ extension Script {
     init(_ lines: String...) throws { try self.init(text: lines.joined(separator: "\n"), file: "test") }
 }
 
-/// What /proc says of a process.
+/// What /proc says of a process: nothing of one that has ended, also if it ends, or a descriptor of its is closed, while it
+/// is read.
 enum Process {
     /// What its descriptors stand for.
     static func descriptors(_ number: Int32) -> [String] {

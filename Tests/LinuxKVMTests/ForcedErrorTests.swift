@@ -108,6 +108,7 @@ import Testing
         change(&options)
         do throws(RealRun.Unavailable) {
             let run = try RealRun(options)
+            // Only the start is asked about: what a script then comes to, no test here says.
             _ = try? run.answers(of: try Script("vm"))
             return nil
         } catch {
