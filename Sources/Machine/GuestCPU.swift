@@ -262,6 +262,25 @@ extension Architecture {
         case .riscvSv39x4: .gStage(GStageMMU(mode: .sv39x4))
         case .riscvSv48x4: .gStage(GStageMMU(mode: .sv48x4))
         case .x86Shadow: .shadow(ShadowMMU(addressSpaces: addressSpaces))
+        case .x86TDPLegacy: .direct(ShadowMMU(direct: Self.ept(addressSpaces, cachesMMIO: false)))
+        }
+    }
+
+    private static func ept(_ addressSpaces: Int, cachesMMIO: Bool) -> TDPConfiguration {
+        var configuration = TDPConfiguration()
+        configuration.largestPage = .page1G
+        configuration.addressSpaces = addressSpaces
+        configuration.cachesMMIO = cachesMMIO
+        return configuration
+    }
+
+    /// As KVM's module parameters have it: with MMIO caching, where there is any.
+    func makeCachingTables() -> StageTwoTables {
+        let configuration = Self.ept(1, cachesMMIO: true)
+        switch self {
+        case .x86TDP: return .tdp(TDPMMU(configuration))
+        case .x86TDPLegacy: return .direct(ShadowMMU(direct: configuration))
+        default: return makeTables()
         }
     }
 }

@@ -9,6 +9,7 @@ extension Architecture {
         case .riscvSv39x4: "riscv-sv39x4"
         case .riscvSv48x4: "riscv-sv48x4"
         case .x86Shadow: "x86-shadow"
+        case .x86TDPLegacy: "x86-tdp-legacy"
         }
     }
 }

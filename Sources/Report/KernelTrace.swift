@@ -9,6 +9,8 @@ import Paging
 /// entry, and is told again with its place. Where an entry lies follows from the links told before.
 struct KernelTrace {
     let isShadow: Bool
+    /// EPT tables of the shadow MMU's: its events, and the TDP MMU's exits.
+    let isLegacy: Bool
     /// Tables by the level and the first guest frame that they translate.
     private var tables: [UInt64: UInt64] = [:]
     /// The last fault of each vCPU.
@@ -20,7 +22,10 @@ struct KernelTrace {
     private var tokenCounts: [UInt8: UInt64] = [:]
     private var tokens: [UInt64: UInt64] = [:]
 
-    init(_ architecture: Architecture) { isShadow = architecture == .x86Shadow }
+    init(_ architecture: Architecture) {
+        isShadow = architecture == .x86Shadow
+        isLegacy = architecture == .x86TDPLegacy
+    }
 
     /// Whether the architecture's entries have tracepoints at all.
     static func hasEntryEvents(_ architecture: Architecture) -> Bool {
@@ -67,7 +72,7 @@ struct KernelTrace {
         case .mmioChecked: return checkedMMIO(event)
         case .ringPushed, .ringReset, .ringExit: return ring(event)
         case .asyncTried, .asyncNotPresent, .asyncRepeated, .asyncCompleted, .asyncReady: return async(event)
-        default: return isShadow ? shadow(event) : twoStage(event)
+        default: return isShadow || isLegacy ? shadow(event) : twoStage(event)
         }
     }
 
@@ -168,8 +173,9 @@ struct KernelTrace {
         case .entrySet:
             return [
                 .entrySet(
-                    event.guest, event.value, level: event.level, at: event.extra, execute: event.value >> 63 == 0,
-                    user: event.value & 4 != 0)
+                    event.guest, event.value, level: event.level, at: event.extra,
+                    execute: isLegacy ? event.value & 4 != 0 : event.value >> 63 == 0,
+                    user: event.value & (isLegacy ? 1 : 4) != 0)
             ]
         case .guestWalk: return [.tableWalk(event.guest, code: event.value)]
         case .guestEntryRead: return [.walkedElement(event.value, level: event.level)]

@@ -61,15 +61,15 @@ extension ShapeReader {
     }
 
     /// The more exact name goes first: `riscv-sv39x4` before `riscv` before `otherwise`. Where nothing else is said,
-    /// `x86-tdp` answers for `x86-shadow` too.
+    /// `x86-tdp` answers for the other MMUs of x86 too.
     private func perArchitecture(
         _ answers: [(word: String, expectation: StepExpectation)], at position: Position
     ) -> AnswerReading? {
         var exceptions: [ArchitectureExpectation] = []
         for (choice, architecture) in zip(Vocabulary.architectures, Architecture.allCases) {
             let family = ArchitectureSet.riscv.contains(architecture) ? "riscv" : "x86"
-            // Who knows of one MMU of x86 only means it for both.
-            let words = [choice.word, family, "otherwise"] + (architecture == .x86Shadow ? ["x86-tdp"] : [])
+            // Who knows of one MMU of x86 only means it for all.
+            let words = [choice.word, family, "otherwise"] + (family == "x86" ? ["x86-tdp"] : [])
             guard let answer = words.lazy.compactMap({ word in answers.first { $0.word == word } }).first else {
                 complaints.add(
                     position, "`expect` says nothing about `\(choice.word)`", "add `\(choice.word)` or `otherwise`")

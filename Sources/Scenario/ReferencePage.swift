@@ -85,7 +85,7 @@ private enum PageWriter {
 
     static let rest: [String] = [
         "Where architectures differ, `expect` names them: `expect: {x86-tdp: mmio, riscv: EFAULT}`. The more exact name "
-            + "goes first, and every architecture must have an answer; `x86-tdp` answers for `x86-shadow` where nothing else does.",
+            + "goes first, and every architecture must have an answer; `x86-tdp` answers for the other MMUs of x86 where nothing else does.",
         "## `expect` of the whole run", table(.outcome),
         "Counters; where architectures differ, `{x86-tdp: 1, riscv: 0}`, and a counter is looked at only where one is "
             + "named:",

@@ -11,6 +11,8 @@ extension Vocabulary {
             "x86-shadow",
             "x86 without EPT or NPT: the guest's own page tables, 4 levels one to one, are shadowed; 46-bit guest addresses"
         ),
+        Choice(
+            "x86-tdp-legacy", "x86 with EPT, whose tables the shadow MMU keeps (`tdp_mmu=N`): 48-bit guest addresses"),
     ]
 
     static let regionKinds: [Choice] = [

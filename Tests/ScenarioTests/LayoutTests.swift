@@ -97,6 +97,7 @@ import Testing
         #expect(Vocabulary.word(.x86TDP) == "x86-tdp")
         #expect(Vocabulary.word(.riscvSv48x4) == "riscv-sv48x4")
         #expect(Vocabulary.word(.x86Shadow) == "x86-shadow")
+        #expect(Vocabulary.word(.x86TDPLegacy) == "x86-tdp-legacy")
         #expect(Vocabulary.guestRights.map(\.word) == GuestRights.allCases.map { "\($0)" })
     }
 }
@@ -150,6 +151,7 @@ import Testing
     @Test(arguments: [
         ("x86-tdp", "0x1_0000_0000_0000", 48), ("riscv-sv39x4", "0x200_0000_0000", 41),
         ("riscv-sv48x4", "0x4_0000_0000_0000", 50), ("x86-shadow", "0x4000_0000_0000", 46),
+        ("x86-tdp-legacy", "0x1_0000_0000_0000", 48),
     ])
     func `addresses have the architecture's width`(_ architecture: String, _ address: String, _ bits: Int) {
         var sketch = slot("guest_phys_addr: \(address), userspace_addr: ram")
@@ -161,7 +163,10 @@ import Testing
     }
     @Test func `a scenario says on which architectures its addresses exist`() throws {
         var sketch = slot("guest_phys_addr: 0x200_0000_0000, userspace_addr: ram")
-        #expect(try loadScenario(text: sketch.text, file: "t").architectures == [.x86TDP, .riscvSv48x4, .x86Shadow])
+        #expect(
+            try loadScenario(text: sketch.text, file: "t").architectures == [
+                .x86TDP, .riscvSv48x4, .x86Shadow, .x86TDPLegacy,
+            ])
         sketch = slot("guest_phys_addr: 0x1ff_ffff_0000, userspace_addr: ram")
         #expect(try loadScenario(text: sketch.text, file: "t").architectures == Architecture.allCases)
     }

@@ -38,7 +38,8 @@ import Testing
     @Test func `an unknown architecture`() {
         expectOne(
             Sketch(top: "architecture: x86-tpd"), at: "x86-tpd", "`architecture` can't be `x86-tpd`",
-            hint: "did you mean `x86-tdp`? expected one of: x86-tdp, riscv-sv39x4, riscv-sv48x4, x86-shadow")
+            hint: "did you mean `x86-tdp`? expected one of: x86-tdp, riscv-sv39x4, riscv-sv48x4, x86-shadow, "
+                + "x86-tdp-legacy")
     }
     @Test func `an unknown kind of region`() {
         expectOne(

@@ -8,7 +8,9 @@ public struct ArchitectureSet: OptionSet, Sendable, Hashable {
     @inlinable public init(rawValue: UInt8) { self.rawValue = rawValue }
     @inlinable public init(_ architecture: Architecture) { rawValue = 1 << architecture.rawValue }
 
-    public static let x86: ArchitectureSet = [ArchitectureSet(.x86TDP), ArchitectureSet(.x86Shadow)]
+    public static let x86: ArchitectureSet = [
+        ArchitectureSet(.x86TDP), ArchitectureSet(.x86Shadow), ArchitectureSet(.x86TDPLegacy),
+    ]
     public static let riscv: ArchitectureSet = [ArchitectureSet(.riscvSv39x4), ArchitectureSet(.riscvSv48x4)]
     public static let all: ArchitectureSet = [.x86, .riscv]
 
@@ -43,7 +45,7 @@ extension Architecture {
     /// Translation"). Spec: x86 1.1, arches 2.1.
     public var guestAddressBits: Int {
         switch self {
-        case .x86TDP: 48
+        case .x86TDP, .x86TDPLegacy: 48
         case .riscvSv39x4: 41
         case .riscvSv48x4: 50
         // The guest's tables map its memory at the same linear address, in the lower half of four levels; its own tables

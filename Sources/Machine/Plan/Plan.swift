@@ -51,9 +51,11 @@ public enum Architecture: UInt8, Sendable, CaseIterable {
     case riscvSv48x4
     /// The guest has page tables of its own, and KVM shadows them. Spec: x86 section 4.
     case x86Shadow
+    /// EPT whose tables the shadow MMU keeps. Kernel: `tdp_mmu=N`. Spec: x86 2.5.
+    case x86TDPLegacy
 
     /// Those whose guests need no page tables: hardware translates guest physical addresses.
-    public static let twoStage: [Architecture] = [.x86TDP, .riscvSv39x4, .riscvSv48x4]
+    public static let twoStage: [Architecture] = [.x86TDP, .riscvSv39x4, .riscvSv48x4, .x86TDPLegacy]
 }
 
 /// Which references the model takes. Spec: generic 0.5, section 10.

@@ -121,7 +121,7 @@ public final class World {
         pools = try Self.setAside(plan, host)
         framesAtStart = memory.freeFrames
         addressSpace = AddressSpace(host: host)
-        tables = Self.makeTables(chosen)
+        tables = chosen.makeCachingTables()
         guard plan.fits(chosen) else { throw plan.hasPrivateMemory ? .privateMemory : .guestTables }
         vm = VirtualMachine(
             addressSpace: addressSpace, mmu: tables.mmu, policy: policy.kind,
@@ -138,14 +138,6 @@ public final class World {
             self.consumers = consumers
             stepChecks.consumers = consumers
         }
-    }
-
-    /// As KVM's module parameters have it: with MMIO caching, where there is any.
-    private static func makeTables(_ architecture: Architecture) -> StageTwoTables {
-        guard architecture == .x86TDP else { return architecture.makeTables() }
-        var configuration = TDPConfiguration()
-        configuration.largestPage = .page1G
-        return .tdp(TDPMMU(configuration))
     }
 
     private static func makeCPUs(
