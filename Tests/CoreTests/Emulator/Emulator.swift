@@ -4,7 +4,7 @@ import Hardware
 import HostMemory
 import Testing
 
-/// QEMU's processor, which nobody here wrote: it runs a guest on nested tables, one instruction for each access.
+/// QEMU's processor, which nobody here wrote: it runs a guest on tables, one instruction for each access.
 ///
 /// Asked for by FAULTLINE_EMULATOR=1. It needs Debian's qemu-system-x86, and clang and ld.lld, which Swift's toolchain has.
 struct Emulator {
@@ -24,24 +24,54 @@ struct Emulator {
 
     struct Probe: Equatable {
         var kind: Kind
-        /// A guest physical address below 4 GiB.
         var address: UInt64
+        /// At CPL 3, else 0.
+        var isUser = false
     }
 
     struct Answer: Equatable, CustomStringConvertible {
-        /// 0x78: the guest halted, so its access went through. 0x400: a nested page fault.
+        /// `halted`, or another exit code of SVM's.
         var exit: UInt64
+        /// EXITINFO1, the error code of a fault.
         var code: UInt64 = 0
+        /// EXITINFO2, the address of a page fault.
         var address: UInt64 = 0
-        var value: UInt64 = 0
+        /// What was loaded; 0xf4 else.
+        var value: UInt64 = 0xf4
         var description: String {
             [exit, code, address, value].map { String($0, radix: 16) }.joined(separator: " ")
         }
+
+        /// The access went through, and the guest came to the halt after it.
+        static let halted: UInt64 = 0x78
+        static let protection: UInt64 = 0x4d
+        static let pageFault: UInt64 = 0x4e
+        static let nestedPageFault: UInt64 = 0x400
     }
 
-    /// Where the model's memory, from 0 on, is in the emulator's: there other things are at 0.
-    private static let offset: UInt64 = 0x100_0000
-    private static let size = 4 << 20
+    /// What the processor walks, and where it finds the guest's instructions.
+    struct Setup {
+        /// CR0, CR3, CR4 and EFER of the guest; off: it has no paging of its own. The mode says what code it runs.
+        var registers = PagingRegisters(cr0: 0x11, cr3: 0, cr4: 0, efer: 0)
+        /// nCR3: the root of nested tables.
+        var nestedRoot: UInt64?
+        /// Whether the host, and with it the nested tables, have five levels.
+        var hostHasFiveLevels = false
+        var physicalAddressBits = 46
+        /// The page of the guest's instructions; another at CPL 3, since with SMEP no page serves both.
+        var code: UInt64
+        var userCode: UInt64?
+    }
+
+    /// The guest's instructions, each with a halt: load, store, jump.
+    static let code: [(offset: UInt64, word: UInt64)] = [(0, 0xf4_038b), (16, 0xf4_0389), (32, 0xe3ff)]
+    /// Where in a page an access goes, and a jump finds a halt; a store writes one.
+    static let target: UInt64 = 0xff8
+    static let halt: UInt64 = 0xf4
+
+    /// The part of the emulator's memory that tests fill: elsewhere there are other things.
+    static let window: UInt64 = 0x100_0000
+    static let windowWords = 1 << 20
 
     /// Nil: it is there. Else why the tests are passed over.
     static let missing: String? = {
@@ -92,80 +122,89 @@ struct Emulator {
         }
     }
 
-    /// Walks the tables at `root`, which are in `memory` as it is now; the guest's code is the page at `code`. Gives the
-    /// answers, and the memory afterwards.
+    /// Makes the accesses, one after the other, with a cold TLB each. `memory` is what is at `window`, and `more` what is
+    /// from 4 GiB on. Gives the answers, and the window afterwards.
     static func walk(
-        _ memory: [UInt64], root: HostFrame, levels: UInt8 = 4, code: UInt64, _ probes: [Probe]
+        _ memory: [UInt64], _ setup: Setup, _ probes: [Probe], more: [UInt64] = []
     ) throws -> (answers: [Answer], memory: [UInt64]) {
+        precondition(memory.count <= windowWords, "too much for the window")
         let program = try image.get()
-        return try inFolder { file in try walk(program, memory, root, levels, code, probes, file) }
+        return try inFolder { file in try walk(program, memory, setup, probes, more, file) }
     }
 
+    private static let jobs: UInt64 = 0x200_0000
+    private static let answers: UInt64 = 0x300_0000
+
     private static func walk(
-        _ image: Data, _ memory: [UInt64], _ root: HostFrame, _ levels: UInt8, _ code: UInt64, _ probes: [Probe],
+        _ image: Data, _ memory: [UInt64], _ setup: Setup, _ probes: [Probe], _ more: [UInt64],
         _ file: (String) -> String
     ) throws -> (answers: [Answer], memory: [UInt64]) {
         try image.write(to: URL(fileURLWithPath: file("walk.bin")))
-        var moved = memory + Array(repeating: 0, count: size / 8 - memory.count)
-        var tables = Relocation(levels: levels)
-        tables.move(&moved, root, level: levels, by: offset)
-        try bytes(of: moved).write(to: URL(fileURLWithPath: file("memory")))
-        var jobs: [UInt64] = [UInt64(probes.count), root.physicalAddress + offset, code]
-        for probe in probes { jobs += [probe.kind.rawValue, probe.address] }
-        try bytes(of: jobs).write(to: URL(fileURLWithPath: file("jobs")))
-
-        let status = try run(
-            "qemu-system-x86_64",
-            [
-                "-accel", "tcg", "-cpu", "qemu64,+svm,+npt,+nx,+pdpe1gb,phys-bits=46", "-m", "64", "-display", "none",
-                "-nodefaults", "-no-reboot", "-kernel", file("walk.bin"), "-device",
-                "loader,file=\(file("memory")),addr=0x1000000,force-raw=on", "-device",
-                "loader,file=\(file("jobs")),addr=0x2000000,force-raw=on", "-debugcon", "file:\(file("out"))",
-                "-device", "isa-debug-exit,iobase=0xf4,iosize=1",
-            ])
+        var loads: [(address: UInt64, words: [UInt64])] = [(window, memory), (jobs, orders(setup, probes))]
+        if !more.isEmpty { loads.append((1 << 32, more)) }
+        // With 3.5 GiB or more, what is above 3 GiB begins at 4 GiB.
+        let size = more.isEmpty ? "128M" : "4G"
+        var arguments = [
+            "-accel", "tcg", "-display", "none", "-nodefaults", "-no-reboot", "-kernel", file("walk.bin"), "-cpu",
+            "qemu64,+svm,+npt,+nx,+pdpe1gb,+la57,+smep,+smap,phys-bits=\(setup.physicalAddressBits)", "-m", size,
+            "-object", "memory-backend-file,id=ram,share=on,size=\(size),mem-path=\(file("ram"))", "-machine",
+            "memory-backend=ram", "-device", "isa-debug-exit,iobase=0xf4,iosize=1",
+        ]
+        for (number, load) in loads.enumerated() {
+            let name = file("load\(number)")
+            try load.words.withUnsafeBytes { Data($0) }.write(to: URL(fileURLWithPath: name))
+            arguments += ["-device", "loader,file=\(name),addr=\(load.address),force-raw=on"]
+        }
+        let status = try run("qemu-system-x86_64", arguments)
         // The device's own way to say 0.
         try #require(status == 1, "the emulator ended with \(status)")
-        let data = try Data(contentsOf: URL(fileURLWithPath: file("out")))
-        try #require(data.count == probes.count * 32 + size)
-        let words = data.withUnsafeBytes { raw in
-            (0..<data.count / 8).map { raw.loadUnaligned(fromByteOffset: $0 * 8, as: UInt64.self) }
-        }
-        let answers = probes.indices.map {
-            Answer(exit: words[$0 * 4], code: words[$0 * 4 + 1], address: words[$0 * 4 + 2], value: words[$0 * 4 + 3])
-        }
-        var after = Array(words[(probes.count * 4)...])
-        tables.moveBack(&after, by: offset)
-        return (answers, Array(after.prefix(memory.count)))
+        let ram = try FileHandle(forReadingFrom: URL(fileURLWithPath: file("ram")))
+        let words = try read(ram, answers, probes.count * 5)
+        let told = probes.enumerated().map { number, probe in answer(to: probe, setup, words[(number * 5)...]) }
+        return (told, try read(ram, window, memory.count))
     }
 
-    private static func bytes(of words: [UInt64]) -> Data { words.withUnsafeBytes { Data($0) } }
+    private static func read(_ file: FileHandle, _ address: UInt64, _ count: Int) throws -> [UInt64] {
+        try file.seek(toOffset: address)
+        let data = try #require(try file.read(upToCount: count * 8))
+        try #require(data.count == count * 8)
+        return data.withUnsafeBytes { raw in
+            (0..<count).map { raw.loadUnaligned(fromByteOffset: $0 * 8, as: UInt64.self) }
+        }
+    }
+
+    /// What `walk.S` reads.
+    private static func orders(_ setup: Setup, _ probes: [Probe]) -> [UInt64] {
+        let registers = setup.registers
+        let flags: UInt64 = (setup.nestedRoot == nil ? 0 : 1) | (setup.hostHasFiveLevels ? 2 : 0)
+        // PE and ET; SVME, and LME with LMA.
+        let efer = registers.efer | 1 << 12 | (registers.mode.isLong ? 1 << 8 | 1 << 10 : 0)
+        var words = [
+            UInt64(probes.count), flags, setup.nestedRoot ?? 0, registers.cr0 | 0x11, registers.cr3, registers.cr4,
+            efer,
+        ]
+        for probe in probes {
+            let level: UInt64 = probe.isUser ? 3 : 0
+            // Type, S, DPL, P; L, or D.
+            let code: UInt64 = (registers.mode.isLong ? 0xa9b : 0xc9b) | level << 5
+            words += [
+                setup.code(of: probe), probe.address, 2, 8 | level | code << 16,
+                16 | level | (0xc93 | level << 5) << 16 | level << 32,
+            ]
+        }
+        return words
+    }
+
+    private static func answer(to probe: Probe, _ setup: Setup, _ words: ArraySlice<UInt64>) -> Answer {
+        let w = Array(words.prefix(5))
+        let end = probe.kind == .fetch ? probe.address : setup.code(of: probe) + 2
+        // At CPL 3 a halt is a general-protection fault, there.
+        if w[0] == Answer.protection, probe.isUser, w[4] == end { return Answer(exit: Answer.halted, value: w[3]) }
+        return Answer(exit: w[0], code: w[1], address: w[2], value: w[3])
+    }
 }
 
-/// Entries of tables that name memory: those change when memory is elsewhere.
-private struct Relocation {
-    let levels: UInt8
-    private var entries: [Int] = []
-
-    init(levels: UInt8) { self.levels = levels }
-
-    private static let field: UInt64 = 0x000f_ffff_ffff_f000
-
-    mutating func move(_ memory: inout [UInt64], _ table: HostFrame, level: UInt8, by offset: UInt64) {
-        for i in 0..<512 {
-            let place = Int(table.number) * 512 + i
-            let entry = memory[place]
-            // What has a reserved bit leads nowhere.
-            guard entry & 1 != 0, Int((entry & Self.field) >> 12) < memory.count / 512, !entries.contains(place) else {
-                continue
-            }
-            let isLeaf = level == 1 || entry & 0x80 != 0
-            memory[place] = entry + offset
-            entries.append(place)
-            if !isLeaf { move(&memory, HostFrame((entry & Self.field) >> 12), level: level - 1, by: offset) }
-        }
-    }
-
-    func moveBack(_ memory: inout [UInt64], by offset: UInt64) {
-        for place in entries { memory[place] -= offset }
-    }
+extension Emulator.Setup {
+    /// Where the instruction of an access is.
+    func code(of probe: Emulator.Probe) -> UInt64 { (probe.isUser ? userCode ?? code : code) + probe.kind.rawValue }
 }

@@ -1,13 +1,17 @@
-// A machine of its own that lets an emulator's processor walk nested tables: it runs a guest on them with SVM, one
-// instruction for each access that it is asked for, and tells what came of it. Source: AMD APM volume 2, "Secure Virtual
-// Machine"; Multiboot specification 0.6.96.
+// A machine of its own that lets an emulator's processor walk tables: it runs a guest on them with SVM, one instruction
+// for each access that it is asked for, and tells what came of it. The guest's own paging, nested paging, or both are on,
+// as the registers that it is given say. Source: AMD APM volume 2, "Secure Virtual Machine"; Multiboot specification
+// 0.6.96.
 //
-// In memory when it starts:
-//   0x2000000: number of accesses, nCR3, guest address of the code page; then of each: kind * 16, guest address
-//   the tables, where nCR3 says
-// It writes to port 0xe9: of each access exit code, EXITINFO1, EXITINFO2, EAX, 8 bytes each. Then it ends the emulator.
+// In memory when it starts, 8 bytes each:
+//   0x2000000: number of accesses, flags (bit 0: nested paging, bit 1: five levels of the host's own), nCR3, the guest's
+//   CR0, CR3, CR4, EFER
+//   then of each access: RIP, RBX, RFLAGS, code segment, data segments (15:0 selector, 31:16 attributes, 33:32 CPL)
+//   the tables, where the registers say
+// It leaves at 0x3000000, of each access: exit code, EXITINFO1, EXITINFO2, RAX, RIP. Then it ends the emulator.
 
         .set JOBS, 0x2000000
+        .set ANSWERS, 0x3000000
         .set VMCB, 0x200000
         .set HOST_SAVE, 0x201000
         .set TABLES, 0x202000
@@ -30,13 +34,14 @@ header:
 start:
         cli
         movl $STACK, %esp
-        // One gigabyte one to one, in large pages.
+        // One gigabyte one to one, in large pages, below four levels or five.
         movl $TABLES, %edi
         xorl %eax, %eax
-        movl $3072, %ecx
+        movl $4096, %ecx
         rep stosl
         movl $(TABLES + 0x1003), TABLES
         movl $(TABLES + 0x2003), TABLES + 0x1000
+        movl $(TABLES + 0x0003), TABLES + 0x3000
         xorl %ecx, %ecx
 1:      movl %ecx, %eax
         shll $21, %eax
@@ -46,9 +51,13 @@ start:
         cmpl $512, %ecx
         jne 1b
         movl $0x20, %eax
-        movl %eax, %cr4
-        movl $TABLES, %eax
-        movl %eax, %cr3
+        movl $TABLES, %ebx
+        testl $2, JOBS + 8
+        jz 2f
+        movl $0x1020, %eax
+        movl $(TABLES + 0x3000), %ebx
+2:      movl %eax, %cr4
+        movl %ebx, %cr3
         // LME, NXE, SVME
         movl $0xc0000080, %ecx
         xorl %edx, %edx
@@ -69,11 +78,10 @@ long:
         xorl %edx, %edx
         movl $HOST_SAVE, %eax
         wrmsr
-        movq $JOBS, %r12
-        movq (%r12), %r13
-        movq 8(%r12), %r14
-        movq 16(%r12), %r15
-        addq $24, %r12
+        movq $ANSWERS, %r15
+        movq $JOBS, %r14
+        movq (%r14), %r13
+        leaq 56(%r14), %r12
 next:
         testq %r13, %r13
         jz done
@@ -82,32 +90,45 @@ next:
         movl $512, %ecx
         rep stosq
         movq $VMCB, %rbp
+        // Intercepted: #GP, #PF; HLT, shutdown; VMRUN.
+        movl $0x6000, 0x08(%rbp)
         movl $0x81000000, 0x0c(%rbp)
         movl $1, 0x10(%rbp)
         movl $1, 0x58(%rbp)
         movb $1, 0x5c(%rbp)
-        movq $1, 0x90(%rbp)
-        movq %r14, 0xb0(%rbp)
-        // Flat segments of 32 bits; paging off.
+        movq 8(%r14), %rax
+        andl $1, %eax
+        movq %rax, 0x90(%rbp)
+        movq 16(%r14), %rax
+        movq %rax, 0xb0(%rbp)
+        // Flat segments.
+        movq 32(%r12), %rbx
         movq $0x400, %rdx
 segment:
-        movw $16, (%rbp, %rdx)
-        movw $0xc93, 2(%rbp, %rdx)
+        movl %ebx, (%rbp, %rdx)
         movl $0xffffffff, 4(%rbp, %rdx)
         addq $16, %rdx
         cmpq $0x460, %rdx
         jne segment
-        movw $8, 0x410(%rbp)
-        movw $0xc9b, 0x412(%rbp)
+        movl 24(%r12), %eax
+        movl %eax, 0x410(%rbp)
         movw $0x82, 0x472(%rbp)
         movw $0x8b, 0x492(%rbp)
-        movq $0x1000, 0x4d0(%rbp)
-        movq $0x11, 0x558(%rbp)
-        movq $2, 0x570(%rbp)
+        shrq $32, %rbx
+        movb %bl, 0x4cb(%rbp)
+        movq 48(%r14), %rax
+        movq %rax, 0x4d0(%rbp)
+        movq 40(%r14), %rax
+        movq %rax, 0x548(%rbp)
+        movq 32(%r14), %rax
+        movq %rax, 0x550(%rbp)
+        movq 24(%r14), %rax
+        movq %rax, 0x558(%rbp)
+        movq 16(%r12), %rax
+        movq %rax, 0x570(%rbp)
         movabsq $0x0007040600070406, %rax
         movq %rax, 0x668(%rbp)
         movq (%r12), %rax
-        addq %r15, %rax
         movq %rax, 0x578(%rbp)
         movq $0xf4, 0x5f8(%rbp)
         movq 8(%r12), %rbx
@@ -116,33 +137,21 @@ segment:
         vmrun
         stgi
         movq 0x70(%rbp), %rax
-        call tell
+        movq %rax, (%r15)
         movq 0x78(%rbp), %rax
-        call tell
+        movq %rax, 8(%r15)
         movq 0x80(%rbp), %rax
-        call tell
+        movq %rax, 16(%r15)
         movq 0x5f8(%rbp), %rax
-        call tell
-        addq $16, %r12
+        movq %rax, 24(%r15)
+        movq 0x578(%rbp), %rax
+        movq %rax, 32(%r15)
+        addq $40, %r15
+        addq $40, %r12
         decq %r13
         jmp next
 
-tell:
-        movl $8, %ecx
-1:      outb %al, $0xe9
-        shrq $8, %rax
-        decl %ecx
-        jnz 1b
-        ret
-
 done:
-        // The tables, as they are now: 4 MiB from 16 MiB on.
-        movq $0x1000000, %rsi
-        movl $0x400000, %ecx
-1:      lodsb
-        outb %al, $0xe9
-        decl %ecx
-        jnz 1b
         xorl %eax, %eax
         outb %al, $0xf4
         hlt
