@@ -63,9 +63,9 @@ struct Emulator {
         var userCode: UInt64?
     }
 
-    /// The guest's instructions, each with a halt: load, store, jump.
-    static let code: [(offset: UInt64, word: UInt64)] = [(0, 0xf4_038b), (16, 0xf4_0389), (32, 0xe3ff)]
-    /// Where in a page an access goes, and a jump finds a halt; a store writes one.
+    /// The guest's instructions, each with a halt: load 4 bytes, store 1, jump.
+    static let code: [(offset: UInt64, word: UInt64)] = [(0, 0xf4_038b), (16, 0xf4_0388), (32, 0xe3ff)]
+    /// Where in a page an access goes, and a jump finds a halt, one byte; a store writes one.
     static let target: UInt64 = 0xff8
     static let halt: UInt64 = 0xf4
 
