@@ -52,7 +52,7 @@ public final class PagedCPU: LinearCPU, @unchecked Sendable {
 
     private func pointers(_ long: Bool) -> PageDirectoryPointers {
         guard !long, let root else { return PageDirectoryPointers() }
-        func pointer(_ i: Int) -> UInt64 { vm.memory.entry(i, of: root).loadRacing() & ~(1 << 63) }
+        func pointer(_ i: Int) -> UInt64 { vm.memory.entry(i, of: root).loadRacing() }
         return PageDirectoryPointers(pointer(0), pointer(1), pointer(2), pointer(3))
     }
 

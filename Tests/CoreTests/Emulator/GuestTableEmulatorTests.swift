@@ -79,7 +79,7 @@ struct Hardware_BesideAnEmulator_GuestTables {
             let walks = try Walks(
                 tables, tables.registers(), PagingProcessor(physicalAddressBits: bits), Self.all(addresses), high: high)
             let counts = try walks.compare()
-            #expect(counts.translated == 4 * 19 && counts.reserved == 24 && counts.absent == 24, "\(counts)")
+            #expect(counts == EmulatorCounts(translated: 100, absent: 24, rights: 20, reserved: 24))
             try walks.onlyTranslated.compareFlags()
         }
     }
@@ -223,7 +223,7 @@ private struct Walks {
             #expect(guest.walk(probe).code == nil, "\(probe) \(comment)", sourceLocation: sourceLocation)
         }
         let changed = after.indices.filter { after[$0] != tables.words[$0] }.count
-        #expect(changed > 2, "\(changed) words \(comment)", sourceLocation: sourceLocation)
+        #expect(changed > 0, "\(changed) words \(comment)", sourceLocation: sourceLocation)
         expectSame(try guest.words(), after, sourceLocation)
     }
 }

@@ -60,6 +60,26 @@ private struct NestedWalks {
                 probes.append(.init(kind: kind, address: address, isUser: .random(using: &random)))
             }
         }
+        // A large page may lead to the tables, where there is no halt.
+        let raw = memory()
+        probes = probes.filter { probe in
+            guard case .translated(let page) = walker(probe, raw).walk(probe.address, LinearAccess(probe.kind.access))
+            else { return true }
+            return page.guest.address.value >= GuestTables.pages
+        }
+    }
+
+    private func memory() -> RawTables {
+        let raw = RawTables(top: Self.base + Self.bytes)
+        for (i, word) in words.enumerated() where word != 0 { raw[Self.base + UInt64(i) * 8] = word }
+        return raw
+    }
+
+    private func walker(_ probe: Emulator.Probe, _ raw: RawTables) -> LegacyWalker {
+        var registers = registers
+        registers.privilegeLevel = probe.isUser ? 3 : 0
+        let nested = NPTWalker(memory: raw.memory, root: root, fiveLevels: fiveLevels, processor: Self.processor)
+        return LegacyWalker(tables: .guest(.npt(nested)), registers: registers, processor: Self.processor)
     }
 
     /// In words, of what is at this place of the guest's memory.
@@ -69,6 +89,10 @@ private struct NestedWalks {
     private static func bits(_ page: Int, _ random: inout SplitMix) -> UInt64 {
         func one(in n: Int) -> Bool { Int.random(in: 0..<n, using: &random) == 0 }
         if page < 16 || page >= 1022 { return 0x7 | random.next() & 0x60 }
+        // Of each level one table is not to be had: P, W or U is missing.
+        if page < 16 + 6 * GuestTables.tablesOfLevel, page % GuestTables.tablesOfLevel == 3 {
+            return 7 ^ 1 << UInt64.random(in: 0..<3, using: &random)
+        }
         let rare = page < 512 ? 20 : 6
         var bits: UInt64 = random.next() & 0xf78
         bits |= (one(in: rare) ? 0 : 1) | (one(in: rare) ? 0 : 2) | (one(in: rare) ? 0 : 4) | (one(in: 6) ? 1 << 63 : 0)
@@ -82,15 +106,8 @@ private struct NestedWalks {
             physicalAddressBits: Self.processor.physicalAddressBits, code: GuestTables.code,
             userCode: GuestTables.userCode)
         var (answers, after) = try Emulator.walk(words, setup, probes)
-        let raw = RawTables(top: Self.base + Self.bytes)
-        for (i, word) in words.enumerated() where word != 0 { raw[Self.base + UInt64(i) * 8] = word }
-        let nested = NPTWalker(
-            memory: raw.memory, root: root, fiveLevels: fiveLevels, processor: Self.processor)
-        let counts = try expectAnswers(probes, answers, setup, sourceLocation) { probe in
-            var registers = registers
-            registers.privilegeLevel = probe.isUser ? 3 : 0
-            return LegacyWalker(tables: .guest(.npt(nested)), registers: registers, processor: Self.processor)
-        }
+        let raw = memory()
+        let counts = try expectAnswers(probes, answers, setup, sourceLocation) { walker($0, raw) }
         let mine = (0..<Self.bytes / 8).map { raw[Self.base + $0 * 8] }
         if registers.mode == .pae { clearPointersAccessed(&after, Self.place(guest.root - GuestTables.base)) }
         if registers.mode.isLong {
