@@ -47,12 +47,14 @@ func clearPointersAccessed(_ memory: inout [UInt64], _ first: Int) {
     for i in first..<first + 4 where memory[i] & 1 != 0 { memory[i] &= ~(1 << 5) }
 }
 
-func expectSame(_ mine: [UInt64], _ theirs: [UInt64], _ sourceLocation: SourceLocation) {
+func expectSame(
+    _ mine: [UInt64], _ theirs: [UInt64], comment: String = "", _ sourceLocation: SourceLocation
+) {
     let different = mine.indices.filter { mine[$0] != theirs[$0] }.prefix(4)
     let told = different.map {
         "\(String($0 * 8, radix: 16)): \(String(mine[$0], radix: 16)) \(String(theirs[$0], radix: 16))"
     }
-    #expect(different.isEmpty, "words, ours and the emulator's: \(told)", sourceLocation: sourceLocation)
+    #expect(different.isEmpty, "words, ours and the emulator's: \(told) \(comment)", sourceLocation: sourceLocation)
 }
 
 extension AddressSpace {
@@ -70,7 +72,8 @@ extension AddressSpace {
 /// say. Gives how often each end came.
 @discardableResult
 func expectAnswers(
-    _ probes: [Emulator.Probe], _ answers: [Emulator.Answer], _ setup: Emulator.Setup, _ sourceLocation: SourceLocation,
+    _ probes: [Emulator.Probe], _ answers: [Emulator.Answer], _ setup: Emulator.Setup, comment: String = "",
+    _ sourceLocation: SourceLocation,
     _ walker: (Emulator.Probe) -> LegacyWalker
 ) throws -> EmulatorCounts {
     var counts = EmulatorCounts()
@@ -107,7 +110,7 @@ func expectAnswers(
             Issue.record("\(probe): \(other)", sourceLocation: sourceLocation)
             return counts
         }
-        #expect(answer.asOfTheManual == expected, "\(probe)", sourceLocation: sourceLocation)
+        #expect(answer.asOfTheManual == expected, "\(probe) \(comment)", sourceLocation: sourceLocation)
     }
     return counts
 }

@@ -190,7 +190,7 @@ private struct Walks {
     ) throws -> EmulatorCounts {
         var (answers, after, setup) = try emulated()
         let walker = try Self.walker(tables, registers, processor, high)
-        let counts = try expectAnswers(probes, answers, setup, sourceLocation) { walker.at($0) }
+        let counts = try expectAnswers(probes, answers, setup, comment: comment, sourceLocation) { walker.at($0) }
         let mine = walker.words
         if registers.mode.isLong {
             for number in 0..<GuestTables.tablesOfLevel {
@@ -198,7 +198,7 @@ private struct Walks {
                 clearGigabytePagesAccessed(&after, mine, first..<first + 512)
             }
         }
-        expectSame(mine, after, sourceLocation)
+        expectSame(mine, after, comment: comment, sourceLocation)
         guard kvmWalks else { return counts }
         let guest = try GuestOfTables(tables, registers, processor, high)
         for (probe, answer) in zip(probes, answers) {
@@ -224,7 +224,7 @@ private struct Walks {
         }
         let changed = after.indices.filter { after[$0] != tables.words[$0] }.count
         #expect(changed > 0, "\(changed) words \(comment)", sourceLocation: sourceLocation)
-        expectSame(try guest.words(), after, sourceLocation)
+        expectSame(try guest.words(), after, comment: comment, sourceLocation)
     }
 }
 

@@ -12,7 +12,7 @@ struct Hardware_BesideAnEmulator_TwoDimensions {
     func `random tables of a guest behind random nested tables`(mode: PagingMode, hostHasFiveLevels: Bool) throws {
         let seed = UInt64.random(in: 0 ... .max)
         let walks = NestedWalks(mode, fiveLevels: hostHasFiveLevels, seed: seed)
-        let counts = try walks.compare()
+        let counts = try walks.compare("seed \(seed)")
         #expect(counts.translated > 20 && counts.absent > 20 && counts.rights > 20, "seed \(seed): \(counts)")
         #expect(counts.nestedPages > 20 && counts.nestedTables > 20, "seed \(seed): \(counts)")
     }
@@ -100,14 +100,14 @@ private struct NestedWalks {
         return bits
     }
 
-    func compare(sourceLocation: SourceLocation = #_sourceLocation) throws -> EmulatorCounts {
+    func compare(_ comment: String, sourceLocation: SourceLocation = #_sourceLocation) throws -> EmulatorCounts {
         let setup = Emulator.Setup(
             registers: registers, nestedRoot: root, hostHasFiveLevels: fiveLevels,
             physicalAddressBits: Self.processor.physicalAddressBits, code: GuestTables.code,
             userCode: GuestTables.userCode)
         var (answers, after) = try Emulator.walk(words, setup, probes)
         let raw = memory()
-        let counts = try expectAnswers(probes, answers, setup, sourceLocation) { walker($0, raw) }
+        let counts = try expectAnswers(probes, answers, setup, comment: comment, sourceLocation) { walker($0, raw) }
         let mine = (0..<Self.bytes / 8).map { raw[Self.base + $0 * 8] }
         if registers.mode == .pae { clearPointersAccessed(&after, Self.place(guest.root - GuestTables.base)) }
         if registers.mode.isLong {
@@ -116,7 +116,7 @@ private struct NestedWalks {
                 clearGigabytePagesAccessed(&after, mine, first..<first + 512)
             }
         }
-        expectSame(mine, after, sourceLocation)
+        expectSame(mine, after, comment: comment, sourceLocation)
         return counts
     }
 }
