@@ -19,8 +19,8 @@ struct Hardware_BesideAnEmulator_ShadowTables {
     /// The guest's pages: 6 and 7 have its code, at CPL 3 and 0; what is accessed begins at 8.
     private static let code: (user: Int, supervisor: Int) = (6, 7)
     private static let accessed = 8..<40
-    /// P W U A D; then, from page 9 and again from 17 and 25 on: read-only, supervisor's, both, clean, not executable,
-    /// with the reserved bits 52 and 46, not there.
+    /// Of pages from 9 on, and again from 17 and 25: read-only, supervisor's, both, clean, not executable, with bit 52,
+    /// which PAE alone reserves, with bit 46, which is reserved, not there. All others have P W U A D.
     private static let bits: [UInt64] = [0x65, 0x63, 0x61, 0x27, 0x67 | 1 << 63, 0x67 | 1 << 52, 0x67 | 1 << 46, 0]
 
     /// A guest whose page `n` is at the linear address `n` << 12, with such bits; with 32 bits what has a bit above them
