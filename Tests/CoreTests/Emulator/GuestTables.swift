@@ -168,6 +168,8 @@ extension GuestTables {
                 }
             }
         }
+        // One pointer that is not there, whatever else it says.
+        if mode == .pae { set(root, 3, 1, random.next() & ~1) }
     }
 
     private func entry(_ level: Int, _ random: inout SplitMix, _ processor: PagingProcessor) -> UInt64 {
@@ -176,7 +178,7 @@ extension GuestTables {
             level == 1
             ? page(.random(in: 0..<510, using: &random)) : table(level - 1, .random(in: 0..<4, using: &random))
         // Reserved bits refuse the load of a pointer of PAE; a walk meets none.
-        if mode == .pae, level == 3 { return next | (one(in: 8) ? 0 : 1) }
+        if mode == .pae, level == 3 { return next | 1 }
         // What says nothing: write-through, no cache, PAT or size of what is no leaf, G, 11:9.
         var entry = random.next() & 0xf78 | (one(in: 16) ? 0 : 1) | (one(in: 5) ? 0 : 2) | (one(in: 5) ? 0 : 4)
         let isLarge = level == 2 && one(in: 3) || level == 3 && mode.isLong && one(in: 3)

@@ -52,7 +52,7 @@ private struct NestedWalks {
         for page in 0..<1024 {
             let table = page < 512 ? 512 : 6 * 512
             words[table + page & 511] =
-                Self.base + UInt64(Self.place(UInt64(page) << 12)) * 8 | Self.bits(page, &random)
+                Self.base + UInt64(Self.place(UInt64(page) << 12)) * 8 | Self.bits(page, guest.top, &random)
         }
         for _ in 0..<600 {
             let address = guest.randomAddress(&random)
@@ -86,17 +86,18 @@ private struct NestedWalks {
     private static func place(_ guest: UInt64) -> Int { Int((offset + guest ^ 0x1000) / 8) }
 
     /// Of a nested leaf. The guest's root, and the way to its instructions, are there.
-    private static func bits(_ page: Int, _ random: inout SplitMix) -> UInt64 {
+    private static func bits(_ page: Int, _ top: Int, _ random: inout SplitMix) -> UInt64 {
         func one(in n: Int) -> Bool { Int.random(in: 0..<n, using: &random) == 0 }
         if page < 16 || page >= 1022 { return 0x7 | random.next() & 0x60 }
-        // Of each level one table is not to be had: P, W or U is missing.
-        if page < 16 + 6 * GuestTables.tablesOfLevel, page % GuestTables.tablesOfLevel == 3 {
+        if page < 512 {
+            // Of level 1, and of level 2 where it is not near the root, one table is not to be had: P, W or U is missing.
+            let (level, number) = ((page - 16) / GuestTables.tablesOfLevel, page % GuestTables.tablesOfLevel)
+            guard level == 1 || level == 2 && top > 3, number == 3 else { return 7 | random.next() & 0xf78 }
             return 7 ^ 1 << UInt64.random(in: 0..<3, using: &random)
         }
-        let rare = page < 512 ? 20 : 6
         var bits: UInt64 = random.next() & 0xf78
-        bits |= (one(in: rare) ? 0 : 1) | (one(in: rare) ? 0 : 2) | (one(in: rare) ? 0 : 4) | (one(in: 6) ? 1 << 63 : 0)
-        if one(in: 3 * rare) { bits |= 1 << UInt64.random(in: 46..<52, using: &random) }
+        bits |= (one(in: 6) ? 0 : 1) | (one(in: 6) ? 0 : 2) | (one(in: 6) ? 0 : 4) | (one(in: 6) ? 1 << 63 : 0)
+        if one(in: 18) { bits |= 1 << UInt64.random(in: 46..<52, using: &random) }
         return bits
     }
 
