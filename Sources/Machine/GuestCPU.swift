@@ -229,7 +229,7 @@ public enum StageTwoTables: Sendable {
         guard configuration.format == .ept else {
             return .npt(
                 NPTWalker(
-                    memory: memory, root: pointer, fiveLevels: configuration.levels == 5,
+                    memory: memory, root: pointer, mode: configuration.levels == 5 ? .fiveLevel : .fourLevel,
                     processor: PagingProcessor(physicalAddressBits: bits, isAMD: true)))
         }
         return .ept(

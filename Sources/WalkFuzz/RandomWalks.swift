@@ -188,9 +188,12 @@ private struct WalkFuzz {
         let bits = random.next()
         let root = tables.stageRoot(fiveLevels: bits & 1 != 0)
         guard tables.isEPT else {
+            // A sound second stage has entries of 64-bit tables.
+            let isOld = tables.setup != .behind(sound: true) && bits >> 9 & 3 == 0
+            let modes: [PagingMode] = isOld ? [.bits32, .pae] : [.fourLevel, .fiveLevel]
             return .npt(
                 NPTWalker(
-                    memory: tables.memory, root: root, fiveLevels: bits & 1 != 0, noExecute: bits & 6 != 0,
+                    memory: tables.memory, root: root, mode: modes[Int(bits & 1)], noExecute: bits & 6 != 0,
                     processor: makeProcessor()))
         }
         let accessDirty = bits & 8 != 0

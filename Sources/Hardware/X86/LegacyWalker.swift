@@ -102,7 +102,7 @@ public struct LegacyWalker: Sendable {
     private func start(_ address: UInt64, _ access: LinearAccess) -> Start {
         let top = PageLevel(mode.topLevel)
         let root = Step(table: format.root(registers.cr3), level: top, rights: .all)
-        guard mode == .pae, !tables.readsPageDirectoryPointers else { return .go(root) }
+        guard mode == .pae, !isStageTwo, !tables.readsPageDirectoryPointers else { return .go(root) }
         let pointer = LegacyEntry(bits: registers.pointers[Int(format.index(address, top))])
         // Loading refuses reserved bits; whoever has put some into the register all the same gets what a walk would give.
         if let reason = defect(of: pointer, at: top) { return .end(fault(reason, root, pointer, address, access)) }

@@ -1,16 +1,16 @@
 import Frames
 import HostMemory
 
-/// The processor's walk of nested page tables: the ordinary format, of four or five levels, each access a user access.
-/// Source: AMD APM volume 2, "Nested paging". Spec: x86 0.3, 1.2, 1.4.
+/// The processor's walk of nested page tables: the ordinary format, in the paging mode that the host has, each access a user
+/// access. Source: AMD APM volume 2, "Nested paging". Spec: x86 0.3, 1.2, 1.4.
 ///
-/// Left out: hosts with 32-bit or PAE paging, whose nested tables are in that format; encryption and the reverse map.
+/// A PAE host's four pointers are read in each walk, and can break it. Left out: encryption and the reverse map.
 public struct NPTWalker: Sendable {
     public let memory: PhysicalMemory
-    /// nCR3: 51:12 root.
+    /// nCR3: 51:12 root; 31:12 of 32 bits; 31:5 of PAE.
     public let root: UInt64
-    /// Whether the host has CR4.LA57: its levels are the nested tables'.
-    public let fiveLevels: Bool
+    /// The host's, and not off. Of 32 bits: with CR4.PSE.
+    public let mode: PagingMode
     /// The host's EFER.NXE.
     public let noExecute: Bool
     public let processor: PagingProcessor
@@ -18,34 +18,37 @@ public struct NPTWalker: Sendable {
     public let vcpu: UInt8
 
     public init(
-        memory: PhysicalMemory, root: UInt64, fiveLevels: Bool = false, noExecute: Bool = true,
+        memory: PhysicalMemory, root: UInt64, mode: PagingMode = .fourLevel, noExecute: Bool = true,
         processor: PagingProcessor = PagingProcessor(isAMD: true), vcpu: UInt8 = 0xff
     ) {
+        precondition(mode != .off, "nested paging needs a host with paging")
         self.memory = memory
         self.root = root
-        self.fiveLevels = fiveLevels
+        self.mode = mode
         self.noExecute = noExecute
         self.processor = processor
         self.vcpu = vcpu
     }
 
-    public var rootLevel: PageLevel { PageLevel(fiveLevels ? 5 : 4) }
+    public var rootLevel: PageLevel { PageLevel(mode.topLevel) }
 
     /// The host's registers as they count for nested tables: at CPL 3, CR0.WP, SMEP, SMAP and AC say nothing, and keys
     /// are not for them.
     private var registers: PagingRegisters {
-        PagingRegisters(
+        let extension32 = mode == .bits32 ? PagingRegisters.largePagesBit : PagingRegisters.physicalAddressExtensionBit
+        return PagingRegisters(
             cr0: PagingRegisters.pagingBit | PagingRegisters.writeProtectBit, cr3: root,
-            cr4: PagingRegisters.physicalAddressExtensionBit | (fiveLevels ? PagingRegisters.fiveLevelsBit : 0),
-            efer: PagingRegisters.longModeBit | (noExecute ? PagingRegisters.noExecuteBit : 0), privilegeLevel: 3)
+            cr4: extension32 | (mode == .fiveLevel ? PagingRegisters.fiveLevelsBit : 0),
+            efer: (mode.isLong ? PagingRegisters.longModeBit : 0) | (noExecute ? PagingRegisters.noExecuteBit : 0),
+            privilegeLevel: 3)
     }
 
     /// Translates one access and sets A and D as the processor does.
     ///
-    /// A guest address above what the levels translate (48 or 57 bits) is a nested page fault without P, as if there were
+    /// A guest address above what the levels translate (32, 48 or 57 bits) is a nested page fault without P, as if there were
     /// no entry: the manual leaves it to the guest's MAXPHYADDR to make it impossible.
     public func walk(_ address: GuestAddress, _ access: AccessKind) -> WalkResult {
-        guard address.value >> (12 + 9 * UInt64(rootLevel.rawValue)) == 0 else {
+        guard address.value >> (mode.isLong ? 12 + 9 * UInt64(rootLevel.rawValue) : 32) == 0 else {
             return .violation(WalkFault(.addressWidth, address, access, level: rootLevel))
         }
         var walker = LegacyWalker(tables: .physical(memory), registers: registers, processor: processor, vcpu: vcpu)

@@ -86,7 +86,7 @@ struct LegacyFixture {
         noExecute: Bool = true, processor: PagingProcessor = PagingProcessor(physicalAddressBits: 46, isAMD: true)
     ) -> NPTWalker {
         NPTWalker(
-            memory: tables.memory, root: UInt64(top) * 0x1000, fiveLevels: mode == .fiveLevel, noExecute: noExecute,
+            memory: tables.memory, root: UInt64(top) * 0x1000, mode: mode, noExecute: noExecute,
             processor: processor, vcpu: 3)
     }
 }

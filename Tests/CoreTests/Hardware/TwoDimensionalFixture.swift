@@ -43,7 +43,8 @@ struct TwoDimensionalFixture {
     func stageTwo(log: ModificationLog? = nil) -> StageTwo {
         let root = Self.tables + UInt64(levels) * 0x1000
         switch stage {
-        case .npt: return .npt(NPTWalker(memory: tables.memory, root: root, fiveLevels: levels == 5))
+        case .npt:
+            return .npt(NPTWalker(memory: tables.memory, root: root, mode: levels == 5 ? .fiveLevel : .fourLevel))
         case .ept, .eptWithoutFlags:
             let pointer = root | UInt64(levels - 1) << 3 | 6 | (stage == .ept ? 0x40 : 0)
             return .ept(EPTWalker(memory: tables.memory, pointer: pointer, log: log))

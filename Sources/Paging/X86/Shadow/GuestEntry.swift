@@ -31,6 +31,9 @@ struct GuestEntryFormat: Equatable {
         return registers.cr3 & (registers.physicalAddressExtension ? Self.wideFrame : 0xffff_f000)
     }
 
+    /// Where the four pointers of PAE are: 32 bytes, below 4 GiB.
+    var pointers: UInt64 { registers.cr3 & 0xffff_ffe0 }
+
     private var isWide: Bool { ept != nil || registers.physicalAddressExtension }
     /// Bytes of an entry.
     var entrySize: UInt64 { isWide ? 8 : 4 }

@@ -135,11 +135,14 @@ extension ShadowMMU {
             return .fault(GuestWalkFailure(pageFault: GuestPageFault(address: address, code: found), rights: above))
         }
 
+        // A nested guest's addresses beyond what its hypervisor's tables translate: there is no entry.
+        if base != nil, level < 4, address >> 32 != 0 { return fault([]) }
         if level == 3 {
-            // PAE: the four topmost entries were read when CR3 was loaded.
-            let entry = state.pageDirectoryPointers(Int(address >> 30 & 3))
+            let entry = pageDirectoryPointer(address, state, cpu)
             note(Event(.guestEntryRead, level: 3, value: entry, task: task(cpu)))
             guard format.isPresent(entry) else { return fault([]) }
+            // Of those that came with CR3 the load has seen to it.
+            if format.hasReservedBit(entry, 3) { return fault([.reserved, .present]) }
             next = entry & 0x000f_ffff_ffff_f000
             level = 2
         }

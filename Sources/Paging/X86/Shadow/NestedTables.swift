@@ -32,7 +32,7 @@ public struct HypervisorLog: Sendable, Equatable {
 /// Shadowing what a guest hypervisor made for its guest: L2's addresses to L1's, behind which stand the slots, so that
 /// reverse maps, logs and notifiers know L1's frames alone. Spec: x86 4.10.
 ///
-/// Left out: guest hypervisors with 32-bit or PAE paging under NPT, MMIO entries, the recovery of executable huge pages.
+/// Left out: MMIO entries, the recovery of executable huge pages.
 extension ShadowMMU {
     /// Whether a vCPU's hardware runs on these tables.
     func isInUse(by cpu: VirtualCPU) -> Bool { base.map { $0.state(of: cpu).usesNestedTables } ?? true }
@@ -54,7 +54,8 @@ extension ShadowMMU {
     }
 
     /// NPT: with each entry of a nested guest and each exit everything is synced. `registers` are the guest hypervisor's,
-    /// with nCR3; its CR0.WP does not count, since all accesses are a user's. Kernel: `kvm_init_shadow_npt_mmu`.
+    /// with nCR3; its CR0.WP does not count, since all accesses are a user's. With fewer than four levels the root is a special
+    /// one. Kernel: `kvm_init_shadow_npt_mmu`.
     func loadNPT(_ registers: GuestRegisters, levels: UInt8, on cpu: VirtualCPU) {
         var registers = registers
         registers.cr0 &= ~(1 << 16)

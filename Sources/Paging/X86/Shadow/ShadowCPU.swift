@@ -26,10 +26,10 @@ public final class ShadowCPU: CPUExtra, @unchecked Sendable {
     public internal(set) var rootFailure: Errno?
     /// Kernel: `prev_roots`, the last used first.
     var earlierRoots: [ShadowRoot] = []
-    /// The pages behind the four entries of `fourEntries`, where the guest has fewer than four levels, or no paging.
-    /// Kernel: `pae_root`.
+    /// The four pages of level 2 where what is shadowed has fewer than four levels, or has none. See `SpecialRoots.swift`.
     var fourRoots: [ShadowPage?] = []
-    var fourEntries: HostFrame?
+    /// The tables above them, lowest first: four pointers, and with nested paging those of level 4 and 5.
+    var specialTables: [HostFrame] = []
     private var pointers: (UInt64, UInt64, UInt64, UInt64) = (0, 0, 0, 0)
     /// Taken before mmu_lock, where sleeping is allowed. Kernel: `mmu_shadow_page_cache`.
     var stock: [HostFrame] = []
@@ -57,7 +57,9 @@ public final class ShadowCPU: CPUExtra, @unchecked Sendable {
     /// Of direct tables: where the last access was that no slot contained.
     var lastMMIO = RememberedMMIO()
 
-    /// Whether the root is made of four entries of its own. Kernel: a `pae_root` in use.
-    var usesFourRoots: Bool { role.level < 4 }
+    /// Whether the root is made of four pages. Kernel: `pae_root` in use.
+    var usesFourRoots: Bool { role.level < 4 || !role.isDirect && format.levels < 4 }
+    /// What the processor starts from then.
+    var specialTop: HostFrame? { fourRoots.isEmpty ? nil : specialTables.last }
     var hasRoot: Bool { usesFourRoots ? !fourRoots.isEmpty : root != nil || hasDummyRoot }
 }

@@ -19,6 +19,7 @@ extension ShadowMMU {
         check.checkCounts()
         check.checkSlots()
         if direct != nil { check.checkDirect() }
+        check.findings += checkRoots()
         return (check.findings, check.leaves)
     }
 

@@ -115,10 +115,13 @@ extension ShadowMMU {
         let state = state(of: cpu)
         let format = state.format
         let paged = format.isPaged
-        // PAE: the four topmost entries were read with CR3, and count until it is loaded again.
+        // PAE: the four topmost entries were read with CR3, and count until it is loaded again; those of nested tables by
+        // the walk, and nothing tells when they change.
         if paged, hasChanged(&request.walk, format.topLevel, cpu, format) { return .retry }
-        guard var page = topPage(state, request.address) else {
-            // There was no memory when the root was made; there is now. Spec: x86 4.4, X65.
+        guard var page = topPage(state, request.address),
+            !paged || page.frame == request.walk.table(format.topLevel)
+        else {
+            // There was no memory when the root was made, or a pointer said otherwise. Spec: x86 4.4, X65.
             cpu.post(VirtualCPU.Request.reloadRoot)
             return .retry
         }
@@ -183,6 +186,7 @@ extension ShadowMMU {
     /// Kernel: `shadow_walk_init`.
     func topPage(_ state: ShadowCPU, _ address: UInt64) -> ShadowPage? {
         guard state.usesFourRoots else { return state.root?.page }
+        guard base == nil || address >> 32 == 0 else { return nil }
         return state.fourRoots.isEmpty ? nil : state.fourRoots[Int(address >> 30 & 3)]
     }
 

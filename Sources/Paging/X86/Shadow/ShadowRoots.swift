@@ -24,7 +24,7 @@ extension ShadowMMU {
     /// Goes over to other tables, or the same anew: a root that is remembered for them is taken, as it is.
     func load(_ format: GuestEntryFormat, _ role: PageRole, on cpu: VirtualCPU) {
         let state = state(of: cpu)
-        if state.usesFourRoots { dropRoots(cpu) }
+        if base != nil { dropFour(cpu) } else if state.usesFourRoots { dropRoots(cpu) }
         let last = state.root
         state.root = nil
         state.hasDummyRoot = false
@@ -46,10 +46,8 @@ extension ShadowMMU {
     private func readPointers(_ registers: GuestRegisters, _ cpu: VirtualCPU) -> (UInt64, UInt64, UInt64, UInt64)? {
         let format = GuestEntryFormat(registers: registers)
         var values: [UInt64] = []
-        let first = registers.cr3 & 0xffff_ffe0
-        for i in 0..<4 {
-            let place = GuestAddress(first + UInt64(i) * 8)
-            guard let entry = vm.withSlots({ readEntry(cpu, place, format, atomically: false) }) else { return nil }
+        for i in 0..<4 as Range<UInt64> {
+            guard let entry = vm.withSlots({ readPointer(i, format, cpu) }) else { return nil }
             if format.isPresent(entry), format.hasReservedBit(entry, 3) { return nil }
             values.append(entry)
         }
@@ -79,16 +77,19 @@ extension ShadowMMU {
         let state = state(of: cpu)
         precondition(isInUse(by: cpu), "a root is made for the tables in use")
         if state.role.rawValue == 0 { state.role = firstRole(of: cpu) }
-        guard !state.hasRoot else { return setRoot(state.root?.page.table ?? cpu.root, of: cpu) }
+        guard !state.hasRoot else {
+            return setRoot(state.root?.page.table ?? state.specialTop ?? cpu.root, of: cpu)
+        }
         state.rootFailure = nil
-        guard prepareSlots(), fillStock(state, to: Self.tablesPerFault) else {
+        guard prepareSlots(), makeSpecialTables(state), fillStock(state, to: Self.tablesPerFault) else {
             state.rootFailure = .ENOMEM
             return
         }
         vm.withSlots {
+            readNestedPointers(state, cpu)
             let guardian = vm.lockMMU()
             if makeRoom() {
-                if state.usesFourRoots { makeFourRoots(state, cpu) } else { makeRoot(state, cpu) }
+                if state.usesFourRoots { attachFour(state, cpu) } else { makeRoot(state, cpu) }
             } else {
                 state.rootFailure = .ENOSPC
             }
@@ -117,43 +118,6 @@ extension ShadowMMU {
         setRoot(page.table, of: cpu)
     }
 
-    /// Four pages of level 2, and a table of four entries that point to them. Kernel: `pae_root`.
-    private func makeFourRoots(_ state: ShadowCPU, _ cpu: VirtualCPU) {
-        if state.fourEntries == nil { state.fourEntries = state.stock.popLast() }
-        guard let table = state.fourEntries, fillsFour(state) else { return }
-        let registers = state.registers
-        var pages: [ShadowPage?] = []
-        for i in 0..<4 {
-            var frame = GuestFrame(UInt64(i) << 18)
-            var isThere = true
-            if registers.levels == 3 {
-                let pointer = state.pageDirectoryPointers(i)
-                frame = GuestFrame((pointer & 0x000f_ffff_ffff_f000) >> 12)
-                isThere = pointer & 1 != 0
-            } else if registers.levels == 2 {
-                frame = GuestFrame(registers.cr3 >> 12 & 0xf_ffff)
-            }
-            let entry = StageTwoEntry(vm.memory.entry(i, of: table), EntryBits.field)
-            guard isThere, !registers.isPaged || vm.isVisible(frame, in: cpu.addressSpaceNumber) else {
-                _ = entry.exchange(forEmpty: EntryBits.empty)
-                pages.append(nil)
-                continue
-            }
-            var role = state.role
-            role.level = 2
-            if role.has4ByteEntries { role.quadrant = UInt8(i) }
-            let page = page(frame, role, cpu)
-            page.rootCount += 1
-            _ = entry.exchange(forEmpty: EntryBits.empty)
-            _ = entry.link(vm.host.table(page.table), attributes: 1, expected: EntryBits.empty)
-            pages.append(page)
-        }
-        state.fourRoots = pages
-        cpu.root = table
-    }
-
-    private func fillsFour(_ state: ShadowCPU) -> Bool { state.stock.count >= 4 }
-
     // MARK: Letting go
 
     /// One vCPU less has the page as its root. One that was zapped meanwhile is freed now. Takes mmu_lock.
@@ -166,7 +130,7 @@ extension ShadowMMU {
         guardian.unlock()
     }
 
-    private func release(_ page: ShadowPage, _ zapped: inout ZappedPages) {
+    func release(_ page: ShadowPage, _ zapped: inout ZappedPages) {
         page.rootCount -= 1
         if page.rootCount == 0, page.role.isInvalid { zap(page, &zapped) }
     }
@@ -195,18 +159,14 @@ extension ShadowMMU {
         var zapped = ZappedPages()
         if let root = state.root { release(root.page, &zapped) }
         for root in state.earlierRoots { release(root.page, &zapped) }
-        for case let page? in state.fourRoots { release(page, &zapped) }
+        detachFour(state, &zapped)
         state.root = nil
         state.hasDummyRoot = false
         state.earlierRoots = []
-        state.fourRoots = []
         setRoot(nil, of: cpu)
         commit(&zapped)
         guardian.unlock()
-        if let table = state.fourEntries {
-            state.fourEntries = nil
-            vm.host.freeTable(table)
-        }
+        freeSpecialTables(state)
     }
 
     /// Roots without a page of their own, the four and the dummy, go in any case: nobody can say how old they are.
@@ -220,8 +180,7 @@ extension ShadowMMU {
             setRoot(nil, of: cpu)
         }
         if state.usesFourRoots {
-            for case let page? in state.fourRoots { release(page, &zapped) }
-            state.fourRoots = []
+            detachFour(state, &zapped)
             setRoot(nil, of: cpu)
         }
         if let root = state.root, isObsolete(root.page) {

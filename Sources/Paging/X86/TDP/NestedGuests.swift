@@ -21,11 +21,11 @@ extension TDPMMU {
         shadows.load(tables, on: cpu)
     }
 
-    /// VMRUN with nested paging. `registers` are the guest hypervisor's own, which say how its tables are read, with nCR3
-    /// for CR3. EINVAL: it is not in 64-bit mode (left out), or has more levels than the host.
+    /// VMRUN with nested paging. `registers` are the guest hypervisor's own, which say how its tables are read, of 32 bits,
+    /// PAE or four or five levels, with nCR3 for CR3. EINVAL: it has no paging, or more levels than the host.
     /// Kernel: `nested_svm_init_mmu_context`.
     public func enterNested(_ registers: GuestRegisters, _ cpu: VirtualCPU) throws(Errno) {
-        guard !bits.isEPT, registers.isPaged, registers.isLong, registers.levels <= configuration.levels else {
+        guard !bits.isEPT, registers.isPaged, registers.levels <= configuration.levels else {
             throw .EINVAL
         }
         let shadows = try startNested(cpu)

@@ -11,14 +11,10 @@ import Testing
 extension PagedGuest {
     /// Writes an entry of 4 bytes as the VMM would.
     func write32(_ frame: Int, _ index: Int, _ entry: UInt32) throws {
-        let place = at(frame) + UInt64(index / 2) * 8
-        let shift = UInt64(index & 1) * 32
-        try space.store(place, try space.load(place) & ~(0xffff_ffff << shift) | UInt64(entry) << shift)
+        try space.storeHalf(at(frame) + UInt64(index) * 4, UInt64(entry))
     }
 
-    func entry32(_ frame: Int, _ index: Int) throws -> UInt64 {
-        try space.load(at(frame) + UInt64(index / 2) * 8) >> (UInt64(index & 1) * 32) & 0xffff_ffff
-    }
+    func entry32(_ frame: Int, _ index: Int) throws -> UInt64 { try space.loadHalf(at(frame) + UInt64(index) * 4) }
 
     /// Directory frame 1; table frame 2 maps the first 64 pages, in its first half and again in its second, for the
     /// first 4 MiB and for the 4 MiB after 1 GiB.

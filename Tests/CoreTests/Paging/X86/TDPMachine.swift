@@ -143,7 +143,10 @@ final class TDPCPU: VirtualCPU, @unchecked Sendable {
         let pointer = mmu.rootPointer(for: self)
         guard mmu.configuration.format == .ept else {
             return GuestPort(
-                stage: .npt(NPTWalker(memory: vm.memory, root: pointer, fiveLevels: mmu.configuration.levels == 5)),
+                stage: .npt(
+                    NPTWalker(
+                        memory: vm.memory, root: pointer, mode: mmu.configuration.levels == 5 ? .fiveLevel : .fourLevel)
+                ),
                 buffer: buffer)
         }
         let walker = EPTWalker(
