@@ -133,13 +133,21 @@ private final class HostileGuest {
                         pointer: pointer, physicalAddressBits: 46, hasGigabytePages: bits & 4 != 0,
                         executeOnly: bits & 8 != 0), cpu)
             } else {
-                let registers: GuestRegisters =
-                    five
-                    ? .fiveLevels(root: GuestAddress(root))
-                    : .longMode(root: GuestAddress(root), noExecute: bits & 2 != 0)
-                try mmu.enterNested(registers, cpu)
+                try mmu.enterNested(hypervisorRegisters(root, bits, five), cpu)
             }
         } catch { preconditionFailure("the pointer is valid: \(error)") }
+    }
+
+    /// In any mode with paging.
+    private func hypervisorRegisters(_ root: UInt64, _ bits: UInt64, _ five: Bool) -> GuestRegisters {
+        switch bits >> 8 & 3 {
+        case 0: .twoLevels(root & 0xffff_f000, largePages: bits & 2 != 0)
+        case 1: .physicalExtension(root & 0xffff_f000 | bits >> 16 & 0xfe0)
+        default:
+            five
+                ? .fiveLevels(root: GuestAddress(root))
+                : .longMode(root: GuestAddress(root), noExecute: bits & 2 != 0)
+        }
     }
 
     private func registers(_ random: inout SplitMix) -> GuestRegisters {
@@ -177,8 +185,35 @@ private final class HostileGuest {
         case .nested(let mmu, let cpu):
             // What a second stage translates is not sign-extended.
             let address = random.next() & ~7 & (mmu.configuration.levels == 5 ? 1 << 57 - 1 : 1 << 48 - 1)
+            guard bits & 3 != 0 else { return fault(mmu, cpu, address, AccessKind.allCases[Int((bits >> 16) % 3)]) }
             judge(cpu.access(access(bits), at: address))
         }
+    }
+
+    /// A fault anywhere: a nested guest that has paging on has more than the 32 bits which `access` gets to.
+    private func fault(_ mmu: TDPMMU, _ cpu: NestedCPU, _ address: UInt64, _ access: AccessKind) {
+        let state = mmu.shadowState(of: cpu)
+        state.nestedExit = nil
+        let fault = GuestFault(address: GuestAddress(address), access: access, entryPresent: false)
+        for _ in 0..<100 {
+            guard cpu.enterGuest() == nil, let nested = mmu.nested else {
+                return fail("the nested guest is not entered")
+            }
+            cpu.exitGuest()
+            switch mmu.vm.withSlots({ mmu.handleFault(cpu, fault) }) {
+            case .fixed, .spurious:
+                if nested.leaf(of: cpu, at: address) == nil { fail("a fault at \(address) is fixed by nothing") }
+                report.reached += 1
+            case .writeProtected: report.reached += 1
+            case .emulate: report.mmio += 1
+            case .retry:
+                guard state.nestedExit != nil else { continue }
+                report.nestedExits += 1
+            case .failed(let errno), .memoryFault(let errno): fail("\(errno)")
+            }
+            return
+        }
+        fail("a fault at \(address) has no end")
     }
 
     private func access(_ bits: UInt64) -> PagedAccess {

@@ -69,6 +69,45 @@ import Testing
         }
     }
 
+    @Test(arguments: [PagingMode.bits32, .pae])
+    func `hosts of 32 bits and with PAE have nested tables like their own`(mode: PagingMode) throws {
+        let fixture = LegacyFixture(mode)
+        func walk(_ address: UInt64, _ access: AccessKind = .read) -> WalkResult {
+            fixture.nested().walk(GuestAddress(address), access)
+        }
+        #expect(walk(0xabc, .write).translation?.frame == HostFrame(0xd))
+        for bit in 32..<64 as Range<UInt64> {
+            let fault = walk(1 << bit).violation
+            #expect(fault?.reason == .addressWidth && fault?.present == false)
+        }
+        fixture.set(fixture[fixture.top], at: fixture.location(fixture.top) + (mode == .pae ? 2 * 8 : 512 * 4))
+        #expect(walk(1 << 31).translation?.frame == HostFrame(0xd))
+        fixture[1] = fixture[1] & ~0x60
+        #expect(walk(0, .write).translation != nil && fixture[1] & 0x60 == 0x60)
+        fixture[2] &= ~4
+        #expect(walk(0).violation?.reason == .rights)
+        fixture[2] = 0x80_00e7
+        #expect(walk(0x5008).translation?.frame == HostFrame(0x805))
+        fixture[2] |= 1 << (mode == .pae ? 13 : 21)
+        #expect(walk(0).violation?.reason == .reservedBits)
+    }
+
+    @Test func `a PAE host's pointers are read in each walk, and may be reserved`() throws {
+        let fixture = LegacyFixture(.pae)
+        let good = fixture[3]
+        fixture[3] = 0
+        let absent = try #require(fixture.nested().walk(GuestAddress(0), .write).violation)
+        #expect(absent.reason == .absent && fixture.nested().errorCode(of: absent) == 1 << 32 | 6)
+        for bit in [1, 2, 5, 8, 46, 63] as [UInt64] {
+            fixture[3] = good | 1 << bit
+            let fault = try #require(fixture.nested().walk(GuestAddress(0), .read).violation)
+            #expect(fault.reason == .reservedBits && fixture.nested().errorCode(of: fault) == 1 << 32 | 0xd)
+        }
+        fixture[3] = good
+        #expect(
+            fixture.nested().walk(GuestAddress(0), .execute).translation != nil && fixture[3] == good, "it has no A")
+    }
+
     @Test func `large leaves and memory's end`() {
         let fixture = LegacyFixture(.fourLevel)
         fixture[2] = 0x80_00e7

@@ -11,15 +11,19 @@ import Testing
 /// A hypervisor that rewrites its tables, with any bytes, on two vCPUs that run its guest, while its host takes pages away,
 /// logs and ages. An oracle walks the tables as the manual says; what is stale since the last INVEPT it lets pass.
 @Suite struct X86_4_10_RandomHypervisors {
-    @Test(arguments: [1, 2, 3, 4, 5, 6] as [UInt64])
-    func `every access ends as the hypervisor's tables say`(_ seed: UInt64) throws {
-        let run = try RandomHypervisor(seed, accessDirty: seed % 2 == 0)
+    @Test(
+        arguments: [
+            HypervisorFormat.ept(accessDirty: true), .ept(accessDirty: false), .old(.twoLevels, levels: 4),
+            .old(.twoLevels, levels: 5), .old(.extended, levels: 4), .old(.extended, levels: 5),
+        ], [1, 2, 3] as [UInt64])
+    func `every access ends as the hypervisor's tables say`(_ format: HypervisorFormat, _ seed: UInt64) throws {
+        let run = try RandomHypervisor(seed, format)
         for step in 0..<600 {
             try run.step()
-            try #require(!run.failed, "seed \(seed), step \(step): \(run.did)")
+            try #require(!run.failed, "\(format), seed \(seed), step \(step): \(run.did)")
             guard step % 8 == 0 else { continue }
             let findings = run.guest.mmu.checkTables()
-            try #require(findings == [], "seed \(seed), step \(step): \(run.did)")
+            try #require(findings == [], "\(format), seed \(seed), step \(step): \(run.did)")
         }
         #expect(run.checked > 100)
     }
@@ -28,24 +32,21 @@ import Testing
 private final class RandomHypervisor {
     let guest: NestedGuest
     private var random: SplitMix
-    private let pointer: UInt64
+    private let format: HypervisorFormat
     private(set) var did = ""
     private(set) var failed = false
     private(set) var checked = 0
-    /// By vCPU: tables have changed since it last said INVEPT.
+    /// By vCPU: tables have changed since it last said so: INVEPT, or an entry with NPT.
     private var isStale = [false, false]
     private var isLogged = false
     private var written: Set<Int> = []
     private var focus = 0
 
-    /// Frames 4 and 5 are lowest tables, of 16 entries each.
-    init(_ seed: UInt64, accessDirty: Bool) throws {
+    init(_ seed: UInt64, _ format: HypervisorFormat) throws {
         random = SplitMix(seed: seed)
-        guest = try NestedGuest(cpus: 2)
-        try guest.makeTables(count: 16)
-        try guest.write(3, 1, 0x5000 | NestedGuest.table)
-        for i in 0..<16 { try guest.write(5, i, NestedGuest.leaf(16 + i)) }
-        pointer = accessDirty ? NestedGuest.pointer : NestedGuest.pointerWithoutAD
+        self.format = format
+        guest = try NestedGuest(cpus: 2) { format.configure(&$0) }
+        try format.makeTables(guest)
     }
 
     private func pick(_ count: Int) -> Int { Int(random.next() % UInt64(count)) }
@@ -69,45 +70,17 @@ private final class RandomHypervisor {
         return first..<first + 1 + pick(3)
     }
 
-    private func address(_ page: Int) -> UInt64 { UInt64(page / 16) << 21 | UInt64(page % 16) << 12 }
-
-    private enum Expected {
-        case page(Int)
-        case violation(UInt64)
-        case misconfiguration
-    }
-
-    /// What the manual says of an access that needs `rights`.
-    private func walk(_ address: UInt64, _ needed: UInt64) throws -> Expected {
-        var table = 1
-        var rights: UInt64 = 7
-        for level in [UInt64(4), 3, 2, 1] {
-            let entry = try guest.entry(table, Int(address >> (12 + 9 * (level - 1)) & 511))
-            rights &= entry
-            guard entry & 7 != 0 else { return .violation(0) }
-            let isBad = entry & 3 == 2 || entry >> 46 & 0x3f != 0
-            if isBad { return .misconfiguration }
-            table = Int(entry >> 12 & 0x3_ffff_ffff)
-            if level == 1 {
-                if [2, 3, 7].contains(entry >> 3 & 7) { return .misconfiguration }
-            } else if entry & 0xf8 != 0 {
-                return .misconfiguration
-            }
-        }
-        return rights & needed == needed ? .page(table) : .violation(rights)
-    }
-
     private func access() throws {
         let cpu = guest.cpus[pick(2)]
-        try guest.enter(pointer, cpu)
+        try enter(cpu)
         let page = chance(50) ? focus : pick(32)
-        let place = address(page) | UInt64(pick(512)) * 8
-        let value = chance(20) ? randomEntry() : random.next()
-        let kind = pick(3)
-        let what: PagedAccess = [.load, .store(value), .fetch][kind]
-        let expected = try walk(place, [1, 2, 4][kind])
+        let place = format.address(page, elsewhere: chance(25)) | UInt64(pick(512)) * 8
+        let value = chance(20) ? format.randomEntries(&random) : random.next()
+        let kind = [AccessKind.read, .write, .execute][pick(3)]
+        let what: PagedAccess = [.load, .store(value), .fetch][Int(kind.rawValue)]
+        let expected = try format.walk(guest, place, kind)
         // A table is only read, or what stands there would be anything.
-        if case .page(let frame) = expected, kind == 1, frame < 16 { return try storeIntoTable(cpu, place, frame) }
+        if case .page(let frame) = expected, kind == .write, frame < 16 { return try storeIntoTable(cpu, place, frame) }
         let result = cpu.access(what, at: place)
         did = "vcpu \(cpu.number) \(what) at \(String(place, radix: 16)): \(result), expected \(expected)"
         if case .stored = result, case .page(let frame) = expected, isLogged, !isStale[cpu.number] {
@@ -116,57 +89,61 @@ private final class RandomHypervisor {
         guard !isStale[cpu.number] else { return }
         checked += 1
         switch expected {
-        case .violation(let rights):
-            let exit = NestedExit.violation(
-                GuestAddress(place), qualification: 0x180 | rights << 3 | [1, 2, 4][kind])
-            if result != .nestedExit(exit) { failed = true }
-        case .misconfiguration:
-            if result != .nestedExit(.misconfiguration(GuestAddress(place))) { failed = true }
+        case .exit(let exit): if result != .nestedExit(exit) { failed = true }
         case .page(let frame) where frame >= 64:
             if result != .mmio { failed = true }
         case .page(let frame):
             let content = try guest.space.load(at(frame) + place & 4095)
             switch result {
             // The walk may set A and D in the very word that was read.
-            case .value(let seen): if seen | 0x300 != content | 0x300 { failed = true }
+            case .value(let seen): if seen | format.flags != content | format.flags { failed = true }
             case .stored: if content != value { failed = true }
             default: failed = true
             }
         }
     }
 
+    /// With NPT each entry brings the tables up to date; often it goes on as it is.
+    private func enter(_ cpu: NestedCPU) throws {
+        if !format.isEPT {
+            if guest.mmu.runsNested(cpu), chance(80) { return }
+            isStale[cpu.number] = false
+        }
+        try format.enter(guest, cpu)
+    }
+
     /// The nested guest writes one of its hypervisor's tables: nothing is certain until that says INVEPT.
     private func storeIntoTable(_ cpu: NestedCPU, _ place: UInt64, _ frame: Int) throws {
         guard frame == 4 || frame == 5 else { return }
-        let entry = randomEntry()
+        let entry = format.randomEntries(&random)
         let result = cpu.access(.store(entry), at: place & ~0xfff | UInt64(pick(16)) * 8)
         did = "vcpu \(cpu.number) writes \(String(entry, radix: 16)) into table \(frame): \(result)"
         isStale = [true, true]
         if isLogged, !isStale[cpu.number] { written.insert(frame) }
     }
 
-    private func randomEntry() -> UInt64 {
-        let rights = [7, 7, 7, 5, 1, 3, 4, 0, 2, 6][pick(10)]
-        let type = chance(90) ? 6 : UInt64(pick(8))
-        let frame = chance(85) ? 16 + pick(32) : [4, 5, 3, 200][pick(4)]
-        let flags = [UInt64(0x300), 0x100, 0][pick(3)]
-        let high: UInt64 = chance(95) ? 0 : 1 << UInt64(46 + pick(6))
-        return UInt64(frame) << 12 | UInt64(rights) | type << 3 | flags | high
-    }
-
     private func rewrite() throws {
         let cpu = guest.cpus[pick(2)]
         guest.mmu.leaveNested(cpu)
-        let isHigh = chance(25)
-        let table = isHigh ? 3 : 4 + pick(2)
-        let index = isHigh ? pick(2) : pick(16)
-        let links: [UInt64] = [0x4007, 0x5007, 0x4005, 0x5003, 0, 0x4087, 0x4002]
-        let entry = isHigh ? links[pick(links.count)] : randomEntry()
-        focus = isHigh ? index * 16 + pick(16) : (table - 4) * 16 + index
-        let result = cpu.access(.store(entry), at: NestedGuest.place(table, index))
-        did = "hypervisor on vcpu \(cpu.number) writes \(String(entry, radix: 16)) to \(table)[\(index)]: \(result)"
+        let (table, word): (Int, Int)
+        let entries: UInt64
+        switch pick(100) {
+        case 0..<22:
+            (table, word) = (3, pick(2))
+            entries = format.randomLinks(&random)
+            focus = word * 16 + pick(16)
+        case 22..<30 where format.hasPointers:
+            (table, word) = (1, pick(2))
+            entries = format.randomPointer(&random)
+        default:
+            (table, word) = (4 + pick(2), pick(16))
+            entries = format.randomEntries(&random)
+            focus = (table - 4) * 16 + (format.isNarrow ? word * 2 % 16 : word)
+        }
+        let result = cpu.access(.store(entries), at: NestedGuest.place(table, word))
+        did = "hypervisor on vcpu \(cpu.number) writes \(String(entries, radix: 16)) to \(table)[\(word)]: \(result)"
         if result != .stored && result != .emulated { failed = true }
-        if try guest.entry(table, index) != entry { failed = true }
+        if try guest.entry(table, word) != entries { failed = true }
         if isLogged { written.insert(table) }
         isStale = [true, true]
         if chance(70) {
@@ -177,7 +154,8 @@ private final class RandomHypervisor {
     private func invalidate(_ number: Int) throws {
         let cpu = guest.cpus[number]
         guest.mmu.leaveNested(cpu)
-        guest.mmu.invalidateEPT(chance(50) ? pointer : nil, cpu)
+        guard format.isEPT else { return }
+        guest.mmu.invalidateEPT(chance(50) ? format.pointer : nil, cpu)
         isStale[number] = false
         did = "vcpu \(number): INVEPT"
     }
