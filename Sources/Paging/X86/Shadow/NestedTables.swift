@@ -32,7 +32,7 @@ public struct HypervisorLog: Sendable, Equatable {
 /// Shadowing what a guest hypervisor made for its guest: L2's addresses to L1's, behind which stand the slots, so that
 /// reverse maps, logs and notifiers know L1's frames alone. Spec: x86 4.10.
 ///
-/// Left out: MMIO entries, the recovery of executable huge pages.
+/// Left out: MMIO entries.
 extension ShadowMMU {
     /// Whether a vCPU's hardware runs on these tables.
     func isInUse(by cpu: VirtualCPU) -> Bool { base.map { $0.state(of: cpu).usesNestedTables } ?? true }

@@ -258,12 +258,12 @@ private struct ShadowCheck {
                 report(.x35, "a vCPU would enter the guest on an obsolete root", root.page)
             }
         }
-        let list = mmu.possibleHugePages
+        let list = mmu.possibleHugePages.list
         if list.count != mmu.vm.statistics.nx_lpage_splits.load(ordering: .relaxed) {
             findings.append(Finding(.x42, "the count of split huge pages is not that of their list"))
         }
-        for page in list where page.role.isInvalid || !page.isHugePageDisallowed {
-            report(.x42, "a table is on the list that may be a huge page", page)
+        for possible in list where !possible.isShadow || !mmu.isDisallowedPage(possible.table) {
+            findings.append(Finding(.x42, "a table is on the list that may be a huge page", frame: possible.table))
         }
         for page in pages where page.role.isInvalid == false && !page.role.isDirect {
             report(.x52, "a page shadows a guest's table where the processor reads it itself", page)

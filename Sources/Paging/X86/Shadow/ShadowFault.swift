@@ -94,11 +94,9 @@ extension ShadowMMU {
         return fetch(permit, &request, rights, faulted.slot, cpu, holding: guardian)
     }
 
-    /// No larger than the guest's own page; small if the slot is logged, or if huge pages are not executable and this is a
-    /// fetch. Kernel: `kvm_mmu_hugepage_adjust`.
+    /// No larger than the guest's own page; small if the slot is logged. Kernel: `kvm_mmu_hugepage_adjust`.
     private func largestLeaf(_ request: Request, _ slot: MemorySlot) -> PageLevel {
         guard !slot.isLogged, let counts = slot.largePages else { return .page4K }
-        if let base, base.disallowsHugePage(request.fault) { return .page4K }
         var level = PageLevel(min(request.walk.level, 3))
         while level > .page4K, !counts.allows(request.walk.frame, level) { level = level.below }
         return level
@@ -145,7 +143,7 @@ extension ShadowMMU {
         if paged { page.floods = 0 }
         // Only now: the tables on the way may lie in the very block that a large leaf would map. Spec: x86 4.5 (d), X41.
         let largest = min(permit.largest, largestLeaf(request, slot))
-        let isSmall = direct != nil && disallowsHugePage(request.fault)
+        let isSmall = disallowsHugePage(request.fault)
         var goal = isSmall ? 1 : largest.rawValue
         note(.init(.entryRequested, frame: permit.frame, guest: permit.guestFrame.number, level: goal))
         // Within a page of the guest's.

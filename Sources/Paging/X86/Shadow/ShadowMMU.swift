@@ -46,9 +46,8 @@ public final class ShadowMMU: SecondaryMMU, @unchecked Sendable {
     let unsyncPages = SpinLock(.tdpPages)
     /// Of direct tables: whether huge leaves are never executable. Under mmu_lock.
     var executesNoHugePage = false
-    /// Direct pages that only a fetch keeps from being a huge leaf, oldest first. Kernel: `possible_nx_huge_pages`. Under
-    /// mmu_lock.
-    var possibleHugePages: [ShadowPage] = []
+    /// Direct pages that only a fetch keeps from being a huge leaf; those of nested guests are on the TDP MMU's list.
+    let possibleHugePages: PossibleHugePages
 
     /// Entries that may map one guest frame. Kernel: `RMAP_RECYCLE_THRESHOLD`.
     let longestChain: Int
@@ -63,6 +62,7 @@ public final class ShadowMMU: SecondaryMMU, @unchecked Sendable {
         bits = .legacy
         base = nil
         direct = nil
+        possibleHugePages = PossibleHugePages()
         super.init()
     }
 
@@ -83,6 +83,7 @@ public final class ShadowMMU: SecondaryMMU, @unchecked Sendable {
         base = nil
         direct = configuration
         executesNoHugePage = configuration.nxHugePages
+        possibleHugePages = PossibleHugePages()
         super.init()
     }
 
@@ -93,6 +94,7 @@ public final class ShadowMMU: SecondaryMMU, @unchecked Sendable {
         bits = tdp.bits
         base = tdp
         direct = nil
+        possibleHugePages = tdp.possibleHugePages
         super.init()
     }
 

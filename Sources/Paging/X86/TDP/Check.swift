@@ -197,13 +197,17 @@ struct TableCheck {
 
     /// X42: the list is as long as the count says, and holds tables that hang somewhere and are disallowed.
     mutating func possibleHugePages() {
-        let list = mmu.possibleHugePages
+        let list = mmu.possibleHugePages.list
         if list.count != mmu.vm.statistics.nx_lpage_splits.load(ordering: .relaxed) {
             findings.append(Finding(.x42, "the count of split huge pages is not that of their list"))
         }
-        for table in list {
-            let info = TableInfo(mmu.vm.host.tableWords(table))
-            if !info.isDisallowed || !seen.contains(table) {
+        for possible in list {
+            let table = possible.table
+            let isRight =
+                possible.isShadow
+                ? mmu.nested?.isDisallowedPage(table) == true
+                : TableInfo(mmu.vm.host.tableWords(table)).isDisallowed && seen.contains(table)
+            if !isRight {
                 findings.append(Finding(.x42, "a table is on the list that may be a huge page", frame: table))
             }
         }

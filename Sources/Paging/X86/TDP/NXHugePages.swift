@@ -10,7 +10,7 @@ import Synchrony
 ///
 /// A table that such a fetch has made is *disallowed*: no huge leaf takes its place, or fetches and writes would undo each
 /// other's mapping for ever. If nothing else stands against a huge leaf it is on a list, oldest first, from which the
-/// recovery takes it now and then: perhaps the guest executes there no more.
+/// recovery takes it now and then: perhaps the guest executes there no more. Tables for nested guests are on the same list.
 extension TDPMMU {
     /// Whether a fetch must not find a huge leaf. Caller holds mmu_lock.
     func disallowsHugePage(_ fault: GuestFault) -> Bool { fault.access == .execute && nxHugePages }
@@ -33,8 +33,7 @@ extension TDPMMU {
         pages.lock()
         defer { pages.unlock() }
         guard TableInfo(vm.host.tableWords(table)).isDisallowed else { return }
-        possibleHugePages.append(table)
-        vm.statistics.nx_lpage_splits.add(1, ordering: .relaxed)
+        possibleHugePages.add(PossibleHugePage(table: table, isShadow: false), vm)
     }
 
     /// The table is no longer disallowed. Caller holds `pages`. Kernel: `unaccount_nx_huge_page`.
@@ -42,61 +41,45 @@ extension TDPMMU {
         let words = vm.host.tableWords(table)
         guard TableInfo(words).isDisallowed else { return }
         vm.host.setTableWords(table, words.0 & ~TableInfo.disallowed, words.1)
-        guard let index = possibleHugePages.firstIndex(of: table) else { return }
-        possibleHugePages.remove(at: index)
-        vm.statistics.nx_lpage_splits.subtract(1, ordering: .relaxed)
+        possibleHugePages.remove(PossibleHugePage(table: table, isShadow: false), vm)
     }
 
     // MARK: What the administrator does
 
-    /// Changes the module's parameter: whatever is mapped is mapped anew. No lock held; may sleep. Takes slots_lock.
-    /// Kernel: `set_nx_huge_pages`.
+    /// See `VirtualMachine.changeNXHugePages`: nested guests' pages go too. No lock held; may sleep.
     public func setNXHugePages(_ on: Bool) {
-        vm.slotsLock.lock()
-        defer { vm.slotsLock.unlock() }
-        let guardian = vm.lockMMU()
-        let changes = nxHugePages != on
-        nxHugePages = on
-        guardian.unlock()
-        guard changes else { return }
-        replaceRoots()
-        freeRemovedTables()
+        vm.changeNXHugePages({
+            defer { nxHugePages = on }
+            return nxHugePages != on
+        }) {
+            replaceRoots()
+            freeRemovedTables()
+        }
     }
 
     /// One round of the recovery: unlinks the oldest tables, one in `ratio` (rounded up), so that the next fault may map
-    /// a huge page. Those of logged slots only leave the list: they would come back small. 0: none. Returns how many were
-    /// unlinked. No lock held; may sleep. Kernel: `kvm_recover_nx_huge_pages`, which a worker calls once in a while.
+    /// a huge page, and zaps those of nested guests. Those of logged slots only leave the list: they would come back small.
+    /// 0: none. Returns how many are gone. No lock held; may sleep. Kernel: `kvm_recover_nx_huge_pages`, which a worker calls
+    /// once in a while.
     @discardableResult
     public func recoverNXHugePages(ratio: Int = 60) -> Int {
         guard ratio > 0 else { return 0 }
         let side = vm.slotReaders.enter()
         let guardian = vm.lockMMU()
         let section = tables.enter()
-        var count = 0
-        var left = (possibleHugePagesCount + ratio - 1) / ratio
-        while left > 0, let table = oldestPossibleHugePage {
-            if unlinkOrAllow(table) { count += 1 }
-            left -= 1
+        var zapped = ZappedPages()
+        let count = possibleHugePages.recover(ratio: ratio) {
+            guard $0.isShadow, let nested else { return unlinkOrAllow($0.table) }
+            return nested.endPossibleHugePage($0.table, &zapped)
         }
-        // Before the section ends: the tables are freed after both (F10, X30).
+        // Before the section ends, and before a page is freed: of both kinds at once (F10, X30, X56).
         if count > 0 { vm.flushRemoteTLBs() }
+        nested?.free(&zapped)
         tables.exit(section)
         guardian.unlock()
         vm.slotReaders.exit(side)
         freeRemovedTables()
         return count
-    }
-
-    private var possibleHugePagesCount: Int {
-        pages.lock()
-        defer { pages.unlock() }
-        return possibleHugePages.count
-    }
-
-    private var oldestPossibleHugePage: HostFrame? {
-        pages.lock()
-        defer { pages.unlock() }
-        return possibleHugePages.first
     }
 
     /// Whether the table was unlinked. Kernel: `kvm_tdp_mmu_zap_sp`. Caller: mmu_lock for writing, in a section.

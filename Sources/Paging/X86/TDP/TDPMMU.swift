@@ -41,9 +41,8 @@ public final class TDPMMU: SecondaryMMU, @unchecked Sendable {
     var roots: [HostFrame] = []
     /// Whether huge leaves are never executable. Written under mmu_lock for writing, read under mmu_lock.
     @exclusivity(unchecked) var nxHugePages: Bool
-    /// Tables that only a fetch keeps from being a huge leaf, oldest first. Under `pages`. Kernel:
-    /// `possible_nx_huge_pages`.
-    var possibleHugePages: [HostFrame] = []
+    /// Tables that only a fetch keeps from being a huge leaf, those of nested guests among them.
+    let possibleHugePages = PossibleHugePages()
     /// Tables that nothing reachable points to. Under `pages`.
     var removed: [HostFrame] = [] {
         didSet { hasRemoved.store(!removed.isEmpty, ordering: .relaxed) }

@@ -143,9 +143,10 @@ import Testing
         machine.statistics.nx_lpage_splits.add(1, ordering: .relaxed)
         #expect(machine.mmu.checkTables().map(\.invariant) == [.x42])
         machine.statistics.nx_lpage_splits.subtract(1, ordering: .relaxed)
-        let table = machine.mmu.possibleHugePages[0]
-        machine.mmu.possibleHugePages = [machine.cpu.root!]
+        let list = machine.mmu.possibleHugePages
+        let good = list.list
+        list.list = [PossibleHugePage(table: machine.cpu.root!, isShadow: false)]
         #expect(Set(machine.mmu.checkTables().map(\.invariant)) == [.x42])
-        machine.mmu.possibleHugePages = [table]
+        list.list = good
     }
 }

@@ -5,8 +5,9 @@ import HostMemory
 import Synchronization
 import Synchrony
 
-/// Huge leaves of direct tables that are never executable; see `TDP/NXHugePages.swift`. Pages that shadow a guest
-/// hypervisor's tables keep no account of them. Caller: mmu_lock for writing, unless said otherwise. Spec: x86 3.11.
+/// Huge leaves that are never executable; see `TDP/NXHugePages.swift`. Of second-stage tables: all of them, or those of
+/// nested guests, which the TDP MMU's worker recovers with its own. Caller: mmu_lock for writing, unless said otherwise.
+/// Spec: x86 3.11.
 extension ShadowMMU {
     /// Whether a fetch must not find a huge leaf.
     func disallowsHugePage(_ fault: GuestFault) -> Bool { fault.access == .execute && nxHugePages }
@@ -22,30 +23,45 @@ extension ShadowMMU {
     /// Kernel: `account_nx_huge_page`.
     func disallowHugePage(_ page: ShadowPage, isOnlyReason: Bool) {
         page.isHugePageDisallowed = true
-        guard isOnlyReason, !possibleHugePages.contains(where: { $0 === page }) else { return }
-        possibleHugePages.append(page)
-        vm.statistics.nx_lpage_splits.add(1, ordering: .relaxed)
+        let possible = PossibleHugePage(table: page.table, isShadow: true)
+        guard isOnlyReason, !possibleHugePages.list.contains(possible) else { return }
+        possibleHugePages.add(possible, vm)
     }
 
     /// Kernel: `unaccount_nx_huge_page`.
     func allowHugePage(_ page: ShadowPage) {
         page.isHugePageDisallowed = false
-        guard let index = possibleHugePages.firstIndex(where: { $0 === page }) else { return }
-        possibleHugePages.remove(at: index)
-        vm.statistics.nx_lpage_splits.subtract(1, ordering: .relaxed)
+        possibleHugePages.remove(PossibleHugePage(table: page.table, isShadow: true), vm)
     }
 
-    /// Changes the module's parameter: whatever is mapped is mapped anew. No lock held; may sleep. Takes slots_lock.
-    /// Kernel: `set_nx_huge_pages`.
+    /// Zaps a page of the list; false: its slot is logged, and it only leaves the list: it would come back small.
+    /// Kernel: a part of `kvm_recover_nx_huge_pages`.
+    func endPossibleHugePage(_ table: HostFrame, _ zapped: inout ZappedPages) -> Bool {
+        let page = page(of: table)
+        guard slot(page.frame, page.role)?.isLogged != true else {
+            allowHugePage(page)
+            return false
+        }
+        zap(page, &zapped)
+        return true
+    }
+
+    /// Whether a page of the list may stand there: it is in use, and disallowed. For checks. Spec: X42.
+    func isDisallowedPage(_ table: HostFrame) -> Bool {
+        var found = false
+        index.forEachPage { if $0.table == table, !$0.role.isInvalid, $0.isHugePageDisallowed { found = true } }
+        return found
+    }
+
+    // MARK: What the administrator does, without the TDP MMU
+
+    /// See `VirtualMachine.changeNXHugePages`. No lock held; may sleep.
     public func setNXHugePages(_ on: Bool) {
         precondition(direct != nil, "the TDP MMU's to change, or nobody's")
-        vm.slotsLock.lock()
-        defer { vm.slotsLock.unlock() }
-        let guardian = vm.lockMMU()
-        let changes = executesNoHugePage != on
-        executesNoHugePage = on
-        guardian.unlock()
-        if changes { zapAllFast() }
+        vm.changeNXHugePages({
+            defer { executesNoHugePage = on }
+            return executesNoHugePage != on
+        }) { zapAllFast() }
     }
 
     /// One round of the recovery: zaps the oldest pages of the list, one in `ratio` (rounded up). Those of logged slots only
@@ -57,17 +73,7 @@ extension ShadowMMU {
         let side = vm.slotReaders.enter()
         let guardian = vm.lockMMU()
         var zapped = ZappedPages()
-        var count = 0
-        var left = (possibleHugePages.count + ratio - 1) / ratio
-        while left > 0, let page = possibleHugePages.first {
-            left -= 1
-            if slot(page.frame, page.role)?.isLogged ?? false {
-                allowHugePage(page)
-            } else {
-                zap(page, &zapped)
-                count += 1
-            }
-        }
+        let count = possibleHugePages.recover(ratio: ratio) { endPossibleHugePage($0.table, &zapped) }
         commit(&zapped)
         guardian.unlock()
         vm.slotReaders.exit(side)
