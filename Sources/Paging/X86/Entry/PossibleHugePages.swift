@@ -45,7 +45,7 @@ final class PossibleHugePages {
 extension VirtualMachine {
     /// A change of the module's parameter: whatever is mapped is mapped anew. No lock held; may sleep. Takes slots_lock.
     /// `set` is called under mmu_lock for writing; false: the parameter was like that before. Kernel: `set_nx_huge_pages`.
-    func changeNXHugePages(_ set: () -> Bool, zapAllFast: () -> Void) {
+    func changeNXHugePages(set: () -> Bool, zapAllFast: () -> Void) {
         slotsLock.lock()
         defer { slotsLock.unlock() }
         let guardian = lockMMU()

@@ -58,10 +58,11 @@ extension ShadowMMU {
     /// See `VirtualMachine.changeNXHugePages`. No lock held; may sleep.
     public func setNXHugePages(_ on: Bool) {
         precondition(direct != nil, "the TDP MMU's to change, or nobody's")
-        vm.changeNXHugePages({
-            defer { executesNoHugePage = on }
-            return executesNoHugePage != on
-        }) { zapAllFast() }
+        vm.changeNXHugePages(
+            set: {
+                defer { executesNoHugePage = on }
+                return executesNoHugePage != on
+            }, zapAllFast: { zapAllFast() })
     }
 
     /// One round of the recovery: zaps the oldest pages of the list, one in `ratio` (rounded up). Those of logged slots only

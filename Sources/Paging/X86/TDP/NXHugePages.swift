@@ -48,13 +48,15 @@ extension TDPMMU {
 
     /// See `VirtualMachine.changeNXHugePages`: nested guests' pages go too. No lock held; may sleep.
     public func setNXHugePages(_ on: Bool) {
-        vm.changeNXHugePages({
-            defer { nxHugePages = on }
-            return nxHugePages != on
-        }) {
-            replaceRoots()
-            freeRemovedTables()
-        }
+        vm.changeNXHugePages(
+            set: {
+                defer { nxHugePages = on }
+                return nxHugePages != on
+            },
+            zapAllFast: {
+                replaceRoots()
+                freeRemovedTables()
+            })
     }
 
     /// One round of the recovery: unlinks the oldest tables, one in `ratio` (rounded up), so that the next fault may map
