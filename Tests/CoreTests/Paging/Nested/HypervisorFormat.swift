@@ -54,12 +54,18 @@ enum HypervisorFormat: Sendable, CustomTestStringConvertible {
         }
     }
 
-    func enter(_ guest: NestedGuest, _ cpu: NestedCPU) throws {
+    func enter(_ mmu: TDPMMU, _ cpu: NestedCPU) throws {
         switch self {
-        case .ept: try guest.enter(pointer, cpu)
-        case .old(.twoLevels, _): try guest.mmu.enterNested(GuestRegisters.twoLevels(0x3000), cpu)
-        case .old(.extended, _): try guest.mmu.enterNested(GuestRegisters.physicalExtension(0x1000), cpu)
+        case .ept: try mmu.enterNested(EPTTables(pointer: pointer), cpu)
+        case .old(.twoLevels, _): try mmu.enterNested(GuestRegisters.twoLevels(0x3000), cpu)
+        case .old(.extended, _): try mmu.enterNested(GuestRegisters.physicalExtension(0x1000), cpu)
         }
+    }
+
+    /// 8 bytes of sound entries of a lowest table, for page `page` of 32.
+    func leaves(_ page: Int) -> UInt64 {
+        if isEPT { return NestedGuest.leaf(page) }
+        return OldPaging.leaf(page) | (isNarrow ? OldPaging.leaf(page) << 32 : 0)
     }
 
     /// Of page `page` of 32, of which each lowest table has the half.

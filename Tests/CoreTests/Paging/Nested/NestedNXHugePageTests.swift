@@ -33,7 +33,7 @@ import Testing
     }
 
     private func enter(_ guest: NestedGuest, _ format: HypervisorFormat = .ept(accessDirty: true)) throws {
-        try format.enter(guest, guest.cpu)
+        try format.enter(guest.mmu, guest.cpu)
     }
 
     private func level(_ guest: NestedGuest, _ address: UInt64) -> PageLevel? {

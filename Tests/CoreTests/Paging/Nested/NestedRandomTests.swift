@@ -109,7 +109,7 @@ private final class RandomHypervisor {
             if guest.mmu.runsNested(cpu), chance(80) { return }
             isStale[cpu.number] = false
         }
-        try format.enter(guest, cpu)
+        try format.enter(guest.mmu, cpu)
     }
 
     /// The nested guest writes one of its hypervisor's tables: nothing is certain until that says INVEPT.
