@@ -285,7 +285,8 @@ extension AddressSpace {
         guard vma.flags.write, !entry.isUserProtected else { return result }
         let writable: Bool
         if vma.flags.shared {
-            writable = vma.entriesAreWritable
+            // What is dirty the file has heard of. Kernel: `can_change_shared_pte_writable`.
+            writable = vma.entriesAreWritable || entry.isDirty
         } else {
             writable = !entry.isSpecial && memory.isExclusivelyAnonymous(memory.page(entry.frame))
         }

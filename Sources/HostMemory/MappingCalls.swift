@@ -12,7 +12,8 @@ extension AddressSpace {
     /// EPERM for such a one that may execute, and for a driver's that may not; EEXIST for an overlap; ENOMEM; what the
     /// driver answers.
     public func map(
-        at address: UserAddress, length: UInt64, protection: Protection, backing: Backing, replacing: Bool = false
+        at address: UserAddress, length: UInt64, protection: Protection, backing: Backing, replacing: Bool = false,
+        accounted: Bool = false
     ) throws(Errno) {
         let (end, overflow) = address.value.addingReportingOverflow(length)
         guard length > 0, !overflow else { throw .EINVAL }
@@ -21,10 +22,17 @@ extension AddressSpace {
         mmapLock.lockForWrite()
         defer { mmapLock.unlockWrite() }
         guard !hasExited else { throw .EINVAL }
-        if replacing {
-            guard maySplit(range) else { throw .EINVAL }
-            remove(range)
+        guard !replacing || maySplit(range) else { throw .EINVAL }
+        // Private memory is accounted for before what is there goes; shared memory with its object, after that.
+        if accounted, !mayCommit(length) {
+            // What was cut by then stays so. Kernel: `vms_gather_munmap_vmas`, `reattach_vmas`.
+            if replacing {
+                splitVMA(at: range.lowerBound)
+                splitVMA(at: range.upperBound)
+            }
+            throw .ENOMEM
         }
+        if replacing { remove(range) }
         let index = firstIndex(endingAfter: address)
         if index < vmas.count, vmas[index].range.lowerBound < range.upperBound { throw .EEXIST }
         if case .anonymousShared = backing, !mayCommit(length) { throw .ENOMEM }

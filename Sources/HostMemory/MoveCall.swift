@@ -70,15 +70,24 @@ extension AddressSpace {
         guard let first = find(range.lowerBound) else { throw .EFAULT }
         let grows = length > range.upperBound.value - range.lowerBound.value
         if grows, first.refusesGrowth { throw .EFAULT }
-        guard maySplit(place), maySplit(range) else { throw .EINVAL }
-        if length == range.upperBound.value - range.lowerBound.value { return try moveEach(range, target) }
+        let isSame = length == range.upperBound.value - range.lowerBound.value
         // Only what moves must be in one VMA.
-        guard min(range.lowerBound + length, range.upperBound) <= first.range.upperBound else { throw .EFAULT }
+        guard isSame || min(range.lowerBound + length, range.upperBound) <= first.range.upperBound else {
+            throw .EFAULT
+        }
+        if isSame { return try moveEach(range, target) }
+        guard maySplit(place) else { throw .EINVAL }
+        // What is at the target is gone also if what is to come there may not be cut out.
         remove(place)
+        guard maySplit(range) else { throw .EINVAL }
         var source = range
         if length < range.upperBound.value - range.lowerBound.value {
             source = range.lowerBound..<(range.lowerBound + length)
+            guard maySplit(source.upperBound..<range.upperBound) else { throw .EINVAL }
             remove(source.upperBound..<range.upperBound)
+            // What was cut off is charged once more, as if the mapping grew by it. Kernel: `vrm_calc_charge`, of 6.18.
+            let cut = range.upperBound.value - source.upperBound.value
+            guard !first.flags.accounted || mayCommit(cut) else { throw .ENOMEM }
         }
         guard makeTables(first, from: source, to: target) else { throw .ENOMEM }
         moveVMA(source, place)
@@ -96,11 +105,38 @@ extension AddressSpace {
             let low = target + (part.lowerBound.value - range.lowerBound.value)
             if let level = vmas[index].hugeFile?.level, low.aligned(to: level) != low { throw .EINVAL }
             let place = low..<(low + (part.upperBound.value - part.lowerBound.value))
+            guard maySplit(place) else { throw .EINVAL }
             remove(place)
+            guard maySplit(part) else { throw .EINVAL }
             guard makeTables(vmas[firstIndex(endingAfter: address)], from: part, to: low) else { throw .ENOMEM }
             moveVMA(part, place)
             address = part.upperBound
         }
+    }
+
+    /// Maps what `address` shows a second time, `length` bytes of it from there on, at `target`, where it replaces what is
+    /// there. Kernel: `mremap` of no bytes. Errors: EFAULT where nothing is mapped, or what may not grow; EINVAL for private
+    /// memory, and where the target holds `address` or may not be cut; ENOMEM without a target, since nothing grows there.
+    func mapAgain(_ address: UserAddress, length: UInt64, at target: UserAddress?) throws(Errno) {
+        mmapLock.lockForWrite()
+        defer { mmapLock.unlockWrite() }
+        guard let vma = find(address) else { throw .EFAULT }
+        // Huge pages of a pool: left out.
+        guard vma.flags.shared, vma.hugeFile == nil else { throw .EINVAL }
+        guard !vma.refusesGrowth else { throw .EFAULT }
+        guard let target else { throw .ENOMEM }
+        let place = target..<(target + length)
+        guard maySplit(place) else { throw .EINVAL }
+        remove(place)
+        guard let vma = find(address) else { throw .EFAULT }
+        guard maySplit(address..<address) else { throw .EINVAL }
+        let new = VMA(
+            self, identity: newIdentity(), range: place, firstPage: vma.backingPage(of: address), flags: vma.flags,
+            backing: vma.backing)
+        let index = firstIndex(endingAfter: target)
+        vmas.insert(new, at: index)
+        new.mappings?.add(new)
+        merge(at: index)
     }
 
     /// Everything that may fail, done first: a table for each entry that will come.

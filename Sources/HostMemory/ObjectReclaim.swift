@@ -19,9 +19,11 @@ extension MemoryObject {
     /// Takes an isolated page out of memory; the caller's reference is gone then too. A clean one is dropped: the disk has
     /// its bytes, or, in a memfd, they are zeros that only were read. A memfd's dirty page goes to the swap device, a file's
     /// is left to `writeBack`. False: it stayed. Kernel: `shmem_writeout`, `__remove_mapping`.
-    func evict(_ page: UnsafeMutablePointer<PageFrame>, _ index: Int) -> Bool {
+    /// - Parameter isAsked: by a process, not for want of memory: without a swap device a memfd's page is unmapped all the
+    ///   same, and dropped if it is clean.
+    func evict(_ page: UnsafeMutablePointer<PageFrame>, _ index: Int, isAsked: Bool) -> Bool {
         let memory = host.memory
-        if disk == nil, host.swap == nil { return false }
+        if disk == nil, host.swap == nil, !isAsked { return false }
         mappings.unmap(index..<index + 1, keepAnonymous: true)
         pagesLock.lock()
         defer { pagesLock.unlock() }

@@ -74,11 +74,9 @@ public struct SystemCalls {
             } else {
                 throw .EBADF
             }
-        // Private memory is accounted for before what is there goes; shared memory with its object, after that.
-        if !shared, protection & Bits.protWrite != 0, !space.mayCommit(size) { throw .ENOMEM }
         try space.map(
             at: UserAddress(address), length: size, protection: Self.protection(protection), backing: backing,
-            replacing: replaces)
+            replacing: replaces, accounted: !shared && protection & Bits.protWrite != 0)
     }
 
     /// Kernel: `LEGACY_MAP_MASK`, as far as this model knows the flags.
@@ -147,9 +145,10 @@ public struct SystemCalls {
             if address &+ old > newAddress, newAddress + new > address { throw .EINVAL }
         }
         let (end, overflow) = address.addingReportingOverflow(old)
-        // A second mapping of a shared one's pages is not modelled.
         guard old > 0 else {
-            throw address < Self.end && space.area(containing: UserAddress(address)) != nil ? .EINVAL : .EFAULT
+            guard address < Self.end else { throw .EFAULT }
+            return try space.mapAgain(
+                UserAddress(address), length: new, at: isFixed ? UserAddress(newAddress) : nil)
         }
         guard !overflow, end <= Self.end else {
             // Nothing is to change: the length is not looked at.

@@ -107,11 +107,20 @@ public final class EventRing: DriverMapping, @unchecked Sendable {
         guard filling == .atMap else { return nil }
         let data = frames.count - 1
         guard vma.firstPage == 0, vma.pageCount == frames.count, data & (data - 1) == 0 else { return .EINVAL }
+        describeData(bytes: data << pageShift)
         for (page, frame) in frames.enumerated() {
             let result = space.insertFrame(frame, at: vma.range.lowerBound + UInt64(page) * pageSize, in: vma)
             if result != .inserted { return .ENOMEM }
         }
         return nil
+    }
+
+    /// Tells where the data is; what else the kernel keeps in the control page is not modelled. Kernel:
+    /// `perf_event_mmap_page.data_offset`, `data_size`.
+    private func describeData(bytes: Int) {
+        pageFrames.memory.willWrite(frames[0])
+        pageFrames.memory.bytes(of: frames[0]).storeBytes(of: pageSize, toByteOffset: 0x410, as: UInt64.self)
+        pageFrames.memory.bytes(of: frames[0]).storeBytes(of: UInt64(bytes), toByteOffset: 0x418, as: UInt64.self)
     }
 
     public override func fault(

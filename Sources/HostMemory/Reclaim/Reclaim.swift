@@ -101,7 +101,8 @@ extension Host {
             return false
         }
         if memory.isAnonymous(page) { return evictAnonymous(page, lists) }
-        let gone = lists.withObject(of: page) { object, index in object.evict(page, index) } ?? false
+        let gone =
+            lists.withObject(of: page) { object, index in object.evict(page, index, isAsked: ignoringUse) } ?? false
         if !gone { lists.putBack(page) }
         return gone
     }
