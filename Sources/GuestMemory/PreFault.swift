@@ -13,6 +13,13 @@ public struct PreFaultRange: Sendable, Equatable {
         self.size = size
         self.flags = flags
     }
+
+    /// EINVAL: flags, an unaligned or an empty range, one that wraps around.
+    public func check() throws(Errno) {
+        guard flags == 0, address.offset == 0, size & (pageSize - 1) == 0, address + size > address else {
+            throw .EINVAL
+        }
+    }
 }
 
 extension VirtualMachine {
@@ -27,9 +34,7 @@ extension VirtualMachine {
     ///
     /// For a poisoned page Linux sends SIGBUS, which ends the call with EINTR; sending it is the caller's part.
     public func preFault(_ cpu: VirtualCPU, _ range: PreFaultRange) throws(Errno) -> PreFaultRange {
-        guard range.flags == 0, range.address.offset == 0, range.size & (pageSize - 1) == 0,
-            range.address + range.size > range.address
-        else { throw .EINVAL }
+        try range.check()
         let side = slotReaders.enter()
         defer { slotReaders.exit(side) }
         var range = range

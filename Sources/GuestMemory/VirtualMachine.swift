@@ -37,6 +37,9 @@ public final class VirtualMachine: @unchecked Sendable {
     public let slotReaders = ReadSideSections(atomic: false, spread: true)
     public let mmuLock: ReadWriteLock
     public let type: VirtualMachineType
+    /// Whether slots can have a file of private memory. Kernel: `CONFIG_KVM_GUEST_MEMFD`, of every VM since 6.18; before,
+    /// of those with private memory.
+    public let hasGuestMemory: Bool
     let privateMemory = PrivateMemory()
     /// The VM's own descriptor, and its files of private memory. Kernel: `users_count`.
     private let references = Atomic<Int>(1)
@@ -95,10 +98,11 @@ public final class VirtualMachine: @unchecked Sendable {
     /// Makes a VM for the process that owns `addressSpace` and registers its notifier there.
     public init(
         addressSpace: AddressSpace, mmu: SecondaryMMU, policy: PolicyKind = .precise, allowUnsafeMappings: Bool = false,
-        type: VirtualMachineType = .standard
+        type: VirtualMachineType = .standard, bindsGuestMemory: Bool = false
     ) {
         precondition(!type.hasPrivateMemory || mmu.hasPrivateFaults, "the MMU knows no private memory")
         self.type = type
+        hasGuestMemory = type.hasPrivateMemory || bindsGuestMemory
         host = addressSpace.host
         self.addressSpace = addressSpace
         memory = addressSpace.host.memory

@@ -37,7 +37,7 @@ extension VirtualMachine {
                 return 0
             case KVM_CREATE_GUEST_MEMFD:
                 return try createGuestMemory(try copy(argument, into: kvm_create_guest_memfd()))
-            case KVM_SET_MEMORY_ATTRIBUTES:
+            case KVM_SET_MEMORY_ATTRIBUTES where features.attributes:
                 return try setAttributes(try copy(argument, into: kvm_memory_attributes()))
             case KVM_RESET_DIRTY_RINGS: return Int(try core.resetDirtyRings())
             case KVM_GET_STATS_FD: return descriptors.open(.statistics { [self] in statistics })

@@ -185,6 +185,10 @@ public final class VirtualCPU {
     private func preFault(_ argument: UnsafeMutableRawPointer?) throws(Errno) -> Int {
         let request = try copy(argument, into: kvm_pre_fault_memory())
         let range = PreFaultRange(address: GuestAddress(request.gpa), size: request.size, flags: request.flags)
+        guard vm.features.preFault else {
+            try range.check()
+            throw .EOPNOTSUPP
+        }
         let left = try vm.core.preFault(core, range)
         argument?.storeBytes(of: left.address.value, as: UInt64.self)
         argument?.storeBytes(of: left.size, toByteOffset: 8, as: UInt64.self)

@@ -24,20 +24,22 @@ public final class VirtualMachine {
     /// By creation.
     public private(set) var cpus: [VirtualCPU] = []
 
-    /// Types that there are, a bit for each. Kernel: `KVM_CAP_VM_TYPES`.
-    static let types: UInt64 = 1 << KVM_X86_DEFAULT_VM | 1 << KVM_X86_SW_PROTECTED_VM
+    /// What the kernel has whose VM this is.
+    let features: KernelFeatures
 
     /// Kernel: `KVM_CREATE_VM`. EINVAL for a type that there is not.
     public init(
-        process: AddressSpace, type: UInt64 = UInt64(KVM_X86_DEFAULT_VM), descriptors: Descriptors = Descriptors()
+        process: AddressSpace, type: UInt64 = UInt64(KVM_X86_DEFAULT_VM), descriptors: Descriptors = Descriptors(),
+        features: KernelFeatures = KernelFeatures()
     ) throws(Errno) {
-        guard type < 64, Self.types >> type & 1 == 1 else { throw .EINVAL }
+        guard type < 64, features.types >> type & 1 == 1 else { throw .EINVAL }
         self.descriptors = descriptors
-        // With system management mode, as KVM is built by default.
-        tables = Architecture.x86TDP.makeTables(addressSpaces: 2)
+        self.features = features
+        tables = features.tables
         core = GuestMemory.VirtualMachine(
             addressSpace: process, mmu: tables.mmu,
-            type: type == UInt64(KVM_X86_SW_PROTECTED_VM) ? .softwareProtected : .standard)
+            type: type == UInt64(KVM_X86_SW_PROTECTED_VM) ? .softwareProtected : .standard,
+            bindsGuestMemory: features.guestMemoryOfAll)
     }
 
     /// No descriptor of the VM or of its vCPUs is open any more. It ends now, or with its last file of private memory.
@@ -54,13 +56,11 @@ public final class VirtualMachine {
 
     /// The most vCPUs of one VM. Kernel: `KVM_MAX_VCPUS`, 1024 on x86; the model's events have 8 bits for them.
     public static let mostCPUs = 255
-    /// Kernel: `KVM_MAX_VCPU_IDS` on x86.
-    public static let mostCPUIdentities: UInt64 = 4096
 
     /// Kernel: `KVM_CREATE_VCPU`. EINVAL: no such identity, or too many; EEXIST: it is taken; ENOMEM: no
     /// memory for its dirty ring.
     public func createCPU(id: UInt64) throws(Errno) -> VirtualCPU {
-        guard id < Self.mostCPUIdentities, cpus.count < Self.mostCPUs else { throw .EINVAL }
+        guard id < features.cpuIdentities, cpus.count < Self.mostCPUs else { throw .EINVAL }
         guard !cpus.contains(where: { $0.id == id }) else { throw .EEXIST }
         let cpu = GuestCPU(number: cpus.count, vm: core, tables: tables)
         try core.create(cpu)

@@ -69,11 +69,11 @@ private struct RawVM {
         #expect(ask(KVM_CAP_DIRTY_LOG_RING) == 1 << 20)
         #expect(ask(KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP) == 0)
         #expect(ask(KVM_CAP_GUEST_MEMFD) == 0)
-        #expect(VirtualMachine.checkDeviceExtension(UInt64(KVM_CAP_GUEST_MEMFD)) == 1)
+        #expect(KernelFeatures().checkDeviceExtension(UInt64(KVM_CAP_GUEST_MEMFD)) == 1)
         #expect(ask(KVM_CAP_MEMORY_ATTRIBUTES) == 0)
-        #expect(VirtualMachine.checkDeviceExtension(UInt64(KVM_CAP_MEMORY_ATTRIBUTES)) == 8)
+        #expect(KernelFeatures().checkDeviceExtension(UInt64(KVM_CAP_MEMORY_ATTRIBUTES)) == 8)
         #expect(ask(9999) == 0)
-        #expect(VirtualMachine.checkDeviceExtension(.max) == 0)
+        #expect(KernelFeatures().checkDeviceExtension(.max) == 0)
         raw.end()
     }
 

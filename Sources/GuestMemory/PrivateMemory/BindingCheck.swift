@@ -7,7 +7,7 @@ extension VirtualMachine {
     public func checkBindings() -> [Finding] {
         var findings: [Finding] = []
         let files = guestMemoryFiles
-        guard hasPrivateMemory || !files.isEmpty else { return [] }
+        guard hasGuestMemory || !files.isEmpty else { return [] }
         for slot in activeSlots { check(slot, files, &findings) }
         for file in files { check(file, &findings) }
         mmu.forEachLeaf { leaf in check(leaf, files, &findings) }

@@ -109,7 +109,7 @@ extension VirtualMachine {
     private func checkShape(_ region: MemoryRegion) throws(Errno) {
         guard !region.flags.readOnly || mmu.allowsReadOnlySlots else { throw .EINVAL }  // row 4
         if region.flags.guestMemory {
-            guard hasPrivateMemory, !region.flags.logDirtyPages, !region.flags.readOnly else { throw .EINVAL }  // row 4
+            guard hasGuestMemory, !region.flags.logDirtyPages, !region.flags.readOnly else { throw .EINVAL }  // row 4
         }
         guard region.size & (pageSize - 1) == 0 else { throw .EINVAL }  // row 5
         guard region.guestAddress.offset == 0 else { throw .EINVAL }  // row 6

@@ -29,7 +29,8 @@ extension ModelExecutor {
     func createVM(_ number: Int, type: UInt64, _ space: AddressSpace) -> Answer {
         while vms.count <= number { vms.append(nil) }
         do throws(Errno) {
-            vms[number] = OpenVM(try VirtualMachine(process: space, type: type, descriptors: descriptors))
+            vms[number] = OpenVM(
+                try VirtualMachine(process: space, type: type, descriptors: descriptors, features: features))
             return .done
         } catch {
             return Answer(error)
@@ -180,7 +181,7 @@ extension ModelExecutor {
     }
 
     func checkExtension(_ vm: Int?, _ capability: UInt64, _ space: AddressSpace) -> Answer {
-        guard let vm else { return Answer(result: VirtualMachine.checkDeviceExtension(capability)) }
+        guard let vm else { return Answer(result: features.checkDeviceExtension(capability)) }
         guard let machine = machine(vm) else { return .badDescriptor }
         let number = UnsafeMutableRawPointer(bitPattern: UInt(capability))
         return Answer(result: machine.ioctl(KVM_CHECK_EXTENSION, number, by: space))
@@ -188,12 +189,18 @@ extension ModelExecutor {
 
     func statistics(_ vm: Int, cpu place: Int?, _ names: [String], _ space: AddressSpace) -> Answer {
         let file: StatisticsFile
-        if let place {
-            guard let cpu = cpu(CPU(vm: vm, cpu: place)) else { return .badDescriptor }
-            file = cpu.statistics
-        } else {
-            guard let machine = machine(vm) else { return .badDescriptor }
-            file = machine.statistics
+        do throws(Errno) {
+            if let place {
+                guard let cpu = cpu(CPU(vm: vm, cpu: place)) else { return .badDescriptor }
+                try cpu.vm.core.checkCaller(space)
+                file = cpu.statistics
+            } else {
+                guard let machine = machine(vm) else { return .badDescriptor }
+                try machine.core.checkCaller(space)
+                file = machine.statistics
+            }
+        } catch {
+            return Answer(error)
         }
         let fields = names.map { name in
             Answer.Field(name, file.value(of: name).map { .decimal($0) } ?? .word("none"))

@@ -11,17 +11,19 @@ public final class ModelExecutor: Executor {
     let machine: ModelMachine
     var vms: [OpenVM?] = []
     let descriptors = Descriptors()
+    let features: KernelFeatures
     /// Numbers of descriptors, by the script's number; nil: never made, or closed.
     var memfds: [Int?] = []
 
     /// Nil: no room for its memory.
-    public convenience init?() {
+    public convenience init?(features: KernelFeatures = KernelFeatures()) {
         guard let storage = ModelStorage() else { return nil }
-        self.init(storage)
+        self.init(storage, features: features)
     }
 
     /// On memory that other executors have used before, one at a time.
-    public init(_ storage: ModelStorage) {
+    public init(_ storage: ModelStorage, features: KernelFeatures = KernelFeatures()) {
+        self.features = features
         journal = Journal(keepsEvents: false)
         machine = ModelMachine(storage, journal)
     }

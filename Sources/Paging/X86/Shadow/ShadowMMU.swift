@@ -177,7 +177,8 @@ public final class ShadowMMU: SecondaryMMU, @unchecked Sendable {
     // MARK: Slots and the end
 
     override public func prepare(_ slot: MemorySlot) throws(Errno) {
-        guard slot.frames.upperBound.number <= 1 << UInt64(guestAddressBits - 12) else { throw .EINVAL }
+        let bits = direct?.slotAddressBits ?? UInt64(guestAddressBits)
+        guard slot.frames.upperBound.number <= 1 << (bits - 12) else { throw .EINVAL }
         // A change of flags hands both on.
         if slot.largePages == nil {
             guard vm.memory.allowsObject() else { throw .ENOMEM }

@@ -37,6 +37,9 @@ public struct TDPConfiguration: Sendable, Equatable {
     public var nested = false
     /// Whether deleting a slot removes only that slot's leaves. Kernel: the quirk `SLOT_ZAP_ALL`, off.
     public var zapsOnlySlot = false
+    /// Bits of the addresses that slots may have; nil: as many as the tables translate. Kernel: `kvm_mmu_max_gfn`, 52
+    /// where KVM has no second-stage tables.
+    public var slotAddressBits: UInt64?
     /// 2 with system management mode.
     public var addressSpaces = 1
 
