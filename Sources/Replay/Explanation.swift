@@ -1,4 +1,4 @@
-import Yams
+import Explanations
 
 /// Why a difference between a recorded kernel and the model is none: a rule of a file.
 public struct Explanation: Sendable, Equatable {
@@ -13,30 +13,8 @@ public struct Explanation: Sendable, Equatable {
     public var mustNotMatch: [String]
 
     func matches(_ difference: ReplayDifference, in stepName: String) -> Bool {
-        difference.kind == kind && Self.fits(step, stepName) && Self.fits(text, difference.text)
+        difference.kind == kind && fits(step, stepName) && fits(text, difference.text)
     }
-
-    /// Whether `text` fits a pattern as a whole.
-    static func fits(_ pattern: String, _ text: String) -> Bool {
-        let parts = pattern.split(separator: "*", omittingEmptySubsequences: false)
-        guard let first = parts.first, let last = parts.last, parts.count > 1 else { return pattern == text }
-        guard text.hasPrefix(first), text.count >= first.count + last.count, text.hasSuffix(last) else { return false }
-        var rest = text.dropFirst(first.count).dropLast(last.count)
-        for part in parts.dropFirst().dropLast() where !part.isEmpty {
-            guard let range = rest.firstRange(of: part) else { return false }
-            rest = rest[range.upperBound...]
-        }
-        return true
-    }
-}
-
-/// What is wrong with a file of explanations.
-public struct ExplanationError: Error, Sendable, Equatable, CustomStringConvertible {
-    public var file: String
-    public var line: Int
-    public var problem: String
-    public var advice: String
-    public var description: String { "\(file):\(line): \(problem); \(advice)" }
 }
 
 /// A file of explanations, in YAML: a list of rules with `name`, `kernel_rule`, `kind`, `step`, `text`, `must_not_match`.
@@ -44,59 +22,25 @@ public struct ExplanationFile: Sendable {
     public var rules: [Explanation]
 
     public init(text: String, file: String) throws(ExplanationError) {
-        let root: Node?
-        do { root = try Yams.compose(yaml: text) } catch {
-            throw ExplanationError(
-                file: file, line: 1, problem: "no YAML (\(error))", advice: "a list of rules is wanted")
-        }
-        guard let root else {
-            rules = []
-            return
-        }
-        guard let list = root.sequence else {
-            throw ExplanationError(file: file, line: 1, problem: "no list", advice: "each rule begins with `- name:`")
-        }
         var rules: [Explanation] = []
-        for node in list { rules.append(try Self.rule(node, file)) }
+        for node in try RuleNode.list(text, file: file, keys: Self.keys) { rules.append(try Self.rule(node)) }
         self.rules = rules
     }
 
     private static let keys = ["name", "kernel_rule", "kind", "step", "text", "must_not_match"]
 
-    private static func rule(_ node: Node, _ file: String) throws(ExplanationError) -> Explanation {
-        func fail(_ node: Node, _ problem: String, _ advice: String) -> ExplanationError {
-            ExplanationError(file: file, line: node.mark?.line ?? 1, problem: problem, advice: advice)
-        }
-        guard let mapping = node.mapping else { throw fail(node, "no rule", "a rule has the keys \(list(keys))") }
-        for (key, _) in mapping {
-            guard let name = key.string, keys.contains(name) else {
-                throw fail(key, "unknown key `\(key.string ?? "?")`", "a rule has the keys \(list(keys))")
-            }
-        }
-        func text(_ key: String) throws(ExplanationError) -> String {
-            guard let value = mapping[key]?.string, !value.isEmpty else {
-                throw fail(mapping[key] ?? node, "`\(key)` is missing", "give it a text")
-            }
-            return value
-        }
-        guard let kind = ReplayDifference.Kind(rawValue: try text("kind")) else {
-            throw fail(mapping["kind"] ?? node, "unknown kind", "one of missing, extra, frame, result")
-        }
-        let refused = mapping["must_not_match"]?.sequence?.compactMap(\.string) ?? []
-        guard !refused.isEmpty else {
-            throw fail(
-                node, "`must_not_match` is missing", "list at least one difference that the rule must leave alone")
+    private static func rule(_ node: RuleNode) throws(ExplanationError) -> Explanation {
+        guard let kind = ReplayDifference.Kind(rawValue: try node.text("kind")) else {
+            throw node.error(at: "kind", "unknown kind", "one of missing, extra, frame, result")
         }
         let rule = Explanation(
-            name: try text("name"), kernelRule: try text("kernel_rule"), kind: kind, step: try text("step"),
-            text: try text("text"), mustNotMatch: refused)
-        for each in refused where Explanation.fits(rule.text, each) {
-            throw fail(node, "rule `\(rule.name)` matches \"\(each)\", which it must not", "make `text` narrower")
+            name: try node.text("name"), kernelRule: try node.text("kernel_rule"), kind: kind,
+            step: try node.text("step"), text: try node.text("text"), mustNotMatch: try node.mustNotMatch())
+        for each in rule.mustNotMatch where fits(rule.text, each) {
+            throw node.error("rule `\(rule.name)` matches \"\(each)\", which it must not", "make `text` narrower")
         }
         return rule
     }
-
-    private static func list(_ words: [String]) -> String { words.map { "`\($0)`" }.joined(separator: ", ") }
 }
 
 /// What one rule explained in one replay.
@@ -106,9 +50,6 @@ public struct Absorption: Sendable {
 }
 
 extension ReplayReport {
-    /// Of all comparisons, in thousandths of a per cent: more may not be explained away.
-    static let mostExplained = 500
-
     /// Takes out of the steps what `rules` explain, each difference by the first rule that matches.
     public mutating func explain(_ rules: [Explanation]) {
         var counts = [Int](repeating: 0, count: rules.count)
@@ -127,7 +68,7 @@ extension ReplayReport {
 
     public var explained: Int { absorbed.reduce(0) { $0 + $1.count } }
     /// Whether so much was explained that the explanations are the findings.
-    public var explainsTooMuch: Bool { explained * 100_000 > compared * Self.mostExplained }
+    public var explainsTooMuch: Bool { Explanations.explainsTooMuch(explained, of: compared) }
     /// Whether the model did what the kernel did.
     public var isFaithful: Bool { differences == 0 && findings.isEmpty && !explainsTooMuch }
 }

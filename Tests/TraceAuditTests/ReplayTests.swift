@@ -1,3 +1,4 @@
+import Explanations
 import Testing
 
 @testable import Replay
@@ -191,7 +192,7 @@ struct ReplayTellsDifferences {
         ("a*c", "abc", true), ("a*c", "ab", false), ("*", "", true), ("a", "ab", false), ("a*b*c", "aXbYc", true),
         ("a*b*c", "acb", false), ("ab*ba", "aba", false),
     ])
-    func `patterns`(pattern: String, text: String, fits: Bool) {
-        #expect(Explanation.fits(pattern, text) == fits)
+    func `patterns`(pattern: String, text: String, isFit: Bool) {
+        #expect(fits(pattern, text) == isFit)
     }
 }
