@@ -73,12 +73,15 @@ let package = Package(
             name: "TraceAudit",
             dependencies: ["Audit", "JSONOutput", .product(name: "Subprocess", package: "swift-subprocess")],
             swiftSettings: strict),
+        // Files of rules that say why a difference is none.
+        .target(
+            name: "Explanations", dependencies: [.product(name: "Yams", package: "Yams")], swiftSettings: strict),
         // A recording's ground truth on the model, beside what the kernel told.
         .target(
             name: "Replay",
             dependencies: [
                 "TraceAudit", "JSONOutput", "Machine", "Paging", "GuestMemory", "HostMemory", "Audit", "Frames",
-                .product(name: "Yams", package: "Yams"),
+                "Explanations",
             ], swiftSettings: strict),
         .target(
             name: "Report",
@@ -91,7 +94,7 @@ let package = Package(
         .target(
             name: "Interface",
             dependencies: [
-                "CKVMInterface", "IoctlScript", "Frames", "Audit", "HostMemory", "GuestMemory", "Machine",
+                "CKVMInterface", "IoctlScript", "Frames", "Audit", "HostMemory", "GuestMemory", "Paging", "Machine",
             ], swiftSettings: strict),
         // Linux's system calls as numbers with a result.
         .target(name: "CSystemCalls"),
@@ -99,6 +102,13 @@ let package = Package(
         .target(name: "CLinuxKVM", dependencies: ["CSystemCalls", "CKVMInterface"]),
         .target(
             name: "LinuxKVM", dependencies: ["CLinuxKVM", "CSystemCalls", "CKVMInterface", "IoctlScript"],
+            swiftSettings: strict),
+        // Random scripts on both.
+        .target(
+            name: "Conformance",
+            dependencies: [
+                "LinuxKVM", "Interface", "IoctlScript", "Audit", "Explanations", "JSONOutput", "Report",
+            ], resources: [.embedInCode("Rules/known.yaml")],
             swiftSettings: strict),
         // The host model beside this machine's kernel.
         .target(name: "CHostProcess", dependencies: ["CSystemCalls"]),
@@ -123,7 +133,8 @@ let package = Package(
             name: "faultline",
             dependencies: [
                 "Scenario", "TraceAudit", "Report", "Benchmarks", "Machine", "Explorer", "Laboratory",
-                "HostConformance", "TextInput", "IoctlScript", "Interface", "LinuxKVM", "Replay", "WalkFuzz",
+                "HostConformance", "TextInput", "IoctlScript", "Interface", "LinuxKVM", "Conformance",
+                "Explanations", "Replay", "WalkFuzz",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ], swiftSettings: strict),
 
@@ -152,7 +163,10 @@ let package = Package(
             ],
             swiftSettings: strict),
         .testTarget(
-            name: "LinuxKVMTests", dependencies: ["LinuxKVM", "IoctlScript", "Interface", "CKVMInterface"],
+            name: "LinuxKVMTests",
+            dependencies: [
+                "LinuxKVM", "Conformance", "Explanations", "Audit", "IoctlScript", "Interface", "CKVMInterface",
+            ],
             exclude: ["Scripts"], swiftSettings: strict),
         .testTarget(
             name: "LogConsumersTests",
@@ -168,7 +182,8 @@ let package = Package(
         .testTarget(
             name: "CommandTests", dependencies: ["faultline", "Report", "Scenario", "TraceAudit"],
             swiftSettings: strict),
-        .testTarget(name: "TraceAuditTests", dependencies: ["TraceAudit", "Replay"], swiftSettings: strict),
+        .testTarget(
+            name: "TraceAuditTests", dependencies: ["TraceAudit", "Replay", "Explanations"], swiftSettings: strict),
         .testTarget(
             name: "ScenarioTests",
             dependencies: ["Scenario", "TextInput", "Report", "SeededRandom", .product(name: "Yams", package: "Yams")],

@@ -220,6 +220,13 @@ static int is_nameable(const fl_worker *w, uint64_t address, uint64_t bytes) {
     return address + (bytes - 1) >= address && (address + (bytes - 1)) >> width == 0;
 }
 
+/// Whether all of the first million addresses are: a program is run as a whole or not at all.
+static int are_nameable(const fl_worker *w, const program *p) {
+    for (uint64_t i = 0; i < p->count && i < 1 << 20; i++)
+        if (!is_nameable(w, p->address + i * p->stride, p->bytes)) return 0;
+    return 1;
+}
+
 /// How many accesses from one on can be made in one run: those in a row whose addresses are mapped.
 static uint64_t map_accesses(fl_worker *w, const program *p, uint64_t from, uint64_t most) {
     uint64_t first = p->address + from * p->stride;
@@ -346,6 +353,10 @@ void fl_guest_step(fl_worker *w, const fl_kvm_call *call, fl_kvm_answer *answer)
         .kind = (int)n[0], .address = n[1], .bytes = n[2], .count = n[3], .stride = n[4], .value = n[5],
         .mode = n[6] ? fl_mode_privileged : fl_mode_native,
     };
+    if (!are_nameable(w, &p)) {
+        fl_fail(answer, fl_kvm_beyond_width, 0);
+        return;
+    }
     fl_vm *vm = &all->vms[cpu->vm];
     long failed = vm->own_error ? -vm->own_error : prepare_cpu(w, number);
     uint64_t *values = 0;

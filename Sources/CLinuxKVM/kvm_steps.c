@@ -63,6 +63,12 @@ static fl_slot *slot_of(fl_shared *all, int vm, uint32_t number) {
     return 0;
 }
 
+static int has_slots(const fl_shared *all, int vm) {
+    for (uint32_t i = 0; i < all->slot_count; i++)
+        if (all->slots[i].vm == vm) return 1;
+    return 0;
+}
+
 static void note_slot(fl_shared *all, int vm, uint32_t number, uint64_t pages) {
     fl_slot *slot = slot_of(all, vm, number);
     if (!pages) {
@@ -184,7 +190,8 @@ static void enable_cap(fl_worker *w, const fl_kvm_call *call, fl_kvm_answer *ans
     struct kvm_enable_cap enable = {.cap = (uint32_t)call->numbers[0], .flags = (uint32_t)call->numbers[1]};
     memcpy(enable.args, call->numbers + 2, sizeof enable.args);
     // It is refused where there are slots: the executor's own doesn't count.
-    int is_hidden = enable.cap == KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP && vm->own_slot && vm->maker == w->process;
+    int is_hidden = enable.cap == KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP && vm->own_slot && vm->maker == w->process &&
+                    !has_slots(w->all, call->subject);
     if (is_hidden) fl_own_slot(w, vm, 0);
     fl_answer(answer, fl_ioctl(w, vm->fd, KVM_ENABLE_CAP, &enable));
     if (is_hidden) {

@@ -28,3 +28,40 @@ let capabilities: [(String, UInt64)] = [
     ("vm_types", KVM_CAP_VM_TYPES),
     ("pre_fault_memory", KVM_CAP_PRE_FAULT_MEMORY),
 ].map { (name: String, number: Int) in (name, UInt64(number)) }
+
+/// What a kernel answers to `KVM_CHECK_EXTENSION`, by the capability's number: what the host or the build decides is read
+/// from it, not assumed.
+public struct KernelCapabilities: Sendable, Equatable {
+    /// Asked of `/dev/kvm`.
+    public var device: [UInt64: Int64] = [:]
+    /// Asked of an ordinary VM.
+    public var vm: [UInt64: Int64] = [:]
+    public init() {}
+
+    /// Asks whoever runs scripts.
+    public init<E: Error>(answersOf run: (Script) throws(E) -> [Answer]) throws(E) {
+        var names = Names()
+        names.vms = ["vm"]
+        names.cpus = [[]]
+        let steps =
+            [Step.createVM(vm: 0, type: 0)]
+            + capabilities.flatMap { capability in
+                [
+                    Step.checkExtension(vm: nil, capability: capability.1),
+                    .checkExtension(vm: 0, capability: capability.1),
+                ]
+            }
+        let answers = try run(Script(lines: steps.map { Script.Line(number: 0, $0) }, names: names))
+        for (step, answer) in zip(steps, answers) {
+            guard case .checkExtension(let vm, let capability) = step, case .returned(let value) = answer.outcome else {
+                continue
+            }
+            if vm == nil { device[capability] = value } else { self.vm[capability] = value }
+        }
+    }
+
+    /// Every capability with what the device and a VM answer, in the order of the kernel's numbers.
+    public var table: [(name: String, device: Int64, vm: Int64)] {
+        capabilities.map { (name, number) in (name, device[number] ?? 0, vm[number] ?? 0) }
+    }
+}

@@ -11,7 +11,7 @@ public struct Comparison: Sendable {
     private let script: Script
     /// Names of the two.
     private let sides: [String]
-    /// Lines whose answers are not the same.
+    /// Lines whose answers are not the same, or which a side could not do.
     public let lines: [Line]
     private let count: Int
 
@@ -22,7 +22,7 @@ public struct Comparison: Sendable {
         self.script = script
         sides = [first.name, second.name]
         let answers = zip(first.answers, second.answers)
-        lines = zip(script.lines, answers).filter { $0.1.0 != $0.1.1 }.map {
+        lines = zip(script.lines, answers).filter { $0.1.0 != $0.1.1 || $0.1.0.isNotHere }.map {
             Line(line: $0.0, answers: [$0.1.0, $0.1.1])
         }
         count = min(first.answers.count, second.answers.count)
@@ -57,5 +57,6 @@ public struct Comparison: Sendable {
 }
 
 extension Answer {
-    fileprivate var isNotHere: Bool { if case .notHere = outcome { true } else { false } }
+    /// Whether the executor could not do it.
+    public var isNotHere: Bool { if case .notHere = outcome { true } else { false } }
 }

@@ -2,20 +2,21 @@
 extension RandomScripts {
     mutating func hostChange() -> Step? {
         guard !regionSizes.isEmpty else { return nil }
-        let region = hostRegion()
-        let pages = regionSizes[region] >> 12
-        let first = random.next() % pages
-        let count = 1 + random.next() % min(pages - first, 16)
+        let (region, first) = hostPage()
+        let count = 1 + random.next() % min(regionSizes[region] >> 12 - first, 16)
         let place = HostPlace(.region(region), first << 12)
         let length = chance(95) ? count << 12 : [0, 1, 1 << 46, 0 &- 4096][below(4)]
         switch below(20) {
         case ..<4: return .advise(place, length: length, .dontneed)
-        case ..<6: return .advise(place, length: length, pick(Advice.allCases))
+        case ..<6:
+            let advice = pick(Advice.allCases)
+            // A kernel fills tables for as long as it is told to.
+            return .advise(place, length: advice.fillsTables ? count << 12 : length, advice)
         case ..<8: return .unmap(place, length: length)
         case ..<11: return remap(place, length, region)
         case ..<13:
             return .protect(place, length: length, pick([[], .read, [.read, .write], [.read, .write], .write]))
-        case ..<16: return .store(word(place), Repetition(count: count), value: random.next() >> UInt64(below(60)))
+        case ..<16: return .store(word(place), Repetition(count: count), value: value())
         case ..<18: return .load(word(place), Repetition(count: count))
         case 18: return hole(region, first << 12, count << 12)
         default:
@@ -26,16 +27,20 @@ extension RandomScripts {
         }
     }
 
-    private mutating func hostRegion() -> Int {
-        guard !slots.isEmpty, chance(85), case .region(let region) = pick(slots).userAddress.base else {
-            return below(regionSizes.count)
+    /// Most often one that a slot shows.
+    private mutating func hostPage() -> (region: Int, page: UInt64) {
+        if !slots.isEmpty, chance(90) {
+            let slot = pick(slots)
+            if case .region(let region) = slot.userAddress.base {
+                let page = slot.userAddress.offset >> 12 + random.next() % max(1, slot.size >> 12)
+                if page < regionSizes[region] >> 12 { return (region, page) }
+            }
         }
-        return region
+        let region = below(regionSizes.count)
+        return (region, random.next() % (regionSizes[region] >> 12))
     }
 
-    private mutating func word(_ place: HostPlace) -> HostPlace {
-        HostPlace(place.base, place.offset + UInt64(below(512)) * 8)
-    }
+    private mutating func word(_ place: HostPlace) -> HostPlace { HostPlace(place.base, place.offset + word()) }
 
     private mutating func remap(_ place: HostPlace, _ length: UInt64, _ region: Int) -> Step {
         let source: MapSource =
@@ -52,5 +57,14 @@ extension RandomScripts {
         guard objects.contains(region) else { return nil }
         if chance(70) { return .punchHost(region: region, offset: offset, length: length) }
         return .truncate(region: region, size: chance(50) ? offset : regionSizes[region])
+    }
+}
+
+extension Advice {
+    fileprivate var fillsTables: Bool {
+        switch self {
+        case .populateRead, .populateWrite, .guardInstall: true
+        default: false
+        }
     }
 }

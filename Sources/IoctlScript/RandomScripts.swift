@@ -5,8 +5,16 @@ import SeededRandom
 /// memory that a slot shows; the rest are KVM's calls, with many edge values and in every wrong order.
 public struct RandomScripts {
     var random: SplitMix
-    /// Kinds of memory that only the model has are left out.
-    private let portableOnly: Bool
+    private let profile: Profile
+
+    /// What a kernel is to be asked.
+    public struct Profile: Sendable {
+        /// Kinds of memory that only the model has are left out.
+        public var portableOnly = false
+        /// Types of VMs, a bit for each, of which the first of a script has one.
+        public var vmTypes: UInt64 = 3
+        public init() {}
+    }
     private(set) var names = Names()
     private var lines: [Script.Line] = []
     /// Slots as they would be if every call had succeeded.
@@ -17,9 +25,9 @@ public struct RandomScripts {
     /// Regions behind which there is an object.
     var objects: [Int] { regionKinds.indices.filter { regionKinds[$0].hasObject } }
 
-    public init(seed: UInt64, portableOnly: Bool = false) {
+    public init(seed: UInt64, _ profile: Profile = Profile()) {
         random = SplitMix(seed: seed)
-        self.portableOnly = portableOnly
+        self.profile = profile
     }
 
     /// The script of this seed: 60 to 260 steps.
@@ -52,7 +60,7 @@ public struct RandomScripts {
 
     private mutating func begin() {
         for _ in 0..<1 + below(3) { add(makeHost()) }
-        add(makeVM(type: chance(20) ? 1 : 0))
+        add(makeVM(type: chance(20) ? profile.vmTypes >> 1 & 1 : 0))
         if chance(15) { add(makeVM(type: UInt64(below(3)))) }
         if chance(20) {
             add(.enableCapability(vm: 0, capability: ringCapability(), flags: 0, arguments: [ringBytes()]))
@@ -68,10 +76,10 @@ public struct RandomScripts {
 
     private mutating func makeHost() -> Step {
         let common: [HostKind] = [.anonymous, .anonymous, .memfd, .sharedAnonymous]
-        let kinds = HostKind.allCases.filter { ($0.isPortable || !portableOnly) && $0 != .none }
+        let kinds = HostKind.allCases.filter { ($0.isPortable || !profile.portableOnly) && $0 != .none }
         var kind = chance(60) ? pick(common) : pick(kinds)
         // Pools are the host's affair, and large.
-        if kind == .hugetlb || kind == .hugetlbPrivate, portableOnly || chance(80) { kind = .anonymous }
+        if kind == .hugetlb || kind == .hugetlbPrivate, profile.portableOnly || chance(80) { kind = .anonymous }
         let isHuge = kind == .hugetlb || kind == .hugetlbPrivate
         var size: UInt64 = isHuge ? 2 << 20 : UInt64(1 + below(80)) << 12
         // One page of control and a power of two of data.
@@ -107,12 +115,12 @@ public struct RandomScripts {
 
     private mutating func step() -> Step? {
         switch below(100) {
-        case ..<32: return guest()
-        case ..<56: return hostChange()
-        case ..<70: return regionChange()
-        case ..<76: return .getDirtyLog(vm: vm(), slot: slotNumber(), hasBuffer: !chance(4))
-        case ..<82: return clearLog()
-        case ..<92: return privateMemory()
+        case ..<38: return guest()
+        case ..<67: return hostChange()
+        case ..<78: return regionChange()
+        case ..<83: return .getDirtyLog(vm: vm(), slot: slotNumber(), hasBuffer: !chance(4))
+        case ..<88: return clearLog()
+        case ..<93: return privateMemory()
         default: return rarely()
         }
     }
@@ -127,7 +135,9 @@ public struct RandomScripts {
             return .checkExtension(vm: chance(20) ? nil : vm(), capability: pick(capabilities.map(\.1) + [9999, .max]))
         case 5: return cpu().map { .collectRing($0, most: pick([1, 5, 65536])) }
         case 6, 7: return .resetRings(vm: vm())
-        case 8: return cpu().map { .statistics(vm: $0.vm, cpu: $0.cpu, names: ["pf_taken"]) }
+        case 8:
+            let name = pick(["pf_taken", "pages_4k", "remote_tlb_flush", "no_such_name"])
+            return cpu().map { .statistics(vm: $0.vm, cpu: chance(50) ? $0.cpu : nil, names: [name]) }
         case 9: return chance(30) ? closing() : nil
         case 10: return fork()
         default: return chance(20) ? .exit : nil
@@ -152,7 +162,11 @@ public struct RandomScripts {
     private mutating func enableCapability() -> Step {
         let manual = UInt64(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2)
         let bitmap = UInt64(KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP)
-        let capability = pick([manual, manual, ringCapability(), bitmap, pick(capabilities.map(\.1)), 0xffff_ffff])
+        let capability = pick([
+            manual, manual, ringCapability(), bitmap, pick(capabilities.map(\.1)), 0xffff_ffff,
+        ])
+        // It limits the numbers of vCPUs, and nothing else of a script says so.
+        if capability == UInt64(KVM_CAP_MAX_VCPU_ID) { return enableCapability() }
         let argument = capability == manual ? pick([0, 1, 2, 3, 4, .max]) : ringBytes()
         return .enableCapability(
             vm: vm(), capability: capability, flags: chance(5) ? 1 : 0, arguments: chance(5) ? [] : [argument])
@@ -170,16 +184,28 @@ public struct RandomScripts {
     private mutating func guest() -> Step? {
         guard let cpu = cpu() else { return nil }
         let kind = pick([GuestAccess.Kind.read, .write, .write, .read, .write, .exec])
-        let stride: UInt64 = chance(85) ? 4096 : pick([8, 16, 8192, 2 << 20, 1 << 63, 0 &- 4096])
-        var address = (chance(85) ? guestPage() &+ UInt64(below(512) * 8) : anyAddress()) & ~7
+        var stride: UInt64 = 4096
+        var address = anyAddress() & ~7
+        if chance(85) {
+            address = (guestPage() &+ word()) & ~7
+            if chance(15) { stride = pick([8, 16, 8192, 2 << 20, 1 << 63, 0 &- 4096]) }
+        }
         if chance(2) { address = .max & ~7 }
         return .guest(
             cpu,
             GuestAccess(
                 kind, address, size: chance(80) ? 8 : pick([1, 2, 4]),
                 Repetition(count: chance(50) ? 1 : UInt64(1 + below(12)), stride: stride),
-                value: UInt64(below(1 << 16)), emulated: chance(8)))
+                value: value(), emulated: chance(8)))
     }
+
+    /// Begins with the byte of an instruction that needs no operand: it may be executed.
+    mutating func value() -> UInt64 {
+        (random.next() >> UInt64(below(60))) & ~0xff | pick([0x90, 0xf5, 0xf8, 0xf9, 0xfc, 0x98, 0x99])
+    }
+
+    /// Of a page, but for its first 128 bytes: in the first page of a ring of events the kernel keeps time there.
+    mutating func word() -> UInt64 { UInt64(16 + below(496)) * 8 }
 
     /// A page of a slot, or one just beside it.
     private mutating func guestPage() -> UInt64 {
@@ -288,7 +314,10 @@ public struct RandomScripts {
             guard names.memfds.count < 4 else { return nil }
             names.memfds.append("m\(names.memfds.count)")
             let size: UInt64 = pick([65536, 65536, 1 << 20, 4096, 0, 4095, 1 << 63, 0 &- 4096])
-            return .createMemfd(vm: vm(), memfd: names.memfds.count - 1, size: size, flags: chance(5) ? 1 : 0)
+            return .createMemfd(
+                vm: vm(), memfd: names.memfds.count - 1, size: size,
+                // Not those that newer kernels take.
+                flags: chance(5) ? pick([1 << 8, 1 << 63]) : 0)
         case ..<5:
             guard !names.memfds.isEmpty else { return nil }
             return .allocate(

@@ -42,4 +42,12 @@ extension Script {
     public func run(on executor: inout some Executor) -> [Answer] {
         lines.map { executor.perform($0.step, process: $0.process) }
     }
+
+    /// Runs what another executor has run before. What that one could not do is not done, so that the two don't part; of a
+    /// run that ended early there are as many answers.
+    public func run(on executor: inout some Executor, beside other: [Answer]) -> [Answer] {
+        zip(lines, other).map { line, answer in
+            answer.isNotHere ? answer : executor.perform(line.step, process: line.process)
+        }
+    }
 }

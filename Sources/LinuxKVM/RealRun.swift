@@ -41,6 +41,7 @@ public final class RealRun {
     public struct Unavailable: Error, Equatable, CustomStringConvertible {
         public let reason: String
         public var description: String { reason }
+        public init(reason: String) { self.reason = reason }
     }
 
     /// The kernel did not answer a call: it hung, or ended the process that made it.

@@ -5,7 +5,7 @@ import HostConformance
 struct Conform: ParsableCommand {
     static let configuration = CommandConfiguration(
         abstract: "Play the same calls on the model and on this machine's kernel, and show where they differ.",
-        subcommands: [ConformHost.self])
+        subcommands: [ConformKVM.self, ConformHost.self], defaultSubcommand: ConformKVM.self)
 }
 
 struct ConformHost: ParsableCommand {

@@ -1,5 +1,6 @@
 import ArgumentParser
 import Audit
+import Conformance
 import Foundation
 import Interface
 import IoctlScript
@@ -14,7 +15,8 @@ struct Ioctl: ParsableCommand {
             A line of the script is a call; a line of the output is its number in the script and its answer. \
             Documentation/Faultline.docc/IoctlScripts.md describes both.
 
-            With --diff the model and this machine's /dev/kvm both answer, and the lines whose answers differ are printed. \
+            With --diff the model and this machine's /dev/kvm both answer, and the lines whose answers differ are printed; \
+            the model has what this kernel says that it has. \
             The kernel's side runs in processes of its own, with limits; a kernel that does not return from a call, or \
             ends its process, is told with the call. With --random no script is read: random ones are made and run, and \
             the rules of the model are checked after each.
@@ -66,7 +68,7 @@ struct Ioctl: ParsableCommand {
         }
         if diff { return try compare(read) }
         if on == .kvm {
-            let (answers, finding) = try onKVM(read)
+            let (answers, finding, _) = try onKVM(read, describing: false)
             output(json ? read.json(of: answers) : read.text(of: answers))
             if let finding { throw Failure(.findings, finding) }
             return
@@ -78,8 +80,8 @@ struct Ioctl: ParsableCommand {
 
     private func compare(_ script: Script) throws {
         // The child first: it has the memory that this process has then.
-        let (real, finding) = try onKVM(script)
-        let (model, findings) = try onModel(script)
+        let (real, finding, features) = try onKVM(script, describing: true)
+        let (model, findings) = try onModel(script, features ?? KernelFeatures(), beside: real)
         let comparison = Comparison(script, ("model", model), ("kvm", real))
         output(json ? comparison.json : comparison.text)
         let texts = [finding ?? "", Self.text(findings)].filter { !$0.isEmpty }
@@ -88,21 +90,26 @@ struct Ioctl: ParsableCommand {
         }
     }
 
-    private func onModel(_ script: Script) throws -> ([Answer], [Finding]) {
-        guard var executor = ModelExecutor() else { throw Failure(.impossibleHere, Self.noRoom) }
-        let answers = script.run(on: &executor)
+    private func onModel(
+        _ script: Script, _ features: KernelFeatures = KernelFeatures(), beside other: [Answer]? = nil
+    ) throws -> ([Answer], [Finding]) {
+        guard var executor = ModelExecutor(features: features) else { throw Failure(.impossibleHere, Self.noRoom) }
+        let answers = other.map { script.run(on: &executor, beside: $0) } ?? script.run(on: &executor)
         executor.finish()
         return (answers, executor.findings)
     }
 
-    /// The answers, and what ended the script early.
-    private func onKVM(_ script: Script) throws -> ([Answer], String?) {
+    /// The answers, what ended the script early, and what the kernel has, if that is asked.
+    private func onKVM(_ script: Script, describing: Bool) throws -> ([Answer], String?, KernelFeatures?) {
         do throws(RealRun.Unavailable) {
             var options = RealRun.Options()
             options.path = device
             options.memoryGroup = cgroup
             options.deadline = deadline * 1000
-            return try answers(to: script, of: try RealRun(options))
+            let run = try RealRun(options)
+            let features = describing ? try KernelDescription(run).features : nil
+            let (answers, finding) = try answers(to: script, of: run)
+            return (answers, finding, features)
         } catch {
             throw Failure(.impossibleHere, "error: \(error.reason)")
         }

@@ -33,7 +33,9 @@ import Testing
 
     @Test func `portable scripts have no memory that only the model has`() {
         for seed in 1...50 as ClosedRange<UInt64> {
-            var scripts = RandomScripts(seed: seed, portableOnly: true)
+            var profile = RandomScripts.Profile()
+            profile.portableOnly = true
+            var scripts = RandomScripts(seed: seed, profile)
             for line in scripts.script().lines {
                 guard case .host(_, let kind, _, _) = line.step else { continue }
                 #expect(kind.isPortable)

@@ -1,3 +1,4 @@
+import Conformance
 import Interface
 import IoctlScript
 import LinuxKVM
@@ -8,33 +9,21 @@ import Testing
     /// The child first: it has the memory that this process has then.
     private func differences(_ name: String) throws -> [Comparison.Line] {
         let script = try Script.named(name)
-        let real = try RealRun().answers(of: script)
-        var model = try #require(ModelExecutor())
+        let run = try RealRun()
+        let features = try KernelDescription(run).features
+        let real = try run.answers(of: script)
+        var model = try #require(ModelExecutor(features: features))
         defer { model.finish() }
-        return Comparison(script, ("model", script.run(on: &model)), ("kvm", real)).differences
+        return Comparison(script, ("model", script.run(on: &model, beside: real)), ("kvm", real)).differences
     }
 
     @Test(arguments: [
-        "addresses", "dirty-log", "documentation", "driver-mappings", "emulator", "host-memory", "kinds", "limits",
-        "processes", "regions",
+        "addresses", "capabilities", "dirty-log", "documentation", "driver-mappings", "emulator", "host-memory",
+        "kinds", "limits",
+        "prefault", "processes", "regions",
         "ring-bitmap", "rings",
     ])
     func `no answer differs`(script: String) throws {
         for line in try differences(script) { Issue.record("\(script):\(line.line.number): \(line.answers)") }
-    }
-
-    /// Features of the host and limits; what is not listed is the same on every host that this project knows.
-    private static let ofTheHost: Set<UInt64> = [
-        9, 66, 118, 128, 233, 234, 235, 236,  // nr_vcpus, max_vcpus, multi_address_space, ..., pre_fault_memory
-        54,  // enable_cap: of vCPUs, which have capabilities that are not about memory
-    ]
-
-    @Test func `capabilities differ only where they tell of the host`() throws {
-        for line in try differences("capabilities") {
-            guard case .checkExtension(_, let capability) = line.line.step, Self.ofTheHost.contains(capability) else {
-                Issue.record("\(line.line.number): \(line.answers)")
-                continue
-            }
-        }
     }
 }

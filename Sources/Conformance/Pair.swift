@@ -1,0 +1,159 @@
+import Audit
+import Explanations
+import Interface
+import IoctlScript
+import LinuxKVM
+import Report
+
+/// The kernel's side and the model, and one script after another on both.
+actor Pair {
+    private let real: RealRun
+    private let storage: ModelStorage
+    private let features: KernelFeatures
+    private let rules: [AnswerRule]
+
+    init(
+        _ real: sending RealRun, _ features: KernelFeatures, _ rules: [AnswerRule]
+    ) throws(RealRun.Unavailable) {
+        guard let storage = ModelStorage() else { throw RealRun.Unavailable(reason: "no room for the model's memory") }
+        self.real = real
+        self.storage = storage
+        self.features = features
+        self.rules = rules
+    }
+
+    /// Runs the scripts of these numbers, up to the first that shows something.
+    func round(_ scripts: Range<UInt64>, of seed: UInt64) -> Round {
+        var round = Round(tally: Tally(seed: seed, kernel: ""))
+        do throws(RealRun.Unavailable) {
+            for number in scripts {
+                var source = RandomScripts(seed: seed &+ number, features.profile)
+                let script = source.script()
+                let run = try run(script)
+                round.tally.scripts += 1
+                run.add(to: &round.tally)
+                if let text = run.text {
+                    round.found = (number, try found(script, text, seed: seed &+ number))
+                    break
+                }
+            }
+        } catch {
+            round.unavailable = error
+        }
+        return round
+    }
+
+    /// Shrinks what a script has shown. A call that the kernel does not return from is not waited for again and again.
+    private func found(
+        _ script: Script, _ text: String, seed: UInt64
+    ) throws(RealRun.Unavailable) -> Campaign.Found {
+        let again = try run(script)
+        guard again.text != nil, again.ending == nil else {
+            return Campaign.Found(seed: seed, script: script, text: text, isRepeatable: again.text != nil)
+        }
+        var failure: RealRun.Unavailable?
+        let shrunk = script.shrunk { candidate in
+            do throws(RealRun.Unavailable) { return try run(candidate).text != nil } catch {
+                failure = error
+                return false
+            }
+        }
+        if let failure { throw failure }
+        let last = try run(shrunk)
+        return Campaign.Found(
+            seed: seed, script: shrunk.renumbered, text: last.text ?? text, isRepeatable: last.text != nil)
+    }
+
+    private func run(_ script: Script) throws(RealRun.Unavailable) -> ScriptRun {
+        var ending: String?
+        let answers: [Answer]
+        do throws(RealRun.Failure) {
+            answers = try real.answers(of: script)
+        } catch {
+            switch error {
+            case .unavailable(let unavailable): throw unavailable
+            case .finding(let finding):
+                answers = finding.answers
+                let line = script.lines[finding.index]
+                ending = "\(line.number): \(script.source(of: line)): \(finding.reason)"
+            }
+        }
+        var executor = ModelExecutor(storage, features: features)
+        let model = script.run(on: &executor, beside: answers)
+        executor.check()
+        executor.finish()
+        return ScriptRun(script, model: model, kvm: answers, ending: ending, executor.findings, rules)
+    }
+}
+
+/// One script on both sides.
+struct ScriptRun {
+    private let script: Script
+    private let kvm: [Answer]
+    let comparison: IoctlScript.Comparison
+    /// The call that the kernel did not return from.
+    let ending: String?
+    private let findings: [Finding]
+    /// Lines that were compared: up to the first difference that a rule explains.
+    private let compared: Int
+    private let rule: AnswerRule?
+
+    init(
+        _ script: Script, model: [Answer], kvm: [Answer], ending: String?, _ findings: [Finding], _ rules: [AnswerRule]
+    ) {
+        self.script = script
+        self.kvm = kvm
+        self.ending = ending
+        self.findings = findings
+        let whole = IoctlScript.Comparison(
+            script, ("model", script.comparable(model)), ("kvm", script.comparable(kvm)))
+        var (compared, rule) = (kvm.count, AnswerRule?.none)
+        if !rules.isEmpty, let first = whole.differences.first,
+            let index = script.lines.firstIndex(where: { $0 == first.line })
+        {
+            let difference = AnswerRule.Difference(
+                line: script.source(of: first.line), before: script.lines[..<index].map { script.source(of: $0) },
+                model: "\(first.answers[0])", kvm: "\(first.answers[1])")
+            rule = rules.first { $0.matches(difference) }
+            if rule != nil { compared = index + 1 }
+        }
+        self.compared = compared
+        self.rule = rule
+        comparison = rule == nil ? whole : IoctlScript.Comparison(script, ("model", []), ("kvm", []))
+    }
+
+    /// Differences that no rule explains, broken rules, and what the kernel did not return from; nil: nothing.
+    var text: String? {
+        var parts = findings.map { "model: \($0.invariant.code) \($0.reason.text.description)\n" }
+        if let ending { parts.append("kvm: \(ending)\n") }
+        if !comparison.differences.isEmpty { parts.append(comparison.text) }
+        return parts.isEmpty ? nil : parts.joined()
+    }
+
+    func add(to tally: inout Tally) {
+        tally.steps += kvm.count
+        var shown = ShownMemory()
+        for (index, (line, answer)) in zip(script.lines, kvm).enumerated() {
+            if shown.isTouched(by: line.step) { tally.touching += 1 }
+            shown.note(line.step, answer)
+            tally.count(line.step, answer)
+            if index < compared, !answer.isNotHere { tally.compared += 1 } else { tally.notCompared += 1 }
+        }
+        if let rule { tally.explained[rule.name, default: 0] += 1 }
+    }
+}
+
+extension Script {
+    /// Answers as they are compared: statistics without their numbers, since those of the faults that the executor's own
+    /// guest code needs are among them, and no two kinds of tables have the same.
+    fileprivate func comparable(_ answers: [Answer]) -> [Answer] {
+        zip(lines, answers).map { line, answer in
+            guard case .statistics = line.step else { return answer }
+            var answer = answer
+            for index in answer.fields.indices {
+                if case .decimal = answer.fields[index].value { answer.fields[index].value = .word("counted") }
+            }
+            return answer
+        }
+    }
+}

@@ -1,0 +1,170 @@
+import Audit
+import Explanations
+import Interface
+import IoctlScript
+import LinuxKVM
+import Testing
+
+@testable import Conformance
+
+/// Random scripts on both sides: no difference, and one that is planted is found.
+@Suite(.needsKVM) struct Campaigns {
+    private func campaign(
+        _ rules: [AnswerRule] = [], jobs: Int = 1, _ change: (inout KernelFeatures) -> Void = { _ in }
+    ) throws -> Campaign {
+        var options = Campaign.Options()
+        options.rules = try AnswerRule.known() + rules
+        options.jobs = jobs
+        return try Campaign(options, change)
+    }
+
+    private func run(_ campaign: Campaign, seed: UInt64, steps: Int) async throws -> (Tally, Campaign.Found?) {
+        var tally = Tally(seed: seed, kernel: campaign.kernel.release)
+        let found = try await campaign.run(&tally) { $0.steps >= steps }
+        return (tally, found)
+    }
+
+    @Test func `no answer differs, and most steps touch what a slot shows`() async throws {
+        let campaign = try campaign(jobs: 2)
+        let (tally, found) = try await run(campaign, seed: 77, steps: 20_000)
+        #expect(found == nil, "\(found.map { $0.text + $0.script.source } ?? "")")
+        #expect(tally.steps >= 20_000 && tally.touching * 2 >= tally.steps)
+        #expect(tally.compared + tally.notCompared == tally.steps)
+        #expect(tally.answers.values.flatMap(\.values).reduce(0, +) == tally.steps)
+        #expect(CampaignReport(campaign, tally, found).isClean)
+    }
+
+    @Test func `what the model is told wrong is found, and shrunk`() async throws {
+        let campaign = try campaign { $0.slotAddressBits = 33 }
+        let (tally, found) = try await run(campaign, seed: 3, steps: 200_000)
+        let difference = try #require(found)
+        #expect(difference.isRepeatable && difference.text.contains("model: -1 EINVAL"))
+        // A VM, its slot's memory, the slot.
+        #expect(difference.script.lines.count <= 3, "\(difference.script.source)")
+        let report = CampaignReport(campaign, tally, found)
+        #expect(!report.isClean && report.text.contains("the fewest lines that show one:"))
+        // The seed that is told begins with that script.
+        let (again, same) = try await run(campaign, seed: difference.seed, steps: 1)
+        #expect(again.scripts == 1 && same?.text == difference.text)
+    }
+
+    @Test func `what is explained is counted, and too much of it is a failure`() async throws {
+        let rule = """
+            - name: no such width
+              kernel_rule: planted
+              line: "region*"
+              model: "-1 EINVAL"
+              kvm: "0"
+              must_not_match:
+                - {line: "guest read", model: "-1 EINVAL", kvm: "0"}
+            """
+        let campaign = try campaign(try AnswerRule.list(rule, file: "f")) { $0.slotAddressBits = 13 }
+        let (tally, found) = try await run(campaign, seed: 5, steps: 2_000)
+        #expect(found == nil)
+        #expect(try #require(tally.explained["no such width"]) > 5)
+        // What comes after an explained difference is not compared.
+        #expect(tally.notCompared > tally.steps / 2)
+        let report = CampaignReport(campaign, tally, found)
+        #expect(!report.isClean && report.text.contains("too much is explained"))
+    }
+
+    @Test func `a campaign that was stopped goes on as if it had not been`() async throws {
+        let campaign = try campaign()
+        let (whole, _) = try await run(campaign, seed: 9, steps: 12_000)
+        var tally = Tally(seed: 9, kernel: campaign.kernel.release)
+        var stops = 0
+        while tally.steps < 12_000 {
+            stops += 1
+            let limit = tally.steps + 1
+            let found = try await campaign.run(&tally) { $0.steps >= min(limit, 12_000) }
+            #expect(found == nil)
+        }
+        tally.duration = whole.duration
+        #expect(stops > 1 && tally == whole)
+    }
+
+    @Test func `a rule of the model that breaks is found without a difference`() throws {
+        let script = try Script("vm")
+        let finding = Finding(.i28, "memory is left")
+        let run = ScriptRun(script, model: [.done], kvm: [.done], ending: nil, [finding], [])
+        #expect(try #require(run.text).hasPrefix("model: I-28 "))
+        let hung = ScriptRun(script, model: [.done], kvm: [], ending: "2: vm: hung", [], [])
+        #expect(hung.text == "kvm: 2: vm: hung\n")
+    }
+}
+
+/// Files of rules.
+@Suite struct AnswerRules {
+    private static let good = """
+        - name: a
+          kernel_rule: b
+          line: "guest * gpa=0x1000*"
+          after: ["host *kind=file*"]
+          model: "-1 EFAULT*"
+          kvm: "0*"
+          must_not_match:
+            - {line: "guest read gpa=0x1000", model: "-1 EFAULT", kvm: "0"}
+        """
+
+    private func difference(
+        _ line: String = "guest read gpa=0x1000 count=2", before: [String] = ["vm", "host name=r kind=file size=1"],
+        model: String = "-1 EFAULT done=0", kvm: String = "0 exit=io"
+    ) -> AnswerRule.Difference { .init(line: line, before: before, model: model, kvm: kvm) }
+
+    @Test func `a rule matches the line, both answers and what came before`() throws {
+        let rule = try #require(try AnswerRule.list(Self.good, file: "f").first)
+        #expect(rule.matches(difference()))
+        #expect(!rule.matches(difference("guest read gpa=0x2000")))
+        #expect(!rule.matches(difference(before: ["vm"])))
+        #expect(!rule.matches(difference(model: "0 exit=mmio")))
+        #expect(!rule.matches(difference(kvm: "-1 EINTR")))
+    }
+
+    @Test(arguments: [
+        ("  line: \"guest * gpa=0x1000*\"", "  line: \"\"", "`line` is missing"),
+        ("  kernel_rule: b", "", "`kernel_rule` is missing"),
+        ("  kvm: \"0*\"", "  kvm: \"0*\"\n  more: 1", "unknown key `more`"),
+        ("  after: [\"host *kind=file*\"]", "", "which it must not"),
+        (
+            "    - {line: \"guest read gpa=0x1000\", model: \"-1 EFAULT\", kvm: \"0\"}", "    []",
+            "`must_not_match` is missing"
+        ),
+    ])
+    func `a wrong file is refused`(_ old: String, _ new: String, _ problem: String) {
+        let text = Self.good.split(separator: "\n", omittingEmptySubsequences: false)
+            .map { $0 == old ? new : String($0) }.joined(separator: "\n")
+        let error = #expect(throws: ExplanationError.self) { try AnswerRule.list(text, file: "rules.yaml") }
+        #expect(error?.description.hasPrefix("rules.yaml:") == true && error?.problem.contains(problem) == true)
+    }
+
+    @Test func `the rules of the program are read`() throws {
+        #expect(try AnswerRule.known().map(\.name) == ["a PFN map that allows nothing"])
+    }
+}
+
+/// What counts as memory that a slot shows.
+@Suite struct ShownMemories {
+    private let slot = Region(
+        slot: 1, guestAddress: 0x1000, size: 0x2000, userAddress: HostPlace(.region(0), 0x4000))
+
+    @Test func `changes to pages of a slot, from its making to its end`() {
+        var shown = ShownMemory()
+        let store = Step.store(HostPlace(.region(0), 0x5ff8), Repetition(), value: 1)
+        #expect(!shown.isTouched(by: store))
+        shown.note(.setRegion(vm: 0, slot, version: 1), Answer(.failed(22)))
+        #expect(!shown.isTouched(by: store))
+        shown.note(.setRegion(vm: 0, slot, version: 1), .done)
+        #expect(shown.isTouched(by: store))
+        #expect(!shown.isTouched(by: .store(HostPlace(.region(0), 0x6000), Repetition(), value: 1)))
+        #expect(!shown.isTouched(by: .unmap(HostPlace(.region(0)), length: 0x4000)))
+        #expect(shown.isTouched(by: .unmap(HostPlace(.region(0)), length: 0x4001)))
+        #expect(!shown.isTouched(by: .unmap(HostPlace(.region(1), 0x4000), length: 0x1000)))
+        #expect(shown.isTouched(by: .load(HostPlace(.region(0)), Repetition(count: 5))))
+        #expect(shown.isTouched(by: .guest(CPU(vm: 0, cpu: 0), GuestAccess(.read, 0))))
+        #expect(!shown.isTouched(by: .createVM(vm: 0, type: 0)))
+        var gone = slot
+        gone.size = 0
+        shown.note(.setRegion(vm: 0, gone, version: 1), .done)
+        #expect(!shown.isTouched(by: store))
+    }
+}
