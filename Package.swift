@@ -107,8 +107,9 @@ let package = Package(
         .target(
             name: "Conformance",
             dependencies: [
-                "LinuxKVM", "Interface", "IoctlScript", "Audit", "Explanations", "JSONOutput", "Report",
-            ], resources: [.embedInCode("Rules/known.yaml")],
+                "LinuxKVM", "Interface", "IoctlScript", "TextInput", "Audit", "Explanations", "JSONOutput",
+                "Report",
+            ], resources: [.embedInCode("Rules/known.yaml"), .embedInCode("Claims/claims.ioctl")],
             swiftSettings: strict),
         // The host model beside this machine's kernel.
         .target(name: "CHostProcess", dependencies: ["CSystemCalls"]),
@@ -165,7 +166,8 @@ let package = Package(
         .testTarget(
             name: "LinuxKVMTests",
             dependencies: [
-                "LinuxKVM", "Conformance", "Explanations", "Audit", "IoctlScript", "Interface", "CKVMInterface",
+                "LinuxKVM", "Conformance", "Explanations", "Audit", "IoctlScript", "Interface", "TextInput",
+                "CKVMInterface",
             ],
             exclude: ["Scripts"], swiftSettings: strict),
         .testTarget(

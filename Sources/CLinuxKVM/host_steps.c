@@ -13,6 +13,7 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 
 // Newer than some C libraries' headers.
 enum { memfd_secret_number = 447, map_fixed_noreplace = 0x100000 };
@@ -155,6 +156,28 @@ static void empty_batches(void) {
     fl_plain(SYS_madvise, (uint64_t)page, sizeof page, MADV_COLD, 0, 0, 0);
 }
 
+// The pipe of this process, which holds a reference to each page that is put into it.
+static int held[2] = {-1, -1};
+
+static long splice_page(fl_worker *w, uint64_t address) {
+    if (held[0] < 0) {
+        long failed = fl_make(w, SYS_pipe2, (uint64_t)held, O_NONBLOCK | O_CLOEXEC, 0, 0, 0, 0);
+        if (failed < 0) return failed;
+    }
+    struct iovec page = {.iov_base = (void *)address, .iov_len = fl_page};
+    return fl_make(w, SYS_vmsplice, (uint64_t)held[1], (uint64_t)&page, 1, SPLICE_F_NONBLOCK, 0, 0);
+}
+
+/// In a process that was forked: the descriptors are its parent's.
+void fl_forget_pipe(void) { held[0] = held[1] = -1; }
+
+void fl_drain(void) {
+    for (int i = 0; i < 2; i++) {
+        if (held[i] >= 0) fl_plain(SYS_close, (uint64_t)held[i], 0, 0, 0, 0, 0);
+        held[i] = -1;
+    }
+}
+
 static int reaches_own(const fl_worker *w, const fl_kvm_call *call) {
     const uint64_t *n = call->numbers;
     switch (call->operation) {
@@ -162,6 +185,7 @@ static int reaches_own(const fl_worker *w, const fl_kvm_call *call) {
     case fl_kvm_unmap:
     case fl_kvm_protect:
     case fl_kvm_advise: return fl_is_own(w, n[0], n[1]);
+    case fl_kvm_splice: return fl_is_own(w, n[0], fl_page);
     case fl_kvm_remap: return fl_is_own(w, n[0], n[1]) || fl_is_own(w, n[3] ? n[4] : n[0], n[2]);
     }
     return 0;
@@ -192,6 +216,8 @@ void fl_host_step(fl_worker *w, const fl_kvm_call *call, fl_kvm_answer *answer) 
     case fl_kvm_punch:
         result = fl_make(w, SYS_fallocate, file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, n[0], n[1], 0, 0);
         break;
+    case fl_kvm_splice: result = splice_page(w, n[0]); break;
+    case fl_kvm_drain: fl_drain(); break;
     default: result = -ENOSYS;
     }
     // Of an address nobody wants to know more than that there is one.

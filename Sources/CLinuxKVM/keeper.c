@@ -185,8 +185,8 @@ static uint32_t prepare(fl_shared *all, long *error) {
     if ((*error = tidy_descriptors(all)) < 0) return fl_kvm_at_start;
     // A terminal's signals are for the one who asks; its end is told by the socket.
     make(all, SYS_setpgid, 0, 0, 0, 0);
-    // Huge pages come by request only, as in the model.
-    make(all, SYS_prctl, PR_SET_THP_DISABLE, 1, 0, 0);
+    // As in the model there are none, not even by request.
+    if (!all->options.huge_pages) make(all, SYS_prctl, PR_SET_THP_DISABLE, 1, 0, 0);
     // Whoever loses its parent becomes the keeper's child, so that nobody is left over.
     if ((*error = make(all, SYS_prctl, PR_SET_CHILD_SUBREAPER, 1, 0, 0)) < 0) return fl_kvm_at_start;
     uint32_t failed = open_device(all, error);

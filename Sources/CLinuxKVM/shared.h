@@ -107,6 +107,8 @@ void fl_answer(fl_kvm_answer *answer, long result);
 /// `words` of the output, zeroed; null: there is no room in what is left of it.
 uint64_t *fl_take_words(fl_worker *w, fl_kvm_answer *answer, uint64_t words);
 
+void fl_forget_pipe(void);
+void fl_drain(void);
 void fl_host_step(fl_worker *w, const fl_kvm_call *call, fl_kvm_answer *answer);
 void fl_kvm_step(fl_worker *w, const fl_kvm_call *call, fl_kvm_answer *answer);
 void fl_guest_step(fl_worker *w, const fl_kvm_call *call, fl_kvm_answer *answer);

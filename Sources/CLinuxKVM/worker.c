@@ -73,6 +73,7 @@ static void fork_process(fl_worker *w, const fl_kvm_call *call, fl_kvm_answer *a
     if (pid == 0) {
         w->process = (uint32_t)call->subject;
         fl_forget_mappings(w);
+        fl_forget_pipe();
         fl_serve(w);
     }
     answer->value = 0;
@@ -92,7 +93,7 @@ static void await_leaving(fl_shared *all) {
 static void perform(fl_worker *w, const fl_kvm_call *call, fl_kvm_answer *answer) {
     switch (call->operation) {
     case fl_kvm_fork: fork_process(w, call, answer); return;
-    case fl_kvm_exit: return;
+    case fl_kvm_exit: fl_drain(); return;
     case fl_kvm_guest: fl_guest_step(w, call, answer); return;
     }
     if (call->operation <= fl_kvm_store)

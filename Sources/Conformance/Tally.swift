@@ -59,6 +59,8 @@ extension Step {
         case .punchHost: "punch"
         case .load: "load"
         case .store: "store"
+        case .splice: "vmsplice"
+        case .drain: "drain"
         case .fork: "process"
         case .exit: "exit"
         case .createVM: "vm"

@@ -84,6 +84,8 @@ extension ScriptReader {
                 return place.map { .store($0, repetition, value: value) }
             }
         ),
+        ("vmsplice", { reader, fields in reader.hostPlace(&fields).map { .splice($0) } }),
+        ("drain", { _, _ in .drain }),
         ("process", { reader, fields in reader.newProcess(&fields).map { .fork(process: $0) } }),
         ("exit", { _, _ in .exit }),
     ]

@@ -26,7 +26,8 @@ extension Script {
 extension Step {
     fileprivate func source(_ names: Names) -> String {
         switch self {
-        case .host, .map, .unmap, .protect, .advise, .remap, .truncate, .punchHost, .load, .store, .fork, .exit:
+        case .host, .map, .unmap, .protect, .advise, .remap, .truncate, .punchHost, .load, .store, .splice,
+            .drain, .fork, .exit:
             hostSource(names)
         default: machineSource(names)
         }
@@ -53,6 +54,8 @@ extension Step {
         case .load(let place, let repetition): "load \(names.host(place))\(repetition.source)"
         case .store(let place, let repetition, let value):
             "store \(names.host(place))\(repetition.source) value=\(hexText(value))"
+        case .splice(let place): "vmsplice \(names.host(place))"
+        case .drain: "drain"
         case .fork(let process): "process name=\(names.processes[process])"
         case .exit: "exit"
         default: preconditionFailure("no call of the host")

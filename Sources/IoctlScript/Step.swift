@@ -17,6 +17,10 @@ public enum Step: Sendable, Equatable {
     case punchHost(region: Int, offset: UInt64, length: UInt64)
     case load(HostPlace, Repetition)
     case store(HostPlace, Repetition, value: UInt64)
+    /// A page goes into the process's pipe, which holds a reference to it. Kernel: `vmsplice`.
+    case splice(HostPlace)
+    /// The pipe is closed, with what it holds.
+    case drain
     case fork(process: Int)
     case exit
     // KVM.

@@ -82,7 +82,8 @@ struct CallEncoding {
 
     private mutating func encode(_ step: Step) -> fl_kvm_call {
         switch step {
-        case .host, .map, .unmap, .protect, .advise, .remap, .truncate, .punchHost, .load, .store, .fork, .exit:
+        case .host, .map, .unmap, .protect, .advise, .remap, .truncate, .punchHost, .load, .store, .splice,
+            .drain, .fork, .exit:
             return hostCall(step)
         case .createVM(let vm, let type): return call(fl_kvm_create_vm, vm, type)
         case .createCPU(let cpu, let id): return call(fl_kvm_create_cpu, number(cpu), UInt64(cpu.vm), id)
@@ -152,6 +153,8 @@ struct CallEncoding {
             return call(fl_kvm_load, -1, place.address, repetition.count, repetition.stride)
         case .store(let place, let repetition, let value):
             return call(fl_kvm_store, -1, place.address, repetition.count, repetition.stride, value)
+        case .splice(let place): return call(fl_kvm_splice, -1, place.address)
+        case .drain: return call(fl_kvm_drain, -1)
         case .fork(let process): return call(fl_kvm_fork, process)
         case .exit: return call(fl_kvm_exit, -1)
         default: preconditionFailure("no call of the host")

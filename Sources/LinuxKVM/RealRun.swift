@@ -24,6 +24,8 @@ public final class RealRun {
         public var processorSeconds: UInt64 = 3600
         /// Pages of the largest slot that is made: its tables are the kernel's memory, and not small.
         public var slotPages: UInt64 = 1 << 24
+        /// Whether memory may be made of huge pages, as the machine is set up. Where not, they can't be asked for either.
+        public var hugePages = false
         // A call that fails without being made: of the start in this process, and of the child's own preparation.
         var start = ForcedError.none
         var preparation = ForcedError.none
@@ -81,6 +83,7 @@ public final class RealRun {
         options.group_bytes = self.options.memory
         options.processor_seconds = self.options.processorSeconds
         options.slot_pages = self.options.slotPages
+        options.huge_pages = self.options.hugePages ? 1 : 0
         options.start = fl_switch(made: 0, forced: self.options.start.call, error: self.options.start.errno)
         options.keeper = fl_switch(
             made: 0, forced: self.options.preparation.call, error: self.options.preparation.errno)

@@ -4,6 +4,7 @@ import Explanations
 import Foundation
 import LinuxKVM
 import Synchronization
+import TextInput
 
 struct ConformKVM: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
@@ -30,6 +31,8 @@ struct ConformKVM: AsyncParsableCommand {
     var resume: String?
     @Option(help: ArgumentHelp("A file of more rules that explain differences.", valueName: "file"))
     var explanations: String?
+    @Flag(help: "Try what is said of KVM since 6.13, a table, instead of random scripts.")
+    var claims = false
     @Option(help: "How many scripts run at the same time.")
     var jobs = 1
     @Option(help: "KVM's device.")
@@ -44,19 +47,43 @@ struct ConformKVM: AsyncParsableCommand {
     func validate() throws {
         if let steps, steps < 1 { throw ValidationError("--steps must be 1 or more.") }
         if let seconds, !(seconds > 0) { throw ValidationError("--seconds must be more than 0.") }
+        if claims, seed != nil || steps != nil || seconds != nil || resume != nil {
+            throw ValidationError("--claims takes no --seed, --steps, --seconds or --resume.")
+        }
         if jobs < 1 || jobs > 64 { throw ValidationError("--jobs is 1 to 64.") }
         if deadline < 1 || deadline > 3600 { throw ValidationError("--deadline is 1 to 3600 seconds.") }
     }
 
+    private var realOptions: RealRun.Options {
+        var options = Campaign.Options().real
+        options.path = device
+        options.memoryGroup = cgroup
+        options.deadline = deadline * 1000
+        return options
+    }
+
+    /// `--claims`.
+    private func tryClaims() throws {
+        let claims: [Claim]
+        do throws(InputErrors) { claims = try Claim.known() } catch { throw Failure(.unusable, error.description) }
+        var options = realOptions
+        options.hugePages = true
+        let table: ClaimTable
+        do throws(RealRun.Unavailable) { table = try ClaimTable(claims, on: try RealRun(options)) } catch {
+            throw Failure(.impossibleHere, "error: \(error.reason)")
+        }
+        output(json ? table.json : table.text)
+        if !table.isClean { throw Failure(.findings) }
+    }
+
     func run() async throws {
+        if claims { return try tryClaims() }
         let file = resume.map { CampaignFile(path: $0) }
         var tally = try file?.read(seed: seed) ?? Tally(seed: seed ?? 1, kernel: kernelRelease)
         var options = Campaign.Options()
         options.rules = try rules()
         options.jobs = jobs
-        options.real.path = device
-        options.real.memoryGroup = cgroup
-        options.real.deadline = deadline * 1000
+        options.real = realOptions
         do {
             let campaign = try Campaign(options)
             if tally.kernel != campaign.kernel.release {

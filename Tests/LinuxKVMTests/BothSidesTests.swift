@@ -21,7 +21,7 @@ import Testing
         "addresses", "capabilities", "dirty-log", "documentation", "driver-mappings", "emulator", "host-memory",
         "kinds", "limits",
         "prefault", "processes", "regions",
-        "ring-bitmap", "rings",
+        "ring-bitmap", "rings", "vmsplice",
     ])
     func `no answer differs`(script: String) throws {
         for line in try differences(script) { Issue.record("\(script):\(line.line.number): \(line.answers)") }

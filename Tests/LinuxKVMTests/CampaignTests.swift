@@ -4,6 +4,7 @@ import Interface
 import IoctlScript
 import LinuxKVM
 import Testing
+import TextInput
 
 @testable import Conformance
 
@@ -166,5 +167,36 @@ import Testing
         gone.size = 0
         shown.note(.setRegion(vm: 0, gone, version: 1), .done)
         #expect(!shown.isTouched(by: store))
+    }
+}
+
+/// What is said of KVM since 6.13.
+@Suite struct Claims {
+    @Test(.needsKVM) func `each holds, on the model and on this machine's kernel`() throws {
+        var options = RealRun.Options()
+        options.hugePages = true
+        let table = try ClaimTable(try Claim.known(), on: try RealRun(options))
+        #expect(table.isClean, "\(table.text)")
+        #expect(table.rows.count == 9 && table.rows.allSatisfy { $0.claim.source != "nobody" })
+    }
+
+    @Test(.needsKVM) func `what does not hold is told with both answers`() throws {
+        let claims = try Claim.list(
+            "## it is 5\n# source: me\n# before 6.13: it is 6\nvm\nstats names=no # => 0 no=5\n", file: "f")
+        let table = try ClaimTable(claims, on: try RealRun())
+        #expect(!table.isClean && table.rows[0].model == table.rows[0].kernel)
+        #expect(table.rows[0].model == [.init(line: "stats vm=vm names=no", claimed: "0 no=5", answer: "0 no=none")])
+        #expect(table.text.contains("NO     NO        it is 5\n") && table.hasSeries)
+        #expect(!table.text.contains("it is 6"))
+    }
+
+    @Test func `a claim's script is read, and its errors have a place`() throws {
+        let claims = try Claim.list(
+            "intro\n## one\n# source: a\nvm # => 0\n## two\n# source: b\nvm\nvcpu # => -1 *\n", file: "f")
+        #expect(claims.map(\.text) == ["one", "two"] && claims.map(\.source) == ["a", "b"])
+        #expect(claims[0].expected == [0: "0"] && claims[1].expected == [1: "-1 *"])
+        #expect(claims[1].failures([.done]).map(\.answer) == ["none"])
+        #expect(claims[1].failures([.done, Answer(.failed(17))]).isEmpty)
+        #expect(throws: InputErrors.self) { try Claim.list("## bad\nvn\n", file: "f") }
     }
 }

@@ -41,6 +41,8 @@ enum {
     fl_kvm_truncate,
     /// offset, length.
     fl_kvm_punch,
+    fl_kvm_splice,
+    fl_kvm_drain,
     /// address, count, stride.
     fl_kvm_load,
     /// and the value.
@@ -215,6 +217,8 @@ typedef struct fl_kvm_options {
     uint64_t processor_seconds;
     /// Pages of the largest slot: shadow paging keeps a word and more for each.
     uint64_t slot_pages;
+    /// Whether memory may be made of huge pages, as the machine is set up.
+    uint64_t huge_pages;
 } fl_kvm_options;
 
 /// Starts the keeper. Null, and what failed, if it can't be.

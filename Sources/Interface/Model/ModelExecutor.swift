@@ -31,7 +31,8 @@ public final class ModelExecutor: Executor {
     public func perform(_ step: Step, process: Int) -> Answer {
         guard let space = machine.space(process) else { return Answer(.notHere("the process could not be made")) }
         switch step {
-        case .host, .map, .unmap, .protect, .advise, .remap, .truncate, .punchHost, .load, .store, .fork, .exit:
+        case .host, .map, .unmap, .protect, .advise, .remap, .truncate, .punchHost, .load, .store, .splice,
+            .drain, .fork, .exit:
             return machine.perform(step, process: process, space)
         case .createVM(let vm, let type): return createVM(vm, type: type, space)
         case .createCPU(let cpu, let id): return createCPU(cpu, id: id, space)

@@ -33,6 +33,8 @@ final class ModelMachine {
     private var pool: HugePagePool?
     private static let hugePages = 16
     private let framesAtStart: Int
+    /// By process.
+    private var pipes: [Int: PagePipe] = [:]
     /// Regions that a failed `host` has left nothing of.
     init(_ storage: ModelStorage, _ journal: Journal) {
         self.storage = storage
@@ -50,6 +52,7 @@ final class ModelMachine {
 
     /// Ends every process. I-28.
     func finish() {
+        for pipe in pipes.values { pipe.drain() }
         for index in spaces.indices {
             spaces[index]?.exit()
             spaces[index] = nil
@@ -74,7 +77,10 @@ final class ModelMachine {
             case .fork(let child):
                 while spaces.count <= child { spaces.append(nil) }
                 spaces[child] = try space.fork()
+            case .splice(let place): try pipe(of: process).take(place.address, space)
+            case .drain: pipe(of: process).drain()
             case .exit:
+                pipe(of: process).drain()
                 space.exit()
                 spaces[process] = nil
             case .host(let number, let kind, let size, let rights):
@@ -87,6 +93,13 @@ final class ModelMachine {
         } catch {
             return Answer(error)
         }
+    }
+
+    private func pipe(of process: Int) -> PagePipe {
+        if let pipe = pipes[process] { return pipe }
+        let pipe = PagePipe()
+        pipes[process] = pipe
+        return pipe
     }
 
     private func object(_ number: Int) throws(Errno) -> ModelRegion {
