@@ -107,7 +107,8 @@ let package = Package(
         .target(
             name: "Conformance",
             dependencies: [
-                "LinuxKVM", "Interface", "IoctlScript", "TextInput", "Audit", "Explanations", "JSONOutput",
+                "LinuxKVM", "CKVMInterface", "Interface", "IoctlScript", "TextInput", "Frames", "Audit", "HostMemory",
+                "Machine", "Explanations", "JSONOutput",
                 "Report",
             ], resources: [.embedInCode("Rules/known.yaml"), .embedInCode("Claims/claims.ioctl")],
             swiftSettings: strict),
@@ -166,7 +167,8 @@ let package = Package(
         .testTarget(
             name: "LinuxKVMTests",
             dependencies: [
-                "LinuxKVM", "Conformance", "Explanations", "Audit", "IoctlScript", "Interface", "TextInput",
+                "LinuxKVM", "Conformance", "Explanations", "Audit", "IoctlScript", "Interface", "TextInput", "Machine",
+                "Scenario",
                 "CKVMInterface",
             ],
             exclude: ["Scripts"], swiftSettings: strict),

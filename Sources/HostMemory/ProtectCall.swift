@@ -22,6 +22,12 @@ extension AddressSpace {
             var flags = vma.flags
             flags.protection = protection
             if flags.write {
+                // Private memory is charged when it may first be written. Kernel: `mprotect_fixup`.
+                if !flags.shared, !flags.accounted, let part = Self.overlap(vma.range, range),
+                    !mayCommit(part.upperBound.value - part.lowerBound.value)
+                {
+                    throw .ENOMEM
+                }
                 flags.accounted = flags.accounted || !flags.shared
             } else if case .anonymous = vma.backing, !vma.mayHoldAnonymous {
                 flags.accounted = false

@@ -93,10 +93,12 @@ extension SignalName {
 }
 
 /// An action in the words of the scenario.
-struct ActionText {
+package struct ActionText {
     let plan: Plan
 
-    func describe(_ action: Action) -> String {
+    package init(plan: Plan) { self.plan = plan }
+
+    package func describe(_ action: Action) -> String {
         switch action {
         case .guest(let kind, let at, let count, let stride, let value):
             return guest(kind, at, count, stride, value)
@@ -248,7 +250,7 @@ struct ActionText {
 }
 
 extension StepOutcome {
-    var text: String {
+    package var text: String {
         switch self {
         case .done: "done"
         case .value(let value): "value \(address(value))"

@@ -3,6 +3,7 @@ import Conformance
 import Explanations
 import Foundation
 import LinuxKVM
+import Scenario
 import Synchronization
 import TextInput
 
@@ -21,6 +22,8 @@ struct ConformKVM: AsyncParsableCommand {
             from, 2 wrong usage, 3 this machine can't be compared with.
             """)
 
+    @Argument(help: "Scenarios to play on both sides, instead of random scripts.")
+    var scenarios: [String] = []
     @Option(help: "Seed of the random scripts; 1 if it is not given.")
     var seed: UInt64?
     @Option(help: "How many steps in all; 100,000 if neither this nor --seconds is given.")
@@ -47,6 +50,9 @@ struct ConformKVM: AsyncParsableCommand {
     func validate() throws {
         if let steps, steps < 1 { throw ValidationError("--steps must be 1 or more.") }
         if let seconds, !(seconds > 0) { throw ValidationError("--seconds must be more than 0.") }
+        if !scenarios.isEmpty, claims || seed != nil || steps != nil || seconds != nil || resume != nil {
+            throw ValidationError("scenarios take no --claims, --seed, --steps, --seconds or --resume.")
+        }
         if claims, seed != nil || steps != nil || seconds != nil || resume != nil {
             throw ValidationError("--claims takes no --seed, --steps, --seconds or --resume.")
         }
@@ -76,7 +82,30 @@ struct ConformKVM: AsyncParsableCommand {
         if !table.isClean { throw Failure(.findings) }
     }
 
+    /// Each on both sides: a line, and what is wrong with it. Status 3 if none could be played.
+    private func playAll() throws {
+        var (isClean, played) = (true, 0)
+        var text = ""
+        for path in scenarios {
+            let plan = try load(path).plan
+            do throws(Failure) {
+                let scenario = try play(plan, device: device, comparing: true)
+                played += 1
+                isClean = isClean && scenario.isClean
+                text +=
+                    scenario.isClean ? "ok         \(scenario.name), \(scenario.steps.count) steps\n" : scenario.text
+            } catch {
+                guard error.status == .impossibleHere else { throw error }
+                text += "not played \(error.message.dropFirst("error: ".count))\n"
+            }
+        }
+        output(text)
+        if !isClean { throw Failure(.findings) }
+        if played == 0 { throw Failure(.impossibleHere) }
+    }
+
     func run() async throws {
+        if !scenarios.isEmpty { return try playAll() }
         if claims { return try tryClaims() }
         let file = resume.map { CampaignFile(path: $0) }
         var tally = try file?.read(seed: seed) ?? Tally(seed: seed ?? 1, kernel: kernelRelease)

@@ -1,5 +1,7 @@
 import ArgumentParser
+import Conformance
 import Foundation
+import LinuxKVM
 import Machine
 import Report
 import Scenario
@@ -66,9 +68,33 @@ func execute(
     }
 }
 
+/// Plays a scenario on this machine's kernel, or ends the command with status 3.
+func play(_ plan: Plan, device: String, comparing: Bool) throws(Failure) -> PlayedScenario {
+    var options = RealRun.Options()
+    options.path = device
+    options.hugePages = plan.transparentHugePages
+    let run: RealRun
+    do throws(RealRun.Unavailable) { run = try RealRun(options) } catch {
+        throw Failure(.impossibleHere, "error: \(error.reason)")
+    }
+    do throws(PlayError) { return try PlayedScenario(plan, on: run, comparing: comparing) } catch {
+        switch error {
+        case .unplayable(let why):
+            let name = String(decoding: plan.name, as: UTF8.self)
+            throw Failure(.impossibleHere, "error: \(name) can't be played on a kernel: \(why)")
+        case .unavailable(let unavailable): throw Failure(.impossibleHere, "error: \(unavailable.reason)")
+        }
+    }
+}
+
 struct Run: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Run a scenario in the order written and show every reference on the ledger.")
+        abstract: "Run a scenario in the order written and show every reference on the ledger.",
+        discussion: """
+            With --on kvm or --diff the scenario is played on this machine's KVM, if it can be: with memory, calls and \
+            accesses that a process has at will. There is no ledger then, and each step is judged as on x86. Exit status 3: \
+            it can't be played, or /dev/kvm can't be used.
+            """)
 
     @Argument(help: "A scenario, a YAML file.")
     var scenario: String
@@ -77,6 +103,12 @@ struct Run: ParsableCommand {
     @Option(
         help: "The MMU, instead of the scenario's: \(Architecture.allValueStrings.joined(separator: ", ")).")
     var architecture: Architecture?
+    @Option(help: "Who plays it: the model, or this machine's KVM.")
+    var on = Ioctl.Side.model
+    @Flag(help: "Play it on this machine's KVM and the same calls on the model, and show where answers differ.")
+    var diff = false
+    @Option(help: "KVM's device.")
+    var device = "/dev/kvm"
     @Flag(help: "Print the report as JSON.")
     var json = false
     @Flag(name: .shortAndLong, help: "Show every event.")
@@ -86,8 +118,21 @@ struct Run: ParsableCommand {
     @Option(help: "Write the run to FILE as a Perfetto trace, for ui.perfetto.dev.")
     var perfetto: String?
 
+    func validate() throws {
+        guard diff || on == .kvm else { return }
+        if policy != .precise || architecture != nil || trace != nil || perfetto != nil || verbose {
+            throw ValidationError("a kernel takes no --policy, --architecture, --trace, --perfetto or --verbose.")
+        }
+    }
+
     func run() throws {
         let file = try load(scenario)
+        if diff || on == .kvm {
+            let played = try play(file.plan, device: device, comparing: diff)
+            output(json ? played.json : played.text)
+            if !played.isClean { throw Failure(.findings) }
+            return
+        }
         if let architecture, !file.architectures.contains(architecture) {
             throw Failure(
                 .unusable,

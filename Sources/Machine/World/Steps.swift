@@ -186,7 +186,7 @@ extension World {
 
 extension StepExpectation {
     /// Whether repetition `repetition` of a step may end with `outcome`.
-    func accepts(_ outcome: StepOutcome, repetition: Int) -> Bool {
+    public func accepts(_ outcome: StepOutcome, repetition: Int) -> Bool {
         switch (self, outcome) {
         case (.success, .done), (.success, .value), (.success, .emulated), (.success, .pages): true
         case (.value(let wanted), .value(let found)): wanted == found

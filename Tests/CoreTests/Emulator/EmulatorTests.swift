@@ -30,7 +30,7 @@ struct Hardware_BesideAnEmulator {
             probes)
         tables.moveBack(&after)
         let walker = NPTWalker(
-            memory: host.memory, root: root.physicalAddress, fiveLevels: levels == 5,
+            memory: host.memory, root: root.physicalAddress, mode: levels == 5 ? .fiveLevel : .fourLevel,
             processor: PagingProcessor(physicalAddressBits: 46, isAMD: true))
         for (probe, answer) in zip(probes, answers) {
             guard case .translated = walker.walk(GuestAddress(code + probe.kind.rawValue), .execute) else {

@@ -78,7 +78,8 @@ private struct NestedWalks {
     private func walker(_ probe: Emulator.Probe, _ raw: RawTables) -> LegacyWalker {
         var registers = registers
         registers.privilegeLevel = probe.isUser ? 3 : 0
-        let nested = NPTWalker(memory: raw.memory, root: root, fiveLevels: fiveLevels, processor: Self.processor)
+        let nested = NPTWalker(
+            memory: raw.memory, root: root, mode: fiveLevels ? .fiveLevel : .fourLevel, processor: Self.processor)
         return LegacyWalker(tables: .guest(.npt(nested)), registers: registers, processor: Self.processor)
     }
 

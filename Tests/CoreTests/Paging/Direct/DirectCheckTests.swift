@@ -68,7 +68,10 @@ import Testing
         direct.statistics.nx_lpage_splits.add(1, ordering: .relaxed)
         #expect(direct.findings == [.x42])
         direct.statistics.nx_lpage_splits.subtract(1, ordering: .relaxed)
-        let page = direct.mmu.possibleHugePages[0]
+        let table = direct.mmu.possibleHugePages.list[0].table
+        var pages: [ShadowPage] = []
+        direct.mmu.index.forEachPage { if $0.table == table { pages.append($0) } }
+        let page = try #require(pages.first)
         page.isHugePageDisallowed = false
         #expect(direct.findings == [.x42])
         page.isHugePageDisallowed = true
