@@ -25,7 +25,9 @@ public struct Claim: Sendable {
     /// and a script whose lines may end with `# => ANSWER`. Line numbers of errors are the section's.
     public static func list(_ text: String, file: String) throws(InputErrors) -> [Claim] {
         var claims: [Claim] = []
-        for section in text.split(separator: "\n## ").dropFirst() { claims.append(try Claim(String(section), file)) }
+        for section in "\n\(text)".split(separator: "\n## ", omittingEmptySubsequences: false).dropFirst() {
+            claims.append(try Claim(String(section), file))
+        }
         return claims
     }
 
