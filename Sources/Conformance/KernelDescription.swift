@@ -24,16 +24,14 @@ public struct KernelDescription: Sendable {
             try Self.answers(to: script, of: run)
         }
         features = KernelFeatures(capabilities, slotAddressBits: try Self.slotAddressBits(run))
-        guest = try Self.guest(run)
+        do throws(RealRun.Failure) { guest = try run.emulates(privileged: false) ? .emulator : .processor } catch {
+            throw RealRun.Unavailable(error)
+        }
     }
 
     private static func answers(to script: Script, of run: RealRun) throws(RealRun.Unavailable) -> [Answer] {
         do throws(RealRun.Failure) { return try run.answers(of: script) } catch {
-            switch error {
-            case .unavailable(let unavailable): throw unavailable
-            case .finding(let finding):
-                throw RealRun.Unavailable(reason: "the kernel did not answer: \(finding.reason)")
-            }
+            throw RealRun.Unavailable(error)
         }
     }
 
@@ -56,28 +54,6 @@ public struct KernelDescription: Sendable {
         guard let widest = made.last?.0 else { throw RealRun.Unavailable(reason: "the kernel makes no slot") }
         return widest
     }
-
-    /// KVM's own count of the instructions that it has emulated, around a few stores.
-    private static func guest(_ run: RealRun) throws(RealRun.Unavailable) -> Guest {
-        let cpu = CPU(vm: 0, cpu: 0)
-        let count = Step.statistics(vm: 0, cpu: 0, names: ["insn_emulation"])
-        let stores: UInt64 = 8
-        let steps: [Step] = [
-            .host(region: 0, .anonymous, size: 4096, [.read, .write]), .createVM(vm: 0, type: 0),
-            .setRegion(
-                vm: 0, Region(slot: 0, guestAddress: 0x10000, size: 4096, userAddress: HostPlace(.region(0))),
-                version: 1),
-            .createCPU(cpu, id: 0), count,
-            .guest(cpu, GuestAccess(.write, 0x10000, Repetition(count: stores, stride: 8))), count,
-        ]
-        var names = Names()
-        (names.regions, names.vms, names.cpus) = (["r"], ["vm"], [[0]])
-        let answers = try answers(to: Script(lines: steps.map { Script.Line(number: 0, $0) }, names: names), of: run)
-        let counts = [answers[4], answers[6]].map { answer -> UInt64 in
-            if case .decimal(let value)? = answer.fields.first?.value { value } else { 0 }
-        }
-        return counts[1] &- counts[0] >= stores ? .emulator : .processor
-    }
 }
 
 extension KernelFeatures {
@@ -87,5 +63,15 @@ extension KernelFeatures {
         profile.portableOnly = true
         profile.vmTypes = types
         return profile
+    }
+}
+
+extension RealRun.Unavailable {
+    /// A kernel that does not answer what everything else is built on.
+    fileprivate init(_ failure: RealRun.Failure) {
+        switch failure {
+        case .unavailable(let unavailable): self = unavailable
+        case .finding(let finding): self.init(reason: "the kernel did not answer: \(finding.reason)")
+        }
     }
 }

@@ -84,14 +84,8 @@ public struct PlayedScenario: Sendable {
                 outcome = played.outcome(line, answers[line])
                 isExpected = expectation.accepts(outcome, repetition: repetition)
             }
-            let actor =
-                switch task.actor {
-                case .virtualCPU(let number): "vcpu\(number)"
-                case .host: "host"
-                case .background(let task): "\(task.name)"
-                }
             return Step(
-                phase: place.phase, actor: actor, action: text.describe(step.action), outcome: outcome,
+                phase: place.phase, actor: task.actor.text, action: text.describe(step.action), outcome: outcome,
                 isExpected: isExpected)
         }
     }

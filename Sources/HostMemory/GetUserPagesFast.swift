@@ -75,9 +75,9 @@ extension AddressSpace {
         // The host keeps the memory alive: counting that here would cost more than the walk.
         return Unmanaged.passUnretained(memory)._withUnsafeGuaranteedRef { memory in
             let page = memory.page(leaf.frame(of: address))
-            // Whether a driver's page may be taken, no owner of it says: the slow walk asks its area. Kernel:
+            // Whether a page without an owner may be taken nobody says here: the slow walk asks its area. Kernel:
             // `gup_fast_folio_allowed`, as a kernel with secret memory has it.
-            let refused = PageFlags.secret | PageFlags.driver
+            let refused = PageFlags.secret | PageFlags.withoutOwner
             guard page.pointee.flags.load(ordering: .relaxed) & refused == 0 else { return nil }
             guard pin ? memory.tryPin(page) : memory.tryGet(page) else { return nil }
             // The level-2 entry is looked at again too: a huge leaf may have been split, a table's page replaced.

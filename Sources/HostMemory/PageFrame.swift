@@ -111,6 +111,9 @@ public struct PageFlags: Sendable, Equatable {
     /// The head of a huge page of a pool. Kernel: `folio_test_hugetlb`.
     public static let hugeTLB: UInt64 = 1 << 35
 
+    /// In a driver's buffer that is no file's. Kernel: `folio->mapping` is null.
+    public static let withoutOwner: UInt64 = 1 << 36
+
     /// Belongs to an `InaccessibleFile`; the frame's first word is its index there. Kernel: a guest_memfd's folio.
     public static let inaccessible: UInt64 = 1 << 40
     /// Of such a page: its content is the guest's. Kernel: `PG_uptodate`, as guest_memfd uses it.

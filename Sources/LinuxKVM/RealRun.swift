@@ -104,7 +104,7 @@ public final class RealRun {
     public func answers(of script: Script) throws(Failure) -> [Answer] { try answers(of: script, forcing: .none) }
 
     func answers(of script: Script, forcing: ForcedError) throws(Failure) -> [Answer] {
-        if emulates == nil, script.hasEmulation { emulates = try probeEmulation() }
+        if emulates == nil, script.hasEmulation { emulates = try emulates(privileged: true) }
         let width = child.map { fl_kvm_guest_width($0) } ?? 48
         try begin(OwnPlace(beside: script, width: width), forcing: forcing)
         return try perform(script.lines)
@@ -168,8 +168,9 @@ public final class RealRun {
 
     // MARK: What this kernel does
 
-    /// KVM's own count of the instructions that it has emulated says whether a guest's privileged code is.
-    private func probeEmulation() throws(Failure) -> Bool {
+    /// KVM's own count of the instructions that it has emulated says whether a guest's code, privileged or not, is. Ends
+    /// the last script.
+    public func emulates(privileged: Bool) throws(Failure) -> Bool {
         let cpu = CPU(vm: 0, cpu: 0)
         let count = Step.statistics(vm: 0, cpu: 0, names: ["insn_emulation"])
         let steps: [Step] = [
@@ -178,7 +179,7 @@ public final class RealRun {
                 vm: 0, Region(slot: 0, guestAddress: 0x10000, size: 4096, userAddress: HostPlace(.region(0))),
                 version: 1),
             .createCPU(cpu, id: 0), count,
-            .guest(cpu, GuestAccess(.write, 0x10000, Repetition(count: 8, stride: 8), emulated: true)), count,
+            .guest(cpu, GuestAccess(.write, 0x10000, Repetition(count: 8, stride: 8), emulated: privileged)), count,
         ]
         try begin(OwnPlace(), forcing: .none)
         encoding.emulates = true
@@ -208,7 +209,7 @@ extension RealRun: Executor {
     public func perform(_ step: Step, process: Int) -> Answer {
         do throws(Failure) {
             if !isRunning {
-                if emulates == nil { emulates = try probeEmulation() }
+                if emulates == nil { emulates = try emulates(privileged: true) }
                 try begin(OwnPlace(), forcing: .none)
             }
             return try perform([Script.Line(number: 0, process: process, step)])[0]

@@ -249,6 +249,17 @@ package struct ActionText {
     }
 }
 
+extension TaskPlan.Actor {
+    /// As scenarios name it.
+    package var text: String {
+        switch self {
+        case .virtualCPU(let number): "vcpu\(number)"
+        case .host: "host"
+        case .background(let task): "\(task.name)"
+        }
+    }
+}
+
 extension StepOutcome {
     package var text: String {
         switch self {

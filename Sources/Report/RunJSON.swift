@@ -64,14 +64,9 @@ public struct RunJSON: Codable, Sendable, Equatable {
         steps = outcome.steps.map { result in
             let phase = outcome.plan.phases[result.phase]
             let task = phase.tasks[result.task]
-            let actor =
-                switch task.actor {
-                case .virtualCPU(let number): "vcpu\(number)"
-                case .host: "host"
-                case .background(let task): "\(task.name)"
-                }
             return Step(
-                phase: String(name: phase.name), actor: actor, action: text.describe(task.steps[result.step].action),
+                phase: String(name: phase.name), actor: task.actor.text,
+                action: text.describe(task.steps[result.step].action),
                 outcome: result.outcome.text, expected: result.expected,
                 faults: FaultStory.all(in: outcome.events[result.events]).map {
                     "gfn \(hex($0.guest)): \($0.sentence)"

@@ -50,13 +50,7 @@ public struct RunText {
             }
             let task = outcome.plan.phases[result.phase].tasks[result.task]
             let step = task.steps[result.step]
-            let actor =
-                switch task.actor {
-                case .virtualCPU(let number): "vcpu\(number)"
-                case .host: "host"
-                case .background(let task): "\(task.name)"
-                }
-            var line = "  \(terminal.name(actor.padded(5)))  \(text.describe(step.action).padded(52))  "
+            var line = "  \(terminal.name(task.actor.text.padded(5)))  \(text.describe(step.action).padded(52))  "
             line += result.expected ? result.outcome.text : terminal.bad(result.outcome.text)
             if !result.expected {
                 let wanted = step.expectation(on: outcome.architecture).text(repetition: result.repetition)

@@ -38,12 +38,7 @@ struct ConformKVM: AsyncParsableCommand {
     var claims = false
     @Option(help: "How many scripts run at the same time.")
     var jobs = 1
-    @Option(help: "KVM's device.")
-    var device = "/dev/kvm"
-    @Option(help: ArgumentHelp("A cgroup in which KVM's side makes one of its own.", valueName: "path"))
-    var cgroup: String?
-    @Option(help: "Seconds that the kernel may take for one call.")
-    var deadline = 10
+    @OptionGroup var kernel: DeviceOptions
     @Flag(help: "Print the report as JSON.")
     var json = false
 
@@ -57,22 +52,13 @@ struct ConformKVM: AsyncParsableCommand {
             throw ValidationError("--claims takes no --seed, --steps, --seconds or --resume.")
         }
         if jobs < 1 || jobs > 64 { throw ValidationError("--jobs is 1 to 64.") }
-        if deadline < 1 || deadline > 3600 { throw ValidationError("--deadline is 1 to 3600 seconds.") }
-    }
-
-    private var realOptions: RealRun.Options {
-        var options = Campaign.Options().real
-        options.path = device
-        options.memoryGroup = cgroup
-        options.deadline = deadline * 1000
-        return options
     }
 
     /// `--claims`.
     private func tryClaims() throws {
         let claims: [Claim]
         do throws(InputErrors) { claims = try Claim.known() } catch { throw Failure(.unusable, error.description) }
-        var options = realOptions
+        var options = kernel.applied(to: RealRun.Options())
         options.hugePages = true
         let table: ClaimTable
         do throws(RealRun.Unavailable) { table = try ClaimTable(claims, on: try RealRun(options)) } catch {
@@ -89,7 +75,7 @@ struct ConformKVM: AsyncParsableCommand {
         for path in scenarios {
             let plan = try load(path).plan
             do throws(Failure) {
-                let scenario = try play(plan, device: device, comparing: true)
+                let scenario = try play(plan, kernel, comparing: true)
                 played += 1
                 isClean = isClean && scenario.isClean
                 text +=
@@ -112,7 +98,7 @@ struct ConformKVM: AsyncParsableCommand {
         var options = Campaign.Options()
         options.rules = try rules()
         options.jobs = jobs
-        options.real = realOptions
+        options.real = kernel.applied(to: options.real)
         do {
             let campaign = try Campaign(options)
             if tally.kernel != campaign.kernel.release {

@@ -33,12 +33,7 @@ struct Ioctl: ParsableCommand {
     var on = Side.model
     @Flag(help: "Compare both sides' answers.")
     var diff = false
-    @Option(help: "KVM's device.")
-    var device = "/dev/kvm"
-    @Option(help: ArgumentHelp("A cgroup in which KVM's side makes one of its own.", valueName: "path"))
-    var cgroup: String?
-    @Option(help: "Seconds that the kernel may take for one call.")
-    var deadline = 10
+    @OptionGroup var kernel: DeviceOptions
     @Flag(help: "Print the answers as JSON.")
     var json = false
     @Option(help: ArgumentHelp("Make and run random scripts of so many steps in all.", valueName: "steps"))
@@ -55,7 +50,6 @@ struct Ioctl: ParsableCommand {
         if let random, random < 1 { throw ValidationError("--random must be 1 or more.") }
         if print, random == nil { throw ValidationError("--print goes with --random.") }
         if random != nil, diff || on == .kvm { throw ValidationError("--random runs on the model alone.") }
-        if deadline < 1 || deadline > 3600 { throw ValidationError("--deadline is 1 to 3600 seconds.") }
     }
 
     func run() throws {
@@ -102,11 +96,7 @@ struct Ioctl: ParsableCommand {
     /// The answers, what ended the script early, and what the kernel has, if that is asked.
     private func onKVM(_ script: Script, describing: Bool) throws -> ([Answer], String?, KernelFeatures?) {
         do throws(RealRun.Unavailable) {
-            var options = RealRun.Options()
-            options.path = device
-            options.memoryGroup = cgroup
-            options.deadline = deadline * 1000
-            let run = try RealRun(options)
+            let run = try RealRun(kernel.applied(to: RealRun.Options()))
             let features = describing ? try KernelDescription(run).features : nil
             let (answers, finding) = try answers(to: script, of: run)
             return (answers, finding, features)

@@ -69,9 +69,8 @@ func execute(
 }
 
 /// Plays a scenario on this machine's kernel, or ends the command with status 3.
-func play(_ plan: Plan, device: String, comparing: Bool) throws(Failure) -> PlayedScenario {
-    var options = RealRun.Options()
-    options.path = device
+func play(_ plan: Plan, _ kernel: DeviceOptions, comparing: Bool) throws(Failure) -> PlayedScenario {
+    var options = kernel.applied(to: RealRun.Options())
     options.hugePages = plan.transparentHugePages
     let run: RealRun
     do throws(RealRun.Unavailable) { run = try RealRun(options) } catch {
@@ -107,8 +106,7 @@ struct Run: ParsableCommand {
     var on = Ioctl.Side.model
     @Flag(help: "Play it on this machine's KVM and the same calls on the model, and show where answers differ.")
     var diff = false
-    @Option(help: "KVM's device.")
-    var device = "/dev/kvm"
+    @OptionGroup var kernel: DeviceOptions
     @Flag(help: "Print the report as JSON.")
     var json = false
     @Flag(name: .shortAndLong, help: "Show every event.")
@@ -128,7 +126,7 @@ struct Run: ParsableCommand {
     func run() throws {
         let file = try load(scenario)
         if diff || on == .kvm {
-            let played = try play(file.plan, device: device, comparing: diff)
+            let played = try play(file.plan, kernel, comparing: diff)
             output(json ? played.json : played.text)
             if !played.isClean { throw Failure(.findings) }
             return

@@ -87,7 +87,7 @@ import Testing
         #expect(object?["verdict"] as? String == "ok")
         let table = try Command.run("compare", "Scenarios/virtio-gpu-blob.yaml", "--json")
         let cells = try JSONSerialization.jsonObject(with: Data(table.output.utf8)) as? [String: Any]
-        #expect((cells?["cells"] as? [Any])?.count == 12)
+        #expect((cells?["cells"] as? [Any])?.count == 15)
     }
 
     @Test func `a schema is printed`() throws {

@@ -89,8 +89,8 @@ import Testing
             let same = try Command.run("ioctl", "--diff", path)
             #expect(same.status == 0 && same.output == "0 of 3 answers differ\n")
         }
-        // Of vCPUs, and so none that the model has.
-        try with("vm\ncheck_extension cap=enable_cap\n") { path in
+        // Not about memory, and so nothing that the model has.
+        try with("vm\nenable_cap cap=max_vcpu_id args=16\n") { path in
             let different = try Command.run("ioctl", "--diff", path)
             #expect(different.status == 1 && different.output.hasSuffix("1 of 2 answers differ\n"))
         }

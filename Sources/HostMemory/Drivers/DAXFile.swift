@@ -34,7 +34,7 @@ public final class DAXFile: DriverMapping, @unchecked Sendable {
 
     /// A file of zeros. Nil: no memory.
     public init?(_ host: Host, pages: Int) {
-        guard pages > 0, let device = DriverPages(host, count: pages) else { return nil }
+        guard pages > 0, let device = DriverPages(host, count: pages, areOfFile: true) else { return nil }
         self.host = host
         self.device = device
         count = pages

@@ -10,7 +10,8 @@ public final class DriverPages: @unchecked Sendable {
     private let given = Atomic<Bool>(false)
 
     /// Pages of zeros. Nil: no memory.
-    public init?(_ host: Host, count: Int) {
+    /// - Parameter areOfFile: a file's, which can be asked what they are.
+    public init?(_ host: Host, count: Int, areOfFile: Bool = false) {
         self.host = host
         memory = host.memory
         var frames: [HostFrame] = []
@@ -20,7 +21,8 @@ public final class DriverPages: @unchecked Sendable {
                 return nil
             }
             host.memory.clear(frame, count: 1)
-            host.memory.page(frame).pointee.flags.bitwiseOr(PageFlags.driver, ordering: .relaxed)
+            let flags = PageFlags.driver | (areOfFile ? 0 : PageFlags.withoutOwner)
+            host.memory.page(frame).pointee.flags.bitwiseOr(flags, ordering: .relaxed)
             frames.append(frame)
         }
         self.frames = frames

@@ -132,7 +132,7 @@ private final class SteppedFault {
         let at = Dictionary(uniqueKeysWithValues: order.enumerated().map { ($0.element, $0.offset) })
         let endBetween = at["S"]! < at["e"]! && at["e"]! < at["L"]!
         let runsAtCheck = at["s"]! < at["L"]! && at["L"]! < at["e"]!
-        let refused = endBetween || (runsAtCheck && architecture != .x86TDP)
+        let refused = endBetween || (runsAtCheck && !ArchitectureSet.x86.contains(architecture))
         #expect((fault.permitted == nil) == refused)
     }
 

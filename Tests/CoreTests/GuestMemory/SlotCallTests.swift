@@ -142,7 +142,7 @@ import Testing
     @Test(arguments: Architecture.twoStage)
     func `22: beyond the guest's address bits, and 17 before it`(architecture: Architecture) throws {
         let guest = TestGuest(architecture)
-        let errno: Errno = architecture == .x86TDP ? .EINVAL : .EFAULT
+        let errno: Errno = ArchitectureSet.x86.contains(architecture) ? .EINVAL : .EFAULT
         let end = GuestAddress(1 << UInt64(guest.vm.mmu.guestAddressBits))
         try guest.space.mapPages(0, 8)
         var region = guest.region(0, pages: 2)
