@@ -86,14 +86,14 @@ extension PhysicalMemory {
 
         let first = frames + Int(index)
         first.pointee.order = UInt8(order)
-        first.pointee.headDistance = 0
+        first.pointee.headDistance.store(0, ordering: .relaxed)
         for i in 0..<(1 << order) {
             let page = first + i
             var flags = page.pointee.flags.load(ordering: .relaxed) & PageFlags.written
-            page.pointee.headDistance = 0
+            page.pointee.headDistance.store(0, ordering: .relaxed)
             if shape == .compound, order > 0 {
                 flags |= i == 0 ? PageFlags.head : PageFlags.tail
-                page.pointee.headDistance = UInt32(i)
+                page.pointee.headDistance.store(UInt32(i), ordering: .relaxed)
             }
             page.pointee.flags.store(flags, ordering: .relaxed)
             page.pointee.mapCount.store(0, ordering: .relaxed)
@@ -157,7 +157,7 @@ extension PhysicalMemory {
                 journal.add(Finding(.i2, "a page is freed while it is referenced", frame: frame.advanced(by: i)))
                 page.pointee.referenceCount.store(0, ordering: .relaxed)
             }
-            page.pointee.headDistance = 0
+            page.pointee.headDistance.store(0, ordering: .relaxed)
             page.pointee.flags.store(flags & PageFlags.written, ordering: .relaxed)
         }
         zone.lock()

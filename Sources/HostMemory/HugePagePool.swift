@@ -120,7 +120,7 @@ extension PhysicalMemory {
             let page = frames + first + i
             let written: UInt64 = arenaIsZero ? 0 : PageFlags.written
             page.pointee.flags.store((i == 0 ? PageFlags.head : PageFlags.tail) | written, ordering: .relaxed)
-            page.pointee.headDistance = UInt32(i)
+            page.pointee.headDistance.store(UInt32(i), ordering: .relaxed)
         }
         frames[first].order = 18
         return HostFrame(UInt64(first))

@@ -20,8 +20,9 @@ import Synchronization
     @usableFromInline let mapCount = Atomic<Int32>(0)
     /// FOLL_PINs of a large folio; a small one adds `pinBias` to `referenceCount` instead.
     @usableFromInline let pinCount = Atomic<Int32>(0)
-    /// Frames to go back to the head of the compound page; 0 in heads and ordinary pages.
-    @usableFromInline var headDistance: UInt32 = 0
+    /// Frames to go back to the head of the compound page; 0 in heads and ordinary pages. A lookup without locks may read
+    /// it while the page is freed, and looks again. Kernel: `READ_ONCE(page->compound_head)`.
+    @usableFromInline let headDistance = Atomic<UInt32>(0)
     /// The order of a head or of a free block.
     @usableFromInline var order: UInt8 = 0
     @usableFromInline var reserved0: UInt8 = 0

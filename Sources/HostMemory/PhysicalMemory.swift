@@ -155,7 +155,7 @@ public final class PhysicalMemory: @unchecked Sendable {
     public func inspect(_ frame: HostFrame) -> PageState? {
         guard hasPageFrame(frame) else { return nil }
         let page = frames + Int(frame.number)
-        let head = page - Int(page.pointee.headDistance)
+        let head = page - Int(page.pointee.headDistance.load(ordering: .relaxed))
         // What the flags of memory that was never used would say.
         var implied: UInt64 = 0
         if Int(frame.number) >= virgin, Int(frame.number) < ceiling {
@@ -183,7 +183,7 @@ public final class PhysicalMemory: @unchecked Sendable {
     }
     @inlinable @inline(__always) func head(of page: UnsafeMutablePointer<PageFrame>) -> UnsafeMutablePointer<PageFrame>
     {
-        page - Int(page.pointee.headDistance)
+        page - Int(page.pointee.headDistance.load(ordering: .relaxed))
     }
     @inlinable @inline(__always) func frame(of page: UnsafeMutablePointer<PageFrame>) -> HostFrame {
         HostFrame(UInt64(page - frames))

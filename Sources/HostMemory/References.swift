@@ -153,7 +153,8 @@ public struct PageReference: ~Copyable {
 
     /// Whether the page is one of a folio of several. Kernel: `folio_test_large`.
     public var isPartOfLargeFolio: Bool {
-        page.pointee.headDistance != 0 || page.pointee.flags.load(ordering: .relaxed) & PageFlags.head != 0
+        page.pointee.headDistance.load(ordering: .relaxed) != 0
+            || page.pointee.flags.load(ordering: .relaxed) & PageFlags.head != 0
     }
 
     /// Kernel: `kvm_release_page_unused`. Flags stay as they are.

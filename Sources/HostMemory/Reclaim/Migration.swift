@@ -194,7 +194,7 @@ extension PhysicalMemory {
             let page = head + i
             let own = page.pointee.flags.load(ordering: .relaxed) & (PageFlags.written | PageFlags.poisoned)
             page.pointee.flags.store(common | own, ordering: .relaxed)
-            page.pointee.headDistance = 0
+            page.pointee.headDistance.store(0, ordering: .relaxed)
             page.pointee.order = 0
             page.pointee.word0 = place + UInt64(i)
             page.pointee.referenceCount.store(1, ordering: .releasing)

@@ -79,7 +79,7 @@ extension Host {
 extension PhysicalMemory {
     /// Where an anonymous page is in the mapping that it was made for; a large folio's head says it for all.
     func place(of page: UnsafeMutablePointer<PageFrame>) -> Int {
-        Int(head(of: page).pointee.word0) + Int(page.pointee.headDistance)
+        Int(head(of: page).pointee.word0) + Int(page.pointee.headDistance.load(ordering: .relaxed))
     }
 }
 
