@@ -38,7 +38,7 @@ public struct PlanScript: Sendable {
         script.names.vms = ["vm"]
         script.names.cpus = [(0..<UInt64(plan.virtualCPUs)).map { $0 }]
         for (index, region) in plan.regions.enumerated() { try add(region, index) }
-        add(.createVM(vm: 0, type: plan.hasPrivateMemory ? UInt64(KVM_X86_SW_PROTECTED_VM) : 0))
+        add(.createVM(vm: 0, type: UInt64(KVM_X86_DEFAULT_VM)))
         if plan.dirtyRingBytes != 0 {
             add(
                 .enableCapability(
