@@ -109,7 +109,7 @@ let package = Package(
             dependencies: [
                 "LinuxKVM", "CKVMInterface", "Interface", "IoctlScript", "TextInput", "Frames", "Audit", "HostMemory",
                 "Machine", "Explanations", "JSONOutput",
-                "Report",
+                "Report", "Replay", "TraceAudit",
             ], resources: [.embedInCode("Rules/known.yaml"), .embedInCode("Claims/claims.ioctl")],
             swiftSettings: strict),
         // The host model beside this machine's kernel.

@@ -9,19 +9,7 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 
-// The executor's own slot, page by page. Spec: real-kvm, "A guest that runs natively".
-enum {
-    code_page,
-    /// Zeros, for the processor's task state.
-    task_page,
-    /// Where registers point while unknown code is executed.
-    scratch_page,
-    /// What a program has read.
-    values_page,
-    root_page,
-    first_table,
-    own_pages = fl_kvm_own_bytes / fl_page,
-};
+enum { own_pages = fl_kvm_own_bytes / fl_page };
 
 enum { values_of_a_run = fl_page / 8, trap_flag = 0x100 };
 
@@ -42,7 +30,7 @@ static uint64_t *table_at(const fl_worker *w, uint64_t entry) {
 
 /// Maps the 2 MiB around a guest address; 0: there is no page left for a table.
 static int map_address(fl_worker *w, uint64_t address) {
-    uint64_t *table = (uint64_t *)(w->own_memory + root_page * fl_page);
+    uint64_t *table = (uint64_t *)(w->own_memory + fl_kvm_own_root * fl_page);
     for (int shift = 39; shift > 21; shift -= 9) {
         uint64_t *entry = &table[address >> shift & 511];
         if (!*entry) {
@@ -59,8 +47,8 @@ static int map_address(fl_worker *w, uint64_t address) {
 
 /// Page tables with nothing but the own slot in them. Slots that showed the old ones are made anew.
 static void begin_tables(fl_worker *w) {
-    memset(w->own_memory + root_page * fl_page, 0, (own_pages - root_page) * fl_page);
-    w->own_tables = first_table;
+    memset(w->own_memory + fl_kvm_own_root * fl_page, 0, (own_pages - fl_kvm_own_root) * fl_page);
+    w->own_tables = fl_kvm_own_tables;
     w->own_age++;
     map_address(w, own_address(w, 0));
 }
@@ -72,7 +60,7 @@ static long make_own_memory(fl_worker *w) {
     long at = fl_map_pages(w, -1, fl_kvm_own_bytes, UINT64_MAX);
     if (at < 0) return at;
     w->own_memory = (uint8_t *)at;
-    fl_copy_programs(w->own_memory + code_page * fl_page);
+    fl_copy_programs(w->own_memory + fl_kvm_own_code * fl_page);
     begin_tables(w);
     return 0;
 }
@@ -121,14 +109,14 @@ static long set_mode(fl_worker *w, fl_cpu *cpu, int mode) {
     s.ss = s.ds = s.es = s.fs = s.gs = segment(is_privileged ? 0x18 : 0x2b, 0x3, privilege, 0);
     memset(&s.ldt, 0, sizeof s.ldt);
     s.ldt.unusable = 1;
-    s.tr = (struct kvm_segment){.base = own_address(w, task_page), .limit = 103, .selector = 8, .type = 0xb, .present = 1};
+    s.tr = (struct kvm_segment){.base = own_address(w, fl_kvm_own_task), .limit = 103, .selector = 8, .type = 0xb, .present = 1};
     // Nothing to deliver an exception with: one ends the run.
     memset(&s.gdt, 0, sizeof s.gdt);
     memset(&s.idt, 0, sizeof s.idt);
-    s.gdt.base = s.idt.base = own_address(w, task_page);
+    s.gdt.base = s.idt.base = own_address(w, fl_kvm_own_task);
     s.cr0 = 0x80050033;
     s.cr2 = 0;
-    s.cr3 = own_address(w, root_page);
+    s.cr3 = own_address(w, fl_kvm_own_root);
     s.cr4 = 0x20;
     s.efer = 0xd00;  // no system calls
     failed = fl_ioctl(w, cpu->fd, KVM_SET_SREGS, &s);
@@ -253,7 +241,7 @@ static long make_accessible(fl_worker *w, fl_vm *vm, const program *p, uint64_t 
 static long set_registers(fl_worker *w, fl_cpu *cpu, struct kvm_regs *r) {
     // IOPL 3: a write to a port ends the run.
     r->rflags |= 0x3202;
-    r->rsp = own_address(w, scratch_page) + fl_page / 2;
+    r->rsp = own_address(w, fl_kvm_own_scratch) + fl_page / 2;
     return fl_ioctl(w, cpu->fd, KVM_SET_REGS, r);
 }
 
@@ -272,9 +260,9 @@ static long run_program(fl_worker *w, int number, const program *p, uint64_t *va
         }
         if ((failed = set_mode(w, cpu, p->mode)) < 0) return failed;
         struct kvm_regs r = {
-            .rax = p->value, .rdi = own_address(w, values_page), .r9 = p->stride, .r11 = (uint64_t)count,
+            .rax = p->value, .rdi = own_address(w, fl_kvm_own_values), .r9 = p->stride, .r11 = (uint64_t)count,
             .r8 = virtual_address(p->address + answer->done * p->stride),
-            .rip = own_address(w, code_page) + fl_program_offset(p->kind == fl_kvm_write_access, p->bytes),
+            .rip = own_address(w, fl_kvm_own_code) + fl_program_offset(p->kind == fl_kvm_write_access, p->bytes),
         };
         if ((failed = set_registers(w, cpu, &r)) < 0) return failed;
         long result = run_cpu(w, number, answer);
@@ -282,7 +270,7 @@ static long run_program(fl_worker *w, int number, const program *p, uint64_t *va
         if (result == -EIO) return 0;
         if ((failed = fl_ioctl(w, cpu->fd, KVM_GET_REGS, &r)) < 0) return failed;
         if (r.r10 > (uint64_t)count) r.r10 = 0;
-        if (values) memcpy(values + answer->done, w->own_memory + values_page * fl_page, r.r10 * 8);
+        if (values) memcpy(values + answer->done, w->own_memory + fl_kvm_own_values * fl_page, r.r10 * 8);
         answer->done += r.r10;
         if (result < 0 || answer->exit != KVM_EXIT_IO) {
             if (answer->exit == KVM_EXIT_SHUTDOWN) cpu->mode = fl_mode_unknown;
@@ -315,7 +303,7 @@ static long run_code(fl_worker *w, int number, const program *p, fl_kvm_answer *
             return 0;
         }
         if ((failed = set_mode(w, cpu, p->mode)) < 0) return failed;
-        uint64_t s = own_address(w, scratch_page) + fl_page / 2;
+        uint64_t s = own_address(w, fl_kvm_own_scratch) + fl_page / 2;
         struct kvm_regs r = {
             .rax = s, .rbx = s, .rcx = s, .rdx = s, .rsi = s, .rdi = s, .rbp = s, .r8 = s, .r9 = s, .r10 = s, .r11 = s,
             .r12 = s, .r13 = s, .r14 = s, .r15 = s, .rflags = trap_flag,

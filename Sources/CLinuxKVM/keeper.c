@@ -93,6 +93,12 @@ static long note_mappings(fl_shared *all) {
 
 // MARK: The beginning
 
+/// What asks a program to end is for the one who asks: when that has ended, so do the others.
+static void ignore_requests(void) {
+    const int ignored[] = {SIGINT, SIGTERM, SIGHUP, SIGPIPE};
+    for (int i = 0; i < 4; i++) signal(ignored[i], SIG_IGN);
+}
+
 /// The socket where it belongs, which is free or another program's.
 static void place_socket(int talk) {
     if (talk == talk_number) return;
@@ -193,7 +199,7 @@ static uint32_t prepare(fl_shared *all, long *error) {
     if (failed) return failed;
     if ((*error = note_mappings(all)) < 0) return *error == -EEXIST ? fl_kvm_at_arena : fl_kvm_at_start;
     if ((*error = limit(all)) < 0) return fl_kvm_at_limits;
-    return 0;
+    return all->options.records ? fl_trace_open(all, error) : 0;
 }
 
 // MARK: Workers
@@ -235,6 +241,7 @@ _Noreturn static void become_worker(fl_shared *all) {
     fl_plain(SYS_prlimit64, 0, RLIMIT_CPU, (uint64_t)&time, 0, 0, 0);
     fl_reset_signals();
     fl_catch_signals();
+    ignore_requests();
     worker.all = all;
     worker.talk = talk_number;
     worker.life = life_number;
@@ -257,13 +264,15 @@ static void forget_script(fl_shared *all) {
     all->slot_count = 0;
     all->leaving = 0;
     all->worker_calls.made = 0;
+    all->calls_done = 0;
     atomic_store(&all->turn, nobody);
 }
 
 /// Starts a worker: its number, or minus an errno.
 static long begin_script(fl_shared *all) {
     forget_script(all);
-    long pid = make(all, SYS_clone, SIGCHLD, 0, 0, 0);
+    long pid = fl_trace_begin(all);
+    if (pid >= 0) pid = make(all, SYS_clone, SIGCHLD, 0, 0, 0);
     if (pid == 0) become_worker(all);
     if (pid < 0) return pid;
     fl_plain(SYS_setpgid, (uint64_t)pid, (uint64_t)pid, 0, 0, 0, 0);
@@ -285,6 +294,7 @@ static int obey(fl_shared *all, int *group) {
         return 0;
     }
     all->script = frame.script;
+    fl_trace_end(all);
     long worker = frame.kind == fl_frame_begin ? begin_script(all) : 0;
     if (worker > 0) *group = (int)worker;
     tell(all, worker < 0 ? fl_kvm_broken : fl_kvm_ready, fl_kvm_at_worker, worker < 0 ? -worker : 0);
@@ -293,14 +303,16 @@ static int obey(fl_shared *all, int *group) {
 
 void fl_keep(fl_shared *all, int talk) {
     fl_reset_signals();
-    const int ignored[] = {SIGINT, SIGTERM, SIGHUP, SIGPIPE};
-    for (int i = 0; i < 4; i++) signal(ignored[i], SIG_IGN);
+    ignore_requests();
     place_socket(talk);
     long error = 0;
     uint32_t failed = prepare(all, &error);
     atomic_store(&all->keeper, (int)fl_plain(SYS_getpid, 0, 0, 0, 0, 0, 0));
     tell(all, failed ? fl_kvm_broken : fl_kvm_ready, failed, error < 0 ? -error : failed ? error : 0);
-    if (failed) leave();
+    if (failed) {
+        fl_trace_close(all);
+        leave();
+    }
     int group = 0, status = 0;
     for (;;) {
         struct pollfd waits[2] = {{.fd = talk_number, .events = POLLIN}, {.fd = child_number, .events = POLLIN}};
@@ -315,6 +327,7 @@ void fl_keep(fl_shared *all, int talk) {
         if (waits[0].revents && !obey(all, &group)) break;
     }
     end_script(all, group);
+    fl_trace_close(all);
     leave();
 }
 

@@ -268,6 +268,7 @@ void fl_kvm_step(fl_worker *w, const fl_kvm_call *call, fl_kvm_answer *answer) {
     case fl_kvm_reset_rings:
         fl_answer(answer, fl_ioctl(w, all->vms[call->subject].fd, KVM_RESET_DIRTY_RINGS, 0));
         return;
+    case fl_kvm_no_argument: fl_answer(answer, fl_ioctl(w, all->vms[call->subject].fd, (uint32_t)n[0], 0)); return;
     case fl_kvm_statistics: statistics(w, all->vms[call->subject].fd, answer); return;
     case fl_kvm_cpu_statistics: statistics(w, all->cpus[call->subject].fd, answer); return;
     }

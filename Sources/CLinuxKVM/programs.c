@@ -1,4 +1,5 @@
 #include "programs.h"
+#include "CLinuxKVM.h"
 
 #if defined(__linux__) && defined(__x86_64__)
 
@@ -34,6 +35,21 @@ uint64_t fl_program_offset(int writes, uint64_t bytes) {
     return (index_of(bytes) + (writes ? 4 : 0)) * fl_program_bytes;
 }
 
+fl_kvm_program fl_kvm_program_of(int writes, uint64_t bytes) {
+    fl_kvm_program found = {.first = fl_program_offset(writes, bytes)};
+    // A comparison and a jump come first.
+    found.access = found.out = found.first + 5;
+    while (fl_programs[found.out] != 0xe6 || fl_programs[found.out + 1] != fl_program_port) found.out++;
+    return found;
+}
+
 void fl_copy_programs(uint8_t *page) { memcpy(page, fl_programs, (size_t)(fl_programs_end - fl_programs)); }
+
+#else
+
+fl_kvm_program fl_kvm_program_of(int writes, uint64_t bytes) {
+    (void)writes, (void)bytes;
+    return (fl_kvm_program){0};
+}
 
 #endif

@@ -273,5 +273,6 @@ const uint64_t *fl_kvm_output(const fl_kvm *kvm) { return kvm->shared->output; }
 uint64_t fl_kvm_calls_made(const fl_kvm *kvm) { return kvm->shared->worker_calls.made; }
 uint64_t fl_kvm_keeper_calls_made(const fl_kvm *kvm) { return kvm->shared->keeper_calls.made; }
 uint32_t fl_kvm_guest_width(const fl_kvm *kvm) { return kvm->shared->guest_width; }
+const char *fl_kvm_instance(const fl_kvm *kvm) { return kvm->shared->instance; }
 int32_t fl_kvm_keeper(const fl_kvm *kvm) { return atomic_load(&kvm->shared->keeper); }
 int32_t fl_kvm_worker(const fl_kvm *kvm) { return atomic_load(&kvm->shared->worker); }

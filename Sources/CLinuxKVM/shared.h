@@ -49,6 +49,10 @@ typedef struct fl_shared {
         struct kvm_cpuid_entry2 entries[fl_most_cpuid];
     } cpuid;  ///< what the host's KVM can show a guest
     uint64_t own_low, own_below;  ///< the processes' own memory: from here on, and below here
+    /// The instance of tracefs, and its file for marks; empty, and 0: nothing is recorded.
+    char instance[64];
+    int marker;
+    uint64_t calls_done;  ///< of the script
     _Atomic int keeper, worker;  ///< process numbers; the worker's is also its group's
     // The script.
     uint32_t script;
@@ -120,6 +124,17 @@ long fl_own_slot(fl_worker *w, fl_vm *vm, int exists);
 void fl_forget_mappings(fl_worker *w);
 /// Maps a descriptor's pages where forks don't have them; minus an errno.
 long fl_map_pages(fl_worker *w, int fd, uint64_t bytes, uint64_t offset);
+
+/// Mounts tracefs for this process alone and makes an instance of it. 0, or what failed.
+uint32_t fl_trace_open(fl_shared *all, long *error);
+/// Removes the instance, if there is one.
+void fl_trace_close(fl_shared *all);
+/// Records what the keeper's children do from here on, in an empty buffer. Minus an errno. Nothing happens where there is no
+/// instance.
+long fl_trace_begin(fl_shared *all);
+long fl_trace_end(fl_shared *all);
+/// Notes in the recording that the next call begins, or has ended.
+void fl_mark(const fl_shared *all, const char *what);
 
 _Noreturn void fl_serve(fl_worker *w);
 _Noreturn void fl_keep(fl_shared *all, int talk);

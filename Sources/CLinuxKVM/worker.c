@@ -136,7 +136,9 @@ static int work(fl_worker *w) {
             fl_set_word(&all->turn, (int)call->process);
             return ended;
         } else {
+            fl_mark(all, "");
             perform(w, call, &answer);
+            fl_mark(all, " done");
             if (answer.impossible == fl_kvm_no_room && all->words > 0) {
                 // There is room in the next batch.
                 all->count = step;
@@ -149,6 +151,7 @@ static int work(fl_worker *w) {
             ended = 1;
             all->leaving = atomic_exchange(&all->processes[w->process], 0);
         }
+        all->calls_done++;
         atomic_store(&all->current, step + 1);
     }
 }

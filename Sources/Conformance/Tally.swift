@@ -77,6 +77,7 @@ extension Step {
         case .preFault: "prefault"
         case .collectRing: "ring_collect"
         case .resetRings: "ring_reset"
+        case .withoutArgument(_, let call): call.rawValue
         case .statistics: "stats"
         case .guest(_, let access): "guest \(access.kind.rawValue)" + (access.emulated ? " by emulator" : "")
         }

@@ -24,6 +24,9 @@ public struct KernelFeatures: Sendable, Equatable {
     /// Whether the guest's memory is translated in two stages. Without, each of a guest's large pages has tables of its own,
     /// kept as the shadow MMU keeps direct ones.
     public var isTwoStage = true
+    /// Where a guest has page tables of its own, which the shadow MMU shadows; nil: its addresses are physical ones. Such a
+    /// guest makes accesses of 8 bytes, in one VM.
+    public var guest: GuestLayout?
     /// Kernel: `KVM_CAP_MAX_VCPU_ID`.
     public var cpuIdentities: UInt64 = 4096
     /// Answers of `KVM_CHECK_EXTENSION` that are the host's affair, by capability.
@@ -48,6 +51,7 @@ public struct KernelFeatures: Sendable, Equatable {
 
     /// Tables that hold all that slots may, and fill ahead what the kernel's do.
     var tables: StageTwoTables {
+        if guest != nil { return .shadow(ShadowMMU(addressSpaces: addressSpaces)) }
         var configuration = TDPConfiguration()
         configuration.largestPage = .page1G
         configuration.cachesMMIO = false

@@ -36,7 +36,8 @@ public final class VirtualCPU {
     /// The user's number for it.
     public let id: UInt64
     /// `GuestMemory`'s vCPU.
-    public let core: GuestCPU
+    public let core: GuestMemory.VirtualCPU
+    private let runner: Runner
     unowned let vm: VirtualMachine
     /// Kernel: the first page of the descriptor's mapping.
     public let shared: UnsafeMutablePointer<kvm_run>
@@ -50,15 +51,34 @@ public final class VirtualCPU {
     /// The access that an exit has left to the user.
     private var isPending = false
 
-    init(id: UInt64, core: GuestCPU, vm: VirtualMachine) {
+    /// What executes the guest's code.
+    private enum Runner {
+        case direct(GuestCPU)
+        case paged(PagedGuest)
+    }
+
+    convenience init(id: UInt64, core: GuestCPU, vm: VirtualMachine) {
+        self.init(id: id, core, .direct(core), vm)
+    }
+
+    /// With a guest that has page tables of its own.
+    convenience init(id: UInt64, paged: PagedGuest, vm: VirtualMachine) {
+        self.init(id: id, paged.cpu, .paged(paged), vm)
+    }
+
+    private init(id: UInt64, _ core: GuestMemory.VirtualCPU, _ runner: Runner, _ vm: VirtualMachine) {
         self.id = id
         self.core = core
+        self.runner = runner
         self.vm = vm
         shared = .allocate(capacity: 1)
         shared.initialize(to: kvm_run())
     }
 
     deinit { shared.deallocate() }
+
+    /// Of a guest without page tables.
+    var directCore: GuestCPU? { if case .direct(let core) = runner { core } else { nil } }
 
     /// Gives the guest a new program, of aligned accesses; what the last one has left undone is forgotten.
     public func load(_ program: GuestProgram) {
@@ -95,6 +115,7 @@ public final class VirtualCPU {
         if shared.pointee.immediate_exit != 0 { throw .EINTR }
         shared.pointee.exit_reason = UInt32(KVM_EXIT_UNKNOWN)
         guard let program else { return exitForOutput() }
+        if case .paged(let guest) = runner { try guest.prepare(program, from: done) }
         while done < program.count {
             let address = program.address + done &* program.stride
             let result = program.emulated ? emulate(program, address) : perform(program, address)
@@ -109,10 +130,16 @@ public final class VirtualCPU {
             }
             done += 1
         }
+        if case .paged(let guest) = runner { guest.end(program) }
         return exitForOutput()
     }
 
     private func perform(_ program: GuestProgram, _ address: GuestAddress) -> AccessResult {
+        let core: GuestCPU
+        switch runner {
+        case .paged(let guest): return guest.perform(program, address.value, index: done)
+        case .direct(let cpu): core = cpu
+        }
         let part = WordPart(address, program.size)
         let result = core.access(
             program.kind, part.word, value: program.value << part.shift, mask: part.mask)

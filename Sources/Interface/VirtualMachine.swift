@@ -10,6 +10,7 @@ import CKVMInterface
 import Frames
 import GuestMemory
 import HostMemory
+import IoctlScript
 import Machine
 
 /// A VM's descriptor. Kernel: what `KVM_CREATE_VM` returns.
@@ -23,6 +24,9 @@ public final class VirtualMachine {
     public let descriptors: Descriptors
     /// By creation.
     public private(set) var cpus: [VirtualCPU] = []
+
+    /// Of a guest that has page tables.
+    private var guestTables: GuestTables?
 
     /// What the kernel has whose VM this is.
     let features: KernelFeatures
@@ -51,7 +55,7 @@ public final class VirtualMachine {
 
     /// Adds what breaks a rule now, at rest, to the journal.
     public func check(_ journal: Journal) {
-        Checks(vm: core, tables: tables, cpus: cpus.map(\.core), policy: .precise).run(journal)
+        Checks(vm: core, tables: tables, cpus: cpus.compactMap(\.directCore), policy: .precise).run(journal)
     }
 
     /// The most vCPUs of one VM. Kernel: `KVM_MAX_VCPUS`, 1024 on x86; the model's events have 8 bits for them.
@@ -62,10 +66,25 @@ public final class VirtualMachine {
     public func createCPU(id: UInt64) throws(Errno) -> VirtualCPU {
         guard id < features.cpuIdentities, cpus.count < Self.mostCPUs else { throw .EINVAL }
         guard !cpus.contains(where: { $0.id == id }) else { throw .EEXIST }
-        let cpu = GuestCPU(number: cpus.count, vm: core, tables: tables)
-        try core.create(cpu)
-        let made = VirtualCPU(id: id, core: cpu, vm: self)
+        let made: VirtualCPU
+        if case .shadow(let mmu) = tables, let layout = features.guest {
+            let cpu = PagedCPU(number: cpus.count, vm: core, mmu: mmu)
+            try core.create(cpu)
+            made = VirtualCPU(id: id, paged: PagedGuest(cpu, mmu, layout, try makeGuestTables(layout)), vm: self)
+        } else {
+            let cpu = GuestCPU(number: cpus.count, vm: core, tables: tables)
+            try core.create(cpu)
+            made = VirtualCPU(id: id, core: cpu, vm: self)
+        }
         cpus.append(made)
+        return made
+    }
+
+    /// Made with the first vCPU.
+    private func makeGuestTables(_ layout: GuestLayout) throws(Errno) -> GuestTables {
+        if let guestTables { return guestTables }
+        let made = try GuestTables(layout, core)
+        guestTables = made
         return made
     }
 }

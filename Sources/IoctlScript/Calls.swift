@@ -312,6 +312,14 @@ extension ScriptReader {
             }
         ),
         ("ring_reset", { reader, fields in reader.vm(&fields).map { .resetRings(vm: $0) } }),
+        (
+            "no_argument",
+            { reader, fields in
+                let call = fields.choice("call", StructureCall.allCases.map { ($0.rawValue, $0) }, or: nil)
+                guard let vm = reader.vm(&fields), let call else { return nil }
+                return .withoutArgument(vm: vm, call)
+            }
+        ),
     ]
 
     static let regionFlags: [(String, UInt64)] = [

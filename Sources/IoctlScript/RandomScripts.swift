@@ -134,7 +134,9 @@ public struct RandomScripts {
         case 4:
             return .checkExtension(vm: chance(20) ? nil : vm(), capability: pick(capabilities.map(\.1) + [9999, .max]))
         case 5: return cpu().map { .collectRing($0, most: pick([1, 5, 65536])) }
-        case 6, 7: return .resetRings(vm: vm())
+        case 6: return .resetRings(vm: vm())
+        case 7:
+            return chance(50) ? .resetRings(vm: vm()) : .withoutArgument(vm: vm(), pick(StructureCall.allCases))
         case 8:
             let name = pick(["pf_taken", "pages_4k", "remote_tlb_flush", "no_such_name"])
             return cpu().map { .statistics(vm: $0.vm, cpu: chance(50) ? $0.cpu : nil, names: [name]) }

@@ -93,6 +93,7 @@ extension Step {
                 + (flags == 0 ? "" : " flags=\(hexText(flags))")
         case .collectRing(let cpu, let most): "ring_collect \(names.cpu(cpu)) max=\(most)"
         case .resetRings(let vm): "ring_reset vm=\(names.vms[vm])"
+        case .withoutArgument(let vm, let call): "no_argument vm=\(names.vms[vm]) call=\(call.rawValue)"
         case .statistics(let vm, let cpu, let wanted):
             "stats vm=\(names.vms[vm])" + (cpu.map { " cpu=\(names.cpus[vm][$0])" } ?? "")
                 + " names=" + wanted.joined(separator: ",")

@@ -4,6 +4,8 @@
 // holds nothing that differs between two hosts that answer alike: no address, no descriptor, no time. It knows neither the
 // model nor a kernel: whoever can perform a `Step` is an `Executor`. Read `ScriptReader.swift` next, then `Answer.swift`.
 
+import CKVMInterface
+
 /// One call of a script. Things with names are numbered in the order in which the script makes them.
 public enum Step: Sendable, Equatable {
     // The process's memory.
@@ -39,6 +41,8 @@ public enum Step: Sendable, Equatable {
     case preFault(CPU, address: UInt64, size: UInt64, flags: UInt64)
     case collectRing(CPU, most: UInt64)
     case resetRings(vm: Int)
+    /// The call without the structure that it takes: EFAULT, after what the descriptor itself has to say.
+    case withoutArgument(vm: Int, StructureCall)
     /// Nil: the VM's own.
     case statistics(vm: Int, cpu: Int?, names: [String])
     case guest(CPU, GuestAccess)
@@ -51,6 +55,30 @@ public struct CPU: Sendable, Equatable {
     public init(vm: Int, cpu: Int) {
         self.vm = vm
         self.cpu = cpu
+    }
+}
+
+/// A call of a VM's descriptor that takes a structure, as scripts name it.
+public enum StructureCall: String, Sendable, CaseIterable {
+    case region
+    case region2
+    case getDirtyLog = "get_dirty_log"
+    case clearDirtyLog = "clear_dirty_log"
+    case enableCapability = "enable_cap"
+    case memfd
+    case attributes
+
+    /// The ioctl's number.
+    public var request: UInt32 {
+        switch self {
+        case .region: KVM_SET_USER_MEMORY_REGION
+        case .region2: KVM_SET_USER_MEMORY_REGION2
+        case .getDirtyLog: KVM_GET_DIRTY_LOG
+        case .clearDirtyLog: KVM_CLEAR_DIRTY_LOG
+        case .enableCapability: KVM_ENABLE_CAP
+        case .memfd: KVM_CREATE_GUEST_MEMFD
+        case .attributes: KVM_SET_MEMORY_ATTRIBUTES
+        }
     }
 }
 
@@ -179,6 +207,8 @@ public struct HostPlace: Sendable, Equatable {
     /// Where regions lie: the same in every executor, far apart, with nothing in between.
     public static let firstRegion: UInt64 = 0x1000_0000_0000
     public static let regionSpacing: UInt64 = 1 << 36
+    /// Every address of every region that a script can make.
+    public static let regions: Range<UInt64> = firstRegion..<firstRegion * 2
     public static let kernelAddress: UInt64 = 0xffff_8000_0000_0000
 
     public var address: UInt64 {

@@ -102,7 +102,7 @@ struct CallEncoding {
                 fl_kvm_guest, number(cpu), access.kind.code, access.address, access.size, access.repetition.count,
                 access.repetition.stride, access.value, access.emulated ? 1 : 0)
         case .setRegion, .getDirtyLog, .clearDirtyLog, .createMemfd, .allocate, .setAttributes, .preFault,
-            .collectRing, .resetRings:
+            .collectRing, .resetRings, .withoutArgument:
             return memoryCall(step)
         }
     }
@@ -186,6 +186,8 @@ struct CallEncoding {
             return call(fl_kvm_prefault, number(cpu), address, size, flags)
         case .collectRing(let cpu, let most): return call(fl_kvm_collect_ring, number(cpu), most)
         case .resetRings(let vm): return call(fl_kvm_reset_rings, vm)
+        case .withoutArgument(let vm, let structureCall):
+            return call(fl_kvm_no_argument, vm, UInt64(structureCall.request))
         default: preconditionFailure("no call about the guest's memory")
         }
     }

@@ -13,6 +13,8 @@ extension RealRun.Unavailable {
             case fl_kvm_at_capability: "the KVM of \(path) lacks what a guest here needs"
             case fl_kvm_at_arena: "the addresses that scripts use are taken in this process"
             case fl_kvm_at_limits: "the child process's limits can't be set: \(errno)"
+            case fl_kvm_at_rights: "what a kernel does can be recorded by root alone: \(errno)"
+            case fl_kvm_at_tracing: "this kernel's tracefs can't be used for recording: \(errno)"
             case fl_kvm_at_worker: "no process can be started for a script: \(errno)"
             default: "the child process could not be prepared: \(errno)"
             }

@@ -26,6 +26,8 @@ public final class RealRun {
         public var slotPages: UInt64 = 1 << 24
         /// Whether memory may be made of huge pages, as the machine is set up. Where not, they can't be asked for either.
         public var hugePages = false
+        /// Whether a private instance of tracefs records what KVM does for each script. Needs root.
+        public var records = false
         // A call that fails without being made: of the start in this process, and of the child's own preparation.
         var start = ForcedError.none
         var preparation = ForcedError.none
@@ -84,6 +86,7 @@ public final class RealRun {
         options.processor_seconds = self.options.processorSeconds
         options.slot_pages = self.options.slotPages
         options.huge_pages = self.options.hugePages ? 1 : 0
+        options.records = self.options.records ? 1 : 0
         options.start = fl_switch(made: 0, forced: self.options.start.call, error: self.options.start.errno)
         options.keeper = fl_switch(
             made: 0, forced: self.options.preparation.call, error: self.options.preparation.errno)
@@ -113,6 +116,7 @@ public final class RealRun {
     /// Ends what the last script left and starts the next.
     private func begin(_ place: OwnPlace, forcing: ForcedError) throws(Failure) {
         encoding = CallEncoding(emulates: emulates ?? false, sharedMemory: options.memory)
+        guestLayout = GuestLayout(place)
         do throws(Unavailable) {
             if child == nil { try start() }
             var end = fl_kvm_end()
@@ -165,6 +169,19 @@ public final class RealRun {
         }
         return answers
     }
+
+    // MARK: What the kernel has recorded
+
+    /// Where what the last script had the kernel do can be read, after `finish`, up to the next script: tracefs's text, with
+    /// a mark before and after each line, `PROBE line N` and `PROBE line N done`, from 0. Nil: nothing is recorded.
+    public var recordingPath: String? {
+        guard options.records, let child else { return nil }
+        return "/proc/\(fl_kvm_keeper(child))/root/sys/kernel/tracing/instances/"
+            + String(cString: fl_kvm_instance(child)) + "/trace"
+    }
+
+    /// Where the executor's guest had its code and tables beside the last script.
+    public private(set) var guestLayout = GuestLayout(OwnPlace())
 
     // MARK: What this kernel does
 

@@ -18,12 +18,14 @@ public struct ReplayDifference: Sendable, Equatable {
 }
 
 /// Two accounts of the same step, side by side.
-struct Comparison {
-    var compared = 0
-    var differences: [ReplayDifference] = []
+package struct Comparison {
+    package private(set) var compared = 0
+    package private(set) var differences: [ReplayDifference] = []
+
+    package init() {}
 
     /// Compares in order. Where the two part, the nearest place is looked for where they agree again.
-    mutating func compare(
+    package mutating func compare(
         _ recorded: [ReplayObservation], _ model: [ReplayObservation], _ renaming: inout FrameRenaming
     ) {
         var i = 0
@@ -82,7 +84,7 @@ struct Comparison {
                 detail: "pfn \(String(theirs, radix: 16)) there, \(String(ours, radix: 16)) here"))
     }
 
-    mutating func compare(_ what: String, recorded: String, model: String) {
+    package mutating func compare(_ what: String, recorded: String, model: String) {
         compared += 1
         guard recorded != model else { return }
         differences.append(ReplayDifference(kind: .result, text: what, detail: "\(recorded) there, \(model) here"))

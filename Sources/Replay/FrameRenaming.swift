@@ -1,10 +1,12 @@
 /// Frames are compared up to renaming: the same frame on one side must be the same on the other, as long as somebody maps
 /// it. The machines' allocators differ, so a frame that was given up may come back under any name.
-struct FrameRenaming {
+package struct FrameRenaming {
     /// By guest frame: what each side maps there.
     private var current: [UInt64: (recorded: UInt64, model: UInt64)] = [:]
     private var modelOf: [UInt64: (model: UInt64, users: Int)] = [:]
     private var recordedOf: [UInt64: (recorded: UInt64, users: Int)] = [:]
+
+    package init() {}
 
     /// Notes that `guest` maps `recorded` there and `model` here, a page each. Whether that fits with all that is mapped.
     mutating func note(_ guest: UInt64, recorded: UInt64, model: UInt64) -> Bool {

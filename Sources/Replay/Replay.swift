@@ -16,6 +16,12 @@ public struct ReplayStep: Sendable {
     public var name: String
     public var compared: Int
     public var differences: [ReplayDifference]
+
+    package init(name: String, compared: Int, differences: [ReplayDifference]) {
+        self.name = name
+        self.compared = compared
+        self.differences = differences
+    }
 }
 
 public struct ReplayReport: Sendable {
@@ -27,6 +33,14 @@ public struct ReplayReport: Sendable {
     public var leftOut: [String]
     /// What explanations took out of the steps' differences.
     public internal(set) var absorbed: [Absorption] = []
+
+    package init(file: String, steps: [ReplayStep], findings: [String], leftOut: [String]) {
+        self.file = file
+        self.steps = steps
+        self.findings = findings
+        self.leftOut = leftOut
+    }
+
     public var compared: Int { steps.reduce(0) { $0 + $1.compared } }
     public var differences: Int { steps.reduce(0) { $0 + $1.differences.count } }
 }
@@ -178,7 +192,7 @@ final class Replayer {
     private func obey(_ mark: ProbeMark, _ thread: UInt32) throws(ReplayError) {
         switch mark {
         case .scenario, .other: return
-        case .action: unknownMarks += 1
+        case .action, .line: unknownMarks += 1
         case .phase(let name, let closes):
             try endPhase()
             pending = .phase(name, closes: closes)
@@ -297,7 +311,7 @@ final class Replayer {
 
 extension ReplayObservation {
     /// The range of an invalidation.
-    var range: Range<UInt64>? {
+    package var range: Range<UInt64>? {
         guard case .invalidated(let start, let end) = event, start < end else { return nil }
         return start..<end
     }

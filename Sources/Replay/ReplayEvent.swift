@@ -5,7 +5,7 @@ import TraceAudit
 
 /// One thing that a recording and the model can both tell, without what differs from machine to machine: frame numbers and
 /// the addresses of tables.
-enum ReplayEvent: Hashable, Sendable {
+package enum ReplayEvent: Hashable, Sendable {
     /// Kernel: `kvm_mmu_pagetable_walk`.
     case walk(UInt64, code: UInt64)
     /// Kernel: `kvm_mmu_paging_element`.
@@ -24,7 +24,7 @@ enum ReplayEvent: Hashable, Sendable {
     case invalidated(UInt64, UInt64)
 
     /// Whether the event is one of a walk's inner steps, which not every recording has.
-    var isStepOfWalk: Bool {
+    package var isStepOfWalk: Bool {
         switch self {
         case .element: true
         default: false
@@ -32,7 +32,7 @@ enum ReplayEvent: Hashable, Sendable {
     }
 }
 
-enum PageFate: String, Sendable {
+package enum PageFate: String, Sendable {
     case taken = "get_page"
     case zapped = "prepare_zap_page"
     case synced = "sync_page"
@@ -40,29 +40,29 @@ enum PageFate: String, Sendable {
 }
 
 /// A shadow page as the kernel prints it. Spec: x86 10.
-struct PageDescription: Hashable, Sendable {
-    var generation: UInt64
-    var frame: UInt64
-    var level: Int
-    var entryBytes: Int
-    var quadrant: Int
-    var isDirect: Bool
-    var access: Int
-    var isInvalid: Bool
-    var roots: UInt64
-    var isUnsync: Bool
-    var isNew: Bool?
+package struct PageDescription: Hashable, Sendable {
+    package var generation: UInt64
+    package var frame: UInt64
+    package var level: Int
+    package var entryBytes: Int
+    package var quadrant: Int
+    package var isDirect: Bool
+    package var access: Int
+    package var isInvalid: Bool
+    package var roots: UInt64
+    package var isUnsync: Bool
+    package var isNew: Bool?
 }
 
 /// With the frame, if it has one.
-struct ReplayObservation: Sendable {
-    var event: ReplayEvent
-    var frame: UInt64?
+package struct ReplayObservation: Sendable {
+    package var event: ReplayEvent
+    package var frame: UInt64?
 }
 
 extension ReplayObservation {
     /// What a recording says. Nil: nothing that the model could say too.
-    init?(_ body: EventBody) {
+    package init?(_ body: EventBody) {
         frame = nil
         switch body {
         case .tableWalk(let address, let code): event = .walk(address, code: code)
@@ -86,7 +86,7 @@ extension ReplayObservation {
     }
 
     /// What the model says. Nil: nothing that a kernel prints.
-    init?(_ event: Event) {
+    package init?(_ event: Event) {
         frame = nil
         let level = Int(event.level)
         switch event.kind {
@@ -146,7 +146,7 @@ extension PageDescription {
 
 extension ReplayEvent: CustomStringConvertible {
     /// Much as the kernel prints it.
-    var description: String {
+    package var description: String {
         func hex(_ value: UInt64) -> String { String(value, radix: 16) }
         switch self {
         case .walk(let address, let code): return "walk addr \(hex(address)) pferr \(hex(code))"
@@ -167,7 +167,7 @@ extension ReplayEvent: CustomStringConvertible {
 extension PageDescription: CustomStringConvertible {
     private static let accessText = ["---", "--x", "w--", "w-x", "-u-", "-ux", "wu-", "wux"]
 
-    var description: String {
+    package var description: String {
         let kind = (isDirect ? " direct" : "") + " " + Self.accessText[access & 7] + (isInvalid ? " invalid" : "")
         let made = isNew.map { $0 ? " new" : " existing" } ?? ""
         return "gen \(generation) gfn \(String(frame, radix: 16)) l\(level) \(entryBytes)-byte q\(quadrant)\(kind) "

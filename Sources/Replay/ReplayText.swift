@@ -1,7 +1,11 @@
 /// The report as text.
 public enum ReplayText {
     public static func render(_ report: ReplayReport, show: Int) -> String {
-        var text = "\(report.file)  replayed on the model's shadow MMU, Linux 6.18\n\n"
+        render(report, heading: "replayed on the model's shadow MMU, Linux 6.18", show: show)
+    }
+
+    package static func render(_ report: ReplayReport, heading: String, show: Int) -> String {
+        var text = "\(report.file)  \(heading)\n\n"
         for step in report.steps {
             let name =
                 step.name.count < 44 ? step.name + String(repeating: " ", count: 44 - step.name.count) : step.name

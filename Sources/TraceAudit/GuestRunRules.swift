@@ -21,7 +21,7 @@ extension MachineAudit {
         case .guestDone(_, let result, let exit): finishRun(thread: &thread, result: result, exit: exit, at: moment)
         case .getDirtyLog(let slot): dirtyLogRead = (slot, moment.line)
         case .getDirtyLogResult(let result, let dirty): readDirtyLog(result: result, dirty: dirty, at: moment)
-        case .action, .other: break
+        case .action, .line, .other: break
         }
         thread.linked = true
     }

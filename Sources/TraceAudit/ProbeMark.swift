@@ -11,6 +11,8 @@ package enum ProbeMark: Equatable, Sendable {
     case guestDone(vcpu: Int64, result: Int64, exit: Int64)
     case getDirtyLog(slot: UInt64)
     case getDirtyLogResult(result: Int64, dirty: UInt64)
+    /// `line N`, `line N done`: around a call of a script, by its number among the script's, from 0.
+    case line(Int, isDone: Bool)
     /// A `PROBE` line of another kind (a host action).
     case action
     case other
@@ -53,6 +55,8 @@ extension ProbeMark {
         } else if cursor.skip("phase ") {
             let closes = cursor.starts(with: "vm close")
             self = .phase(name: cursor.text, closesMachine: closes)
+        } else if cursor.skip("line ") {
+            self = Self.line(cursor)
         } else if cursor.skip("set_region ") {
             self = Self.setRegion(cursor)
         } else if cursor.skip("guest done ") {
@@ -64,6 +68,12 @@ extension ProbeMark {
         } else {
             self = .action
         }
+    }
+
+    private static func line(_ body: ByteCursor) -> ProbeMark {
+        let words = body.text.split(separator: " ")
+        guard let number = words.first.flatMap({ Int($0) }) else { return .action }
+        return .line(number, isDone: words.dropFirst() == ["done"])
     }
 
     private static func setRegion(_ body: ByteCursor) -> ProbeMark {

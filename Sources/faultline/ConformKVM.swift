@@ -32,10 +32,17 @@ struct ConformKVM: AsyncParsableCommand {
     var seconds: Double?
     @Option(help: ArgumentHelp("Keep the campaign in this file, and go on with it.", valueName: "file"))
     var resume: String?
-    @Option(help: ArgumentHelp("A file of more rules that explain differences.", valueName: "file"))
+    @Option(
+        help: ArgumentHelp(
+            "A file of more rules that explain differences; with --trace, of rules as replay has them.",
+            valueName: "file"))
     var explanations: String?
     @Flag(help: "Try what is said of KVM since 6.13, a table, instead of random scripts.")
     var claims = false
+    @Flag(help: "Record what KVM does for a scenario, and compare that with what the model does. Needs root.")
+    var trace = false
+    @Option(help: ArgumentHelp("With --trace, keep the recording in this file.", valueName: "file"))
+    var keep: String?
     @Option(help: "How many scripts run at the same time.")
     var jobs = 1
     @OptionGroup var kernel: DeviceOptions
@@ -50,6 +57,10 @@ struct ConformKVM: AsyncParsableCommand {
         }
         if claims, seed != nil || steps != nil || seconds != nil || resume != nil {
             throw ValidationError("--claims takes no --seed, --steps, --seconds or --resume.")
+        }
+        if trace, scenarios.isEmpty { throw ValidationError("--trace needs a scenario.") }
+        if keep != nil, !trace || scenarios.count != 1 {
+            throw ValidationError("--keep goes with --trace and one scenario.")
         }
         if jobs < 1 || jobs > 64 { throw ValidationError("--jobs is 1 to 64.") }
     }
@@ -91,6 +102,7 @@ struct ConformKVM: AsyncParsableCommand {
     }
 
     func run() async throws {
+        if trace { return try await traceAll() }
         if !scenarios.isEmpty { return try playAll() }
         if claims { return try tryClaims() }
         let file = resume.map { CampaignFile(path: $0) }

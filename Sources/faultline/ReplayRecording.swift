@@ -27,7 +27,7 @@ struct ReplayRecording: AsyncParsableCommand {
     }
 
     func run() async throws {
-        let rules = try readExplanations()
+        let rules = try readExplanations(explanations)
         var report: ReplayReport
         do throws(ReplayFailure) {
             report = try await replayRecording(path: recording)
@@ -41,15 +41,16 @@ struct ReplayRecording: AsyncParsableCommand {
         output(json ? ReplayText.json(report) : ReplayText.render(report, show: show))
         if !report.isFaithful { throw Failure(.findings) }
     }
+}
 
-    private func readExplanations() throws -> [Explanation] {
-        guard let explanations else { return [] }
-        let text: String
-        do { text = try String(contentsOfFile: explanations, encoding: .utf8) } catch {
-            throw Failure(.unusable, "error: \(explanations): it can't be read as text; name a file of explanations")
-        }
-        do throws(ExplanationError) {
-            return try ExplanationFile(text: text, file: explanations).rules
-        } catch { throw Failure(.unusable, "error: \(error)") }
+/// The rules of a file that explains differences between a recording and the model; none without a file.
+func readExplanations(_ path: String?) throws -> [Explanation] {
+    guard let path else { return [] }
+    let text: String
+    do { text = try String(contentsOfFile: path, encoding: .utf8) } catch {
+        throw Failure(.unusable, "error: \(path): it can't be read as text; name a file of explanations")
+    }
+    do throws(ExplanationError) { return try ExplanationFile(text: text, file: path).rules } catch {
+        throw Failure(.unusable, "error: \(error)")
     }
 }

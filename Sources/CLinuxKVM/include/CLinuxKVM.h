@@ -81,6 +81,8 @@ enum {
     fl_kvm_collect_ring,
     /// subject: the VM.
     fl_kvm_reset_rings,
+    /// subject: the VM; the ioctl's number.
+    fl_kvm_no_argument,
     /// subject: the VM; or the vCPU.
     fl_kvm_statistics,
     fl_kvm_cpu_statistics,
@@ -167,6 +169,26 @@ typedef struct fl_kvm_place {
 } fl_kvm_place;
 enum { fl_kvm_own_bytes = 256 << 10 };
 
+/// The pages of the executor's own slot. Spec: real-kvm, "A guest that runs natively".
+enum {
+    fl_kvm_own_code,
+    /// Zeros, for the processor's task state.
+    fl_kvm_own_task,
+    /// Where registers point while unknown code is executed.
+    fl_kvm_own_scratch,
+    /// What a program has read.
+    fl_kvm_own_values,
+    fl_kvm_own_root,
+    fl_kvm_own_tables,
+};
+
+/// Of the programs that the guest executes, from the code page's beginning: the first instruction, that of the access, and
+/// the OUT at the end.
+typedef struct fl_kvm_program {
+    uint64_t first, access, out;
+} fl_kvm_program;
+fl_kvm_program fl_kvm_program_of(int writes, uint64_t bytes);
+
 /// How a start, a beginning or a batch ended.
 enum {
     fl_kvm_ready,
@@ -191,6 +213,9 @@ enum {
     fl_kvm_at_arena,
     fl_kvm_at_worker,
     fl_kvm_at_limits,
+    /// Recording is for root.
+    fl_kvm_at_rights,
+    fl_kvm_at_tracing,
 };
 
 typedef struct fl_kvm_end {
@@ -219,6 +244,8 @@ typedef struct fl_kvm_options {
     uint64_t slot_pages;
     /// Whether memory may be made of huge pages, as the machine is set up.
     uint64_t huge_pages;
+    /// Whether a private instance of tracefs records what KVM does for the scripts.
+    uint64_t records;
 } fl_kvm_options;
 
 /// Starts the keeper. Null, and what failed, if it can't be.
@@ -241,6 +268,8 @@ uint64_t fl_kvm_calls_made(const fl_kvm *kvm);
 uint64_t fl_kvm_keeper_calls_made(const fl_kvm *kvm);
 /// Bits of a guest's address.
 uint32_t fl_kvm_guest_width(const fl_kvm *kvm);
-/// The keeper's and the worker's process numbers; for tests.
+/// The instance of tracefs, by name; empty: nothing is recorded. What it has recorded is read in the keeper's file system.
+const char *fl_kvm_instance(const fl_kvm *kvm);
+/// The keeper's and the worker's process numbers.
 int32_t fl_kvm_keeper(const fl_kvm *kvm);
 int32_t fl_kvm_worker(const fl_kvm *kvm);

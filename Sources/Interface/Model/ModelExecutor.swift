@@ -58,6 +58,9 @@ public final class ModelExecutor: Executor {
         case .preFault(let cpu, let address, let size, let flags):
             return preFault(cpu, address: address, size: size, flags: flags, space)
         case .collectRing(let cpu, let most): return collectRing(cpu, most: Int(clamping: most))
+        case .withoutArgument(let vm, let call):
+            guard let machine = machine(vm) else { return .badDescriptor }
+            return Answer(result: machine.ioctl(call.request, nil, by: space))
         case .resetRings(let vm):
             guard let machine = machine(vm) else { return .badDescriptor }
             return Answer(result: machine.ioctl(KVM_RESET_DIRTY_RINGS, nil, by: space))

@@ -180,7 +180,11 @@ public final class RecordingTimeline: RecordingFollower {
             closeMark(&thread, at: time)
             thread.isInMark = true
             trace.begin("get dirty log", "call", on: thread.track, at: time, ["slot": .count(slot)])
-        case .guestDone, .setRegionResult, .getDirtyLogResult: closeMark(&thread, at: time)
+        case .line(let number, isDone: false):
+            closeMark(&thread, at: time)
+            thread.isInMark = true
+            trace.begin("line \(number + 1)", "call", on: thread.track, at: time, [:])
+        case .guestDone, .setRegionResult, .getDirtyLogResult, .line(_, isDone: true): closeMark(&thread, at: time)
         case .scenario, .phase, .action, .other: break
         }
     }

@@ -1,0 +1,202 @@
+import Audit
+import Frames
+import Interface
+import IoctlScript
+import LinuxKVM
+import Machine
+import Replay
+import Report
+import TraceAudit
+
+/// A scenario on this machine's kernel, with what KVM's trace events told meanwhile, beside what the model tells of the same
+/// calls: entries with every bit but the frame, levels, shadow pages with their roles, walks of the guest's tables, zaps and
+/// invalidated ranges, line by line and in order.
+///
+/// The kernel's guest has page tables of its own; so has the model's here, with the same bytes in the same places.
+public struct TracedScenario: Sendable {
+    public let kernel: String
+    public internal(set) var report: ReplayReport
+
+    /// Plays `plan` and compares.
+    /// - Parameters:
+    ///   - options: of the run; it records, whatever they say.
+    ///   - copy: is given the recording's path before the comparison: the file is there as long as it runs.
+    public init(
+        _ plan: Plan, _ options: RealRun.Options, copying copy: (String) throws -> Void = { _ in }
+    ) async throws {
+        try await self.init(plan, options, copying: copy) { $0 }
+    }
+
+    /// - Parameter change: of a recorded event; nil: it is left out.
+    init(
+        _ plan: Plan, _ options: RealRun.Options, copying copy: (String) throws -> Void = { _ in },
+        _ change: (ReplayObservation) -> ReplayObservation?
+    ) async throws {
+        let script: Script
+        do throws(PlanScript.Unplayable) { script = try PlanScript(plan).script } catch {
+            throw PlayError.unplayable(error)
+        }
+        try Self.checkAccesses(script)
+        var options = options
+        options.records = true
+        let run: RealRun
+        do throws(RealRun.Unavailable) { run = try RealRun(options) } catch { throw PlayError.unavailable(error) }
+        let description = try Self.describe(run)
+        kernel = description.release
+        let (answers, failure) = try Self.answers(of: script, run)
+        let layout = run.guestLayout
+        run.finish()
+        guard let path = run.recordingPath else {
+            throw PlayError.unavailable(RealRun.Unavailable(reason: "the child that records has ended"))
+        }
+        try copy(path)
+        let recording = LineRecording(lines: script.lines.count)
+        let audited = try await auditRecording(RecordingSource(path: path), follower: recording)
+        let model = try ModelLines(script, answers, description.features, layout)
+        let name = String(decoding: plan.name, as: UTF8.self)
+        var findings = model.findings
+        if let failure { findings.append(failure) }
+        if audited.lostEvents > 0 { findings.append("the kernel lost \(audited.lostEvents) events") }
+        findings += audited.findings.map { "the recording, \($0.rule): \($0.text)" }
+        var renaming = FrameRenaming()
+        var steps: [ReplayStep] = []
+        for (index, answer) in answers.enumerated() {
+            var comparison = Comparison()
+            comparison.compare("answer", recorded: "\(answer)", model: "\(model.answers[index])")
+            let line = script.lines[index]
+            func compared(_ told: [ReplayObservation]) -> [ReplayObservation] {
+                let shown = told.filter { $0.isShown(by: line) }
+                return line.step.executesUnknownCode ? shown.withoutWalks(in: layout) : shown
+            }
+            comparison.compare(
+                compared(recording.told[index].compactMap(change)), compared(model.told[index]), &renaming)
+            steps.append(
+                ReplayStep(
+                    name: "\(index + 1) \(script.source(of: line))", compared: comparison.compared,
+                    differences: comparison.differences))
+        }
+        report = ReplayReport(file: name, steps: steps, findings: findings, leftOut: [])
+    }
+
+    /// The model's guest makes accesses of whole words, one in a line.
+    private static func checkAccesses(_ script: Script) throws(PlayError) {
+        for line in script.lines {
+            guard case .guest(_, let access) = line.step else { continue }
+            guard access.size == 8, access.address % 8 == 0, !access.emulated else {
+                throw .unplayable(
+                    PlanScript.Unplayable(description: "\(script.source(of: line)): only whole words are traced"))
+            }
+        }
+    }
+
+    private static func describe(_ run: RealRun) throws(PlayError) -> KernelDescription {
+        let description: KernelDescription
+        do throws(RealRun.Unavailable) { description = try KernelDescription(run) } catch { throw .unavailable(error) }
+        guard !description.features.isTwoStage else {
+            throw .unavailable(
+                RealRun.Unavailable(
+                    reason: "this kernel translates in two stages, whose events are not compared: only those of shadow "
+                        + "paging are"))
+        }
+        return description
+    }
+
+    private static func answers(of script: Script, _ run: RealRun) throws(PlayError) -> ([Answer], failure: String?) {
+        do throws(RealRun.Failure) { return (try run.answers(of: script), nil) } catch {
+            switch error {
+            case .unavailable(let unavailable): throw .unavailable(unavailable)
+            case .finding(let finding):
+                return (finding.answers, "\(script.source(of: script.lines[finding.index])): \(finding.reason)")
+            }
+        }
+    }
+
+    /// Takes out what `rules` explain.
+    public mutating func explain(_ rules: [Explanation]) { report.explain(rules) }
+
+    public var text: String {
+        ReplayText.render(report, heading: "recorded on Linux \(kernel), beside the model's shadow MMU", show: 5)
+    }
+}
+
+/// What was told between the marks of each line.
+private final class LineRecording: RecordingFollower {
+    var told: [[ReplayObservation]]
+    private var line: Int?
+
+    init(lines: Int) { told = Array(repeating: [], count: lines) }
+
+    func follow(_ event: RecordedEvent) {
+        if case .mark(.line(let number, let isDone)) = event.body {
+            line = isDone || !told.indices.contains(number) ? nil : number
+        } else if let line, let observation = ReplayObservation(event.body) {
+            told[line].append(observation)
+        }
+    }
+
+    func pass(_ name: String, thread: UInt32, time: UInt64) {}
+    func restart() {}
+}
+
+/// The same lines on the model, and what it told of each.
+private struct ModelLines {
+    private(set) var answers: [Answer] = []
+    private(set) var told: [[ReplayObservation]] = []
+    let findings: [String]
+
+    init(
+        _ script: Script, _ theirs: [Answer], _ features: KernelFeatures, _ layout: GuestLayout
+    ) throws(PlayError) {
+        var features = features
+        features.guest = layout
+        guard let executor = ModelExecutor(features: features) else {
+            throw .unavailable(RealRun.Unavailable(reason: "no room for the model's memory"))
+        }
+        let listener = Listener()
+        executor.journal.observer = listener
+        for (line, answer) in zip(script.lines, theirs) {
+            answers.append(answer.isNotHere ? answer : executor.perform(line.step, process: line.process))
+            told.append(listener.told)
+            listener.told = []
+        }
+        executor.check()
+        executor.finish()
+        findings = executor.findings.map { "the model, \($0.invariant.code): \($0.reason.text.description)" }
+    }
+
+    private final class Listener: EventObserver {
+        var told: [ReplayObservation] = []
+        override func observe(_ event: Event) {
+            if let observation = ReplayObservation(event) { told.append(observation) }
+        }
+    }
+}
+
+extension Step {
+    /// What it does beside being fetched, and how it ends, only the processor knows.
+    fileprivate var executesUnknownCode: Bool {
+        if case .guest(_, let access) = self { access.kind == .exec } else { false }
+    }
+}
+
+extension ReplayObservation {
+    /// Ranges count where scripts have memory, of the process whose VM it is.
+    fileprivate func isShown(by line: Script.Line) -> Bool {
+        guard let range else { return true }
+        return line.process == 0 && range.overlaps(HostPlace.regions)
+    }
+}
+
+extension [ReplayObservation] {
+    /// Without what concerns the executor's own slot.
+    fileprivate func withoutWalks(in layout: GuestLayout) -> [ReplayObservation] {
+        var isOwn = false
+        return filter { observation in
+            switch observation.event {
+            case .walk(let address, _): isOwn = layout.contains(address)
+            default: break
+            }
+            return !isOwn
+        }
+    }
+}
