@@ -203,11 +203,18 @@ public final class MemoryObject: @unchecked Sendable {
         precondition(bytes >= 0)
         let count = (bytes + Int(pageSize) - 1) / Int(pageSize)
         let old = pages
-        guard bytes < sizeInBytes else { return resize(count, bytes) }
+        let isSame = bytes == sizeInBytes && disk != nil
+        guard bytes < sizeInBytes || isSame else { return resize(count, bytes) }
+        // A file's areas hear of all beyond the end, a memfd's only if a page is. Before the pages go, and again for what was
+        // copied meanwhile. Kernel: `truncate_pagecache`, `shmem_setattr`; recorded on 6.18.
+        func unmapBeyond() {
+            if disk != nil || old > count { mappings.unmap(count..<Int.max, keepAnonymous: false) }
+        }
         let gone = detach(count..<max(old, count), resizeTo: bytes)
-        mappings.unmap(count..<max(old, count), keepAnonymous: false)
+        unmapBeyond()
         clearTail(of: bytes)
         discard(gone)
+        unmapBeyond()
     }
 
     /// Makes zero what lies between byte `end` and the end of its page, for which a page that is elsewhere is brought into

@@ -108,17 +108,20 @@ final class PagedGuest {
     func perform(_ program: GuestProgram, _ address: UInt64, index: UInt64) -> AccessResult {
         cpu.memoryFault = nil
         switch program.kind {
-        case .execute: return answer(cpu.access(.fetch, at: address))
+        case .execute:
+            let result = answer(cpu.access(.fetch, at: address))
+            if result == .mmio { read(address, [.user, .fetch]) }
+            return result
         case .write:
             if let failure = fetch(program) { return failure }
             let result = answer(cpu.access(.store(program.value), at: address))
-            if result == .mmio { fetchForEmulation(code(program).access) }
+            if result == .mmio || result == .emulated { emulate(program, address) }
             return result
         case .read:
             if let failure = fetch(program) { return failure }
             let result = answer(cpu.access(.load, at: address))
             switch result {
-            case .mmio: fetchForEmulation(code(program).access)
+            case .mmio: emulate(program, address)
             case .value(let value):
                 let place = layout.address + layout.values + index % 512 * 8
                 let stored = answer(cpu.access(.store(value), at: place))
@@ -149,9 +152,22 @@ final class PagedGuest {
         }
     }
 
-    /// KVM reads the instruction that it is to emulate.
-    private func fetchForEmulation(_ instruction: UInt64) {
-        cpu.vm.withSlots { _ = mmu.translate(cpu, layout.address + instruction, [.user, .fetch]) }
+    /// KVM reads the instruction of the access, and walks for its operand, unless it remembers the operand's page as one that
+    /// no slot has; page 0 it can't remember. Kernel: `vcpu_mmio_gva_to_gpa`, `vcpu_match_mmio_gva`.
+    private func emulate(_ program: GuestProgram, _ address: UInt64) {
+        read(layout.address + code(program).access, [.user, .fetch])
+        let frame = GuestAddress(address).frame
+        let isRemembered = frame.number != 0 && cpu.vm.withSlots { cpu.slot(containing: frame) == nil }
+        if !isRemembered { read(address, program.kind == .write ? [.user, .write] : .user) }
+    }
+
+    private func read(_ address: UInt64, _ code: FaultCode) {
+        cpu.vm.withSlots { _ = mmu.translate(cpu, address, code) }
+    }
+
+    /// Takes the root that a vCPU begins with, before its registers are set. Kernel: `kvm_mmu_reload`.
+    func takeRoot() {
+        if !isLoaded { mmu.loadRoot(cpu) }
     }
 
     /// The OUT at the end. KVM reads the instruction, and the task state, for whether user code may use the port.
@@ -159,12 +175,11 @@ final class PagedGuest {
         // Of unknown code there is none: its own exception ends it.
         guard program.kind != .execute else { return }
         let out = layout.address + code(program).out
+        read(out, .user)
+        read(out, [.user, .fetch])
+        // Intel SDM volume 1, 19.5.2: the map's place is told at 0x66.
         let task = layout.address + layout.taskState
-        cpu.vm.withSlots {
-            _ = mmu.translate(cpu, out, .user)
-            _ = mmu.translate(cpu, out, [.user, .fetch])
-            _ = mmu.translate(cpu, task + 0x66, [])
-            _ = mmu.translate(cpu, task + 2, [])
-        }
+        read(task + 0x66, [])
+        read(task + 2, [])
     }
 }

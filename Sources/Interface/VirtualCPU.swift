@@ -214,6 +214,7 @@ public final class VirtualCPU {
         let range = PreFaultRange(address: GuestAddress(request.gpa), size: request.size, flags: request.flags)
         guard vm.features.preFault else {
             try range.check()
+            if case .paged(let guest) = runner { guest.takeRoot() }
             throw .EOPNOTSUPP
         }
         let left = try vm.core.preFault(core, range)

@@ -30,7 +30,7 @@ package struct FrameRenaming {
         }
     }
 
-    mutating func forget(where isGone: (UInt64) -> Bool) {
+    package mutating func forget(where isGone: (UInt64) -> Bool) {
         for guest in current.keys.filter(isGone) { forget(guest) }
     }
 }

@@ -54,12 +54,7 @@ struct Ioctl: ParsableCommand {
 
     func run() throws {
         if let random { return try runRandom(random) }
-        let read: Script
-        do throws(InputErrors) {
-            read = try Script(path: script ?? "-")
-        } catch {
-            throw Failure(.unusable, error.description)
-        }
+        let read = try readScript(script ?? "-")
         if diff { return try compare(read) }
         if on == .kvm {
             let (answers, finding, _) = try onKVM(read, describing: false)
@@ -144,4 +139,9 @@ struct Ioctl: ParsableCommand {
         }
         output("ok: \(runner.steps) steps in \(runner.scripts) scripts, seed \(seed): no rule broken\n")
     }
+}
+
+/// Reads the script of a path; `-` is standard input.
+func readScript(_ path: String) throws(Failure) -> Script {
+    do throws(InputErrors) { return try Script(path: path) } catch { throw Failure(.unusable, error.description) }
 }

@@ -77,16 +77,15 @@ func play(_ plan: Plan, _ kernel: DeviceOptions, comparing: Bool) throws(Failure
         throw Failure(.impossibleHere, "error: \(error.reason)")
     }
     do throws(PlayError) { return try PlayedScenario(plan, on: run, comparing: comparing) } catch {
-        throw Failure(error, plan)
+        throw Failure(error, String(decoding: plan.name, as: UTF8.self))
     }
 }
 
 extension Failure {
-    /// Why `plan` was not played.
-    init(_ error: PlayError, _ plan: Plan) {
+    /// Why what has this name was not played.
+    init(_ error: PlayError, _ name: String) {
         switch error {
         case .unplayable(let why):
-            let name = String(decoding: plan.name, as: UTF8.self)
             self.init(.impossibleHere, "error: \(name) can't be played on a kernel: \(why)")
         case .unavailable(let unavailable): self.init(.impossibleHere, "error: \(unavailable.reason)")
         }

@@ -1,4 +1,5 @@
 import Audit
+import CKVMInterface
 import Frames
 import Interface
 import IoctlScript
@@ -8,34 +9,31 @@ import Replay
 import Report
 import TraceAudit
 
-/// A scenario on this machine's kernel, with what KVM's trace events told meanwhile, beside what the model tells of the same
+/// A script on this machine's kernel, with what KVM's trace events told meanwhile, beside what the model tells of the same
 /// calls: entries with every bit but the frame, levels, shadow pages with their roles, walks of the guest's tables, zaps and
 /// invalidated ranges, line by line and in order.
 ///
 /// The kernel's guest has page tables of its own; so has the model's here, with the same bytes in the same places.
-public struct TracedScenario: Sendable {
+public struct TracedScript: Sendable {
     public let kernel: String
     public internal(set) var report: ReplayReport
 
-    /// Plays `plan` and compares.
+    /// Runs a script of one VM, whose guest makes accesses of whole words, and compares. Throws `PlayError` and
+    /// `AuditInputError`, and what `copy` throws.
     /// - Parameters:
     ///   - options: of the run; it records, whatever they say.
     ///   - copy: is given the recording's path before the comparison: the file is there as long as it runs.
     public init(
-        _ plan: Plan, _ options: RealRun.Options, copying copy: (String) throws -> Void = { _ in }
+        _ script: Script, name: String, _ options: RealRun.Options, copying copy: (String) throws -> Void = { _ in }
     ) async throws {
-        try await self.init(plan, options, copying: copy) { $0 }
+        try await self.init(script, name: name, options, copying: copy) { $0 }
     }
 
     /// - Parameter change: of a recorded event; nil: it is left out.
     init(
-        _ plan: Plan, _ options: RealRun.Options, copying copy: (String) throws -> Void = { _ in },
+        _ script: Script, name: String, _ options: RealRun.Options, copying copy: (String) throws -> Void = { _ in },
         _ change: (ReplayObservation) -> ReplayObservation?
     ) async throws {
-        let script: Script
-        do throws(PlanScript.Unplayable) { script = try PlanScript(plan).script } catch {
-            throw PlayError.unplayable(error)
-        }
         try Self.checkAccesses(script)
         var options = options
         options.records = true
@@ -53,12 +51,12 @@ public struct TracedScenario: Sendable {
         let recording = LineRecording(lines: script.lines.count)
         let audited = try await auditRecording(RecordingSource(path: path), follower: recording)
         let model = try ModelLines(script, answers, description.features, layout)
-        let name = String(decoding: plan.name, as: UTF8.self)
         var findings = model.findings
         if let failure { findings.append(failure) }
         if audited.lostEvents > 0 { findings.append("the kernel lost \(audited.lostEvents) events") }
         findings += audited.findings.map { "the recording, \($0.rule): \($0.text)" }
         var renaming = FrameRenaming()
+        var shown = ShownPages()
         var steps: [ReplayStep] = []
         for (index, answer) in answers.enumerated() {
             var comparison = Comparison()
@@ -68,8 +66,11 @@ public struct TracedScenario: Sendable {
                 let shown = told.filter { $0.isShown(by: line) }
                 return line.step.executesUnknownCode ? shown.withoutWalks(in: layout) : shown
             }
-            comparison.compare(
-                compared(recording.told[index].compactMap(change)), compared(model.told[index]), &renaming)
+            let theirs = compared(recording.told[index].compactMap(change))
+            // What is taken away may come back under any name.
+            for range in theirs.compactMap(\.range) { renaming.forget { shown.contains($0, range) } }
+            for guest in shown.note(line.step, answer) { renaming.forget { guest.contains($0) } }
+            comparison.compare(theirs, compared(model.told[index]), &renaming)
             steps.append(
                 ReplayStep(
                     name: "\(index + 1) \(script.source(of: line))", compared: comparison.compared,
@@ -78,13 +79,20 @@ public struct TracedScenario: Sendable {
         report = ReplayReport(file: name, steps: steps, findings: findings, leftOut: [])
     }
 
-    /// The model's guest makes accesses of whole words, one in a line.
     private static func checkAccesses(_ script: Script) throws(PlayError) {
+        func refuse(_ line: Script.Line, _ why: String) -> PlayError {
+            .unplayable(PlanScript.Unplayable(description: "\(script.source(of: line)): \(why)"))
+        }
         for line in script.lines {
-            guard case .guest(_, let access) = line.step else { continue }
-            guard access.size == 8, access.address % 8 == 0, !access.emulated else {
-                throw .unplayable(
-                    PlanScript.Unplayable(description: "\(script.source(of: line)): only whole words are traced"))
+            switch line.step {
+            case .guest(_, let access):
+                guard access.size == 8, access.address % 8 == 0, !access.emulated else {
+                    throw refuse(line, "only accesses of whole words, by the processor, are traced")
+                }
+            case .createVM(let vm, _) where vm > 0: throw refuse(line, "one VM is traced, the first")
+            case .enableCapability(_, UInt64(KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP), _, _):
+                throw refuse(line, "the executor's own slot is in the way")
+            default: break
             }
         }
     }
@@ -117,6 +125,33 @@ public struct TracedScenario: Sendable {
     public var text: String {
         ReplayText.render(report, heading: "recorded on Linux \(kernel), beside the model's shadow MMU", show: 5)
     }
+}
+
+/// Which pages of the VM's process its slots show where.
+private struct ShownPages {
+    private var slots: [UInt64: Region] = [:]
+
+    /// Whether the guest frame shows an address of the range.
+    func contains(_ frame: UInt64, _ range: Range<UInt64>) -> Bool {
+        slots.values.contains { slot in
+            guard slot.frames.contains(frame) else { return false }
+            let address = slot.userAddress.address + (frame << 12 - slot.guestAddress)
+            return range.overlaps(address..<address + 4096)
+        }
+    }
+
+    /// Guest frames whose slot is not what it was.
+    mutating func note(_ step: Step, _ answer: Answer) -> [Range<UInt64>] {
+        guard case .setRegion(_, let region, _) = step, answer.outcome == .returned(0) else { return [] }
+        let old = slots.updateValue(region, forKey: region.slot)
+        if region.size == 0 { slots[region.slot] = nil }
+        guard let old, old.guestAddress != region.guestAddress || old.size != region.size else { return [] }
+        return [old.frames]
+    }
+}
+
+extension Region {
+    fileprivate var frames: Range<UInt64> { guestAddress >> 12..<(guestAddress + size) >> 12 }
 }
 
 /// What was told between the marks of each line.
