@@ -23,7 +23,8 @@ public struct KernelDescription: Sendable {
         capabilities = try KernelCapabilities { script throws(RealRun.Unavailable) in
             try Self.answers(to: script, of: run)
         }
-        features = KernelFeatures(capabilities, slotAddressBits: try Self.slotAddressBits(run))
+        features = KernelFeatures(
+            capabilities, slotAddressBits: try Self.slotAddressBits(run), largestFile: try Self.largestFile(run))
         do throws(RealRun.Failure) { guest = try run.emulates(privileged: false) ? .emulator : .processor } catch {
             throw RealRun.Unavailable(error)
         }
@@ -47,12 +48,42 @@ public struct KernelDescription: Sendable {
                         slot: bits, guestAddress: (1 << bits) - 4096, size: 4096, userAddress: HostPlace(.region(0))),
                     version: 1)
             }
-        var names = Names()
-        (names.regions, names.vms, names.cpus) = (["r"], ["vm"], [[]])
-        let answers = try answers(to: Script(lines: steps.map { Script.Line(number: 0, $0) }, names: names), of: run)
+        let answers = try answers(to: Script(steps), of: run)
         let made = zip(widths, answers.dropFirst()).filter { $0.1.outcome == .returned(0) }
         guard let widest = made.last?.0 else { throw RealRun.Unavailable(reason: "the kernel makes no slot") }
         return widest
+    }
+}
+
+extension KernelDescription {
+    /// To which offset a hole can be made in a file; what is not limited within half of a process's addresses counts as not
+    /// limited. Kernel: `vfs_fallocate`.
+    private static func largestFile(_ run: RealRun) throws(RealRun.Unavailable) -> UInt64 {
+        let place = HostPlace(.region(0))
+        func reaches(_ pages: UInt64) throws(RealRun.Unavailable) -> Bool {
+            let steps: [Step] = [
+                .host(region: 0, .file, size: 4096, [.read, .write]),
+                .map(place, length: pages << 12, [.read, .write], .object(region: 0, offset: 0), replaces: true),
+                .advise(place, length: pages << 12, .remove),
+            ]
+            return try answers(to: Script(steps), of: run)[2].outcome == .returned(0)
+        }
+        var (within, beyond): (UInt64, UInt64) = (1, 1 << 34)
+        if try reaches(beyond) { return UInt64(Int64.max) }
+        while beyond - within > 1 {
+            let middle = (within + beyond) / 2
+            if try reaches(middle) { within = middle } else { beyond = middle }
+        }
+        return within << 12
+    }
+}
+
+extension Script {
+    /// Of one region and one VM.
+    fileprivate init(_ steps: [Step]) {
+        var names = Names()
+        (names.regions, names.vms, names.cpus) = (["r"], ["vm"], [[]])
+        self.init(lines: steps.map { Script.Line(number: 0, $0) }, names: names)
     }
 }
 

@@ -147,13 +147,18 @@ extension Script {
     /// Answers as they are compared: statistics without their numbers, since those of the faults that the executor's own
     /// guest code needs are among them, and no two kinds of tables have the same.
     fileprivate func comparable(_ answers: [Answer]) -> [Answer] {
-        zip(lines, answers).map { line, answer in
-            guard case .statistics = line.step else { return answer }
-            var answer = answer
-            for index in answer.fields.indices {
-                if case .decimal = answer.fields[index].value { answer.fields[index].value = .word("counted") }
-            }
-            return answer
+        zip(lines, answers).map { line, answer in answer.comparable(to: line.step) }
+    }
+}
+
+extension Answer {
+    /// Statistics without their numbers.
+    func comparable(to step: Step) -> Answer {
+        guard case .statistics = step else { return self }
+        var answer = self
+        for index in answer.fields.indices {
+            if case .decimal = answer.fields[index].value { answer.fields[index].value = .word("counted") }
         }
+        return answer
     }
 }

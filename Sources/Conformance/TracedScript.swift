@@ -18,58 +18,28 @@ public struct TracedScript: Sendable {
     public let kernel: String
     public internal(set) var report: ReplayReport
 
-    /// Runs a script of one VM, whose guest makes accesses of whole words, and compares. Throws `PlayError` and
-    /// `AuditInputError`, and what `copy` throws.
-    /// - Parameters:
-    ///   - options: of the run; it records, whatever they say.
-    ///   - copy: is given the recording's path before the comparison: the file is there as long as it runs.
-    public init(
-        _ script: Script, name: String, _ options: RealRun.Options, copying copy: (String) throws -> Void = { _ in }
-    ) async throws {
-        try await self.init(script, name: name, options, copying: copy) { $0 }
-    }
-
-    /// - Parameter change: of a recorded event; nil: it is left out.
     init(
-        _ script: Script, name: String, _ options: RealRun.Options, copying copy: (String) throws -> Void = { _ in },
-        _ change: (ReplayObservation) -> ReplayObservation?
-    ) async throws {
-        try Self.checkAccesses(script)
-        var options = options
-        options.records = true
-        let run: RealRun
-        do throws(RealRun.Unavailable) { run = try RealRun(options) } catch { throw PlayError.unavailable(error) }
-        let description = try Self.describe(run)
-        kernel = description.release
-        let (answers, failure) = try Self.answers(of: script, run)
-        let layout = run.guestLayout
-        run.finish()
-        guard let path = run.recordingPath else {
-            throw PlayError.unavailable(RealRun.Unavailable(reason: "the child that records has ended"))
-        }
-        try copy(path)
-        let recording = LineRecording(lines: script.lines.count)
-        let audited = try await auditRecording(RecordingSource(path: path), follower: recording)
-        let model = try ModelLines(script, answers, description.features, layout)
-        var findings = model.findings
-        if let failure { findings.append(failure) }
-        if audited.lostEvents > 0 { findings.append("the kernel lost \(audited.lostEvents) events") }
-        findings += audited.findings.map { "the recording, \($0.rule): \($0.text)" }
+        _ script: Script, name: String, kernel: String, _ recording: LineRecording, _ answers: [Answer],
+        _ model: ModelLines, findings: [String], _ layout: GuestLayout
+    ) {
+        self.kernel = kernel
         var renaming = FrameRenaming()
         var shown = ShownPages()
         var steps: [ReplayStep] = []
         for (index, answer) in answers.enumerated() {
-            var comparison = Comparison()
-            comparison.compare("answer", recorded: "\(answer)", model: "\(model.answers[index])")
             let line = script.lines[index]
             func compared(_ told: [ReplayObservation]) -> [ReplayObservation] {
                 let shown = told.filter { $0.isShown(by: line) }
                 return line.step.executesUnknownCode ? shown.withoutWalks(in: layout) : shown
             }
-            let theirs = compared(recording.told[index].compactMap(change))
+            let theirs = compared(recording.told[index])
             // What is taken away may come back under any name.
             for range in theirs.compactMap(\.range) { renaming.forget { shown.contains($0, range) } }
             for guest in shown.note(line.step, answer) { renaming.forget { guest.contains($0) } }
+            var comparison = Comparison()
+            comparison.compare(
+                "answer", recorded: "\(answer.comparable(to: line.step))",
+                model: "\(model.answers[index].comparable(to: line.step))")
             comparison.compare(theirs, compared(model.told[index]), &renaming)
             steps.append(
                 ReplayStep(
@@ -77,46 +47,6 @@ public struct TracedScript: Sendable {
                     differences: comparison.differences))
         }
         report = ReplayReport(file: name, steps: steps, findings: findings, leftOut: [])
-    }
-
-    private static func checkAccesses(_ script: Script) throws(PlayError) {
-        func refuse(_ line: Script.Line, _ why: String) -> PlayError {
-            .unplayable(PlanScript.Unplayable(description: "\(script.source(of: line)): \(why)"))
-        }
-        for line in script.lines {
-            switch line.step {
-            case .guest(_, let access):
-                guard access.size == 8, access.address % 8 == 0, !access.emulated else {
-                    throw refuse(line, "only accesses of whole words, by the processor, are traced")
-                }
-            case .createVM(let vm, _) where vm > 0: throw refuse(line, "one VM is traced, the first")
-            case .enableCapability(_, UInt64(KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP), _, _):
-                throw refuse(line, "the executor's own slot is in the way")
-            default: break
-            }
-        }
-    }
-
-    private static func describe(_ run: RealRun) throws(PlayError) -> KernelDescription {
-        let description: KernelDescription
-        do throws(RealRun.Unavailable) { description = try KernelDescription(run) } catch { throw .unavailable(error) }
-        guard !description.features.isTwoStage else {
-            throw .unavailable(
-                RealRun.Unavailable(
-                    reason: "this kernel translates in two stages, whose events are not compared: only those of shadow "
-                        + "paging are"))
-        }
-        return description
-    }
-
-    private static func answers(of script: Script, _ run: RealRun) throws(PlayError) -> ([Answer], failure: String?) {
-        do throws(RealRun.Failure) { return (try run.answers(of: script), nil) } catch {
-            switch error {
-            case .unavailable(let unavailable): throw .unavailable(unavailable)
-            case .finding(let finding):
-                return (finding.answers, "\(script.source(of: script.lines[finding.index])): \(finding.reason)")
-            }
-        }
     }
 
     /// Takes out what `rules` explain.
@@ -155,16 +85,21 @@ extension Region {
 }
 
 /// What was told between the marks of each line.
-private final class LineRecording: RecordingFollower {
+final class LineRecording: RecordingFollower {
     var told: [[ReplayObservation]]
     private var line: Int?
+    /// Of a recorded event, for tests; nil: it is left out.
+    private let change: (ReplayObservation) -> ReplayObservation?
 
-    init(lines: Int) { told = Array(repeating: [], count: lines) }
+    init(lines: Int, _ change: @escaping (ReplayObservation) -> ReplayObservation?) {
+        self.change = change
+        told = Array(repeating: [], count: lines)
+    }
 
     func follow(_ event: RecordedEvent) {
         if case .mark(.line(let number, let isDone)) = event.body {
             line = isDone || !told.indices.contains(number) ? nil : number
-        } else if let line, let observation = ReplayObservation(event.body) {
+        } else if let line, let observation = ReplayObservation(event.body).flatMap(change) {
             told[line].append(observation)
         }
     }
@@ -174,7 +109,7 @@ private final class LineRecording: RecordingFollower {
 }
 
 /// The same lines on the model, and what it told of each.
-private struct ModelLines {
+struct ModelLines {
     private(set) var answers: [Answer] = []
     private(set) var told: [[ReplayObservation]] = []
     let findings: [String]
@@ -190,8 +125,9 @@ private struct ModelLines {
         let listener = Listener()
         executor.journal.observer = listener
         for (line, answer) in zip(script.lines, theirs) {
+            let isHeard = executor.hasMachine
             answers.append(answer.isNotHere ? answer : executor.perform(line.step, process: line.process))
-            told.append(listener.told)
+            told.append(listener.told.filter { isHeard || $0.range == nil })
             listener.told = []
         }
         executor.check()

@@ -43,6 +43,7 @@ public enum Errno: Int32, Error, Equatable, Sendable {
     case EFAULT = 14
     case EEXIST = 17
     case EINVAL = 22
+    case EFBIG = 27
     case ENOSPC = 28
     case ENOENT = 2
     case EINTR = 4

@@ -165,6 +165,16 @@ open class VirtualCPU: @unchecked Sendable {
         }
     }
 
+    /// A root to start from that is not obsolete. Caller: the vCPU's task, outside of guest mode, no lock held. Kernel:
+    /// `kvm_mmu_reload`.
+    public final func reloadRoot() {
+        if take(Request.reloadRoot) {
+            vm.mmu.freeObsoleteRoot(self)
+            dropTranslations()
+        }
+        if root == nil { vm.mmu.loadRoot(self) }
+    }
+
     public final func exitGuest() {
         // Like the release of a lock: it only lets others go on.
         schedulingNote(.guestExit, identity.value)

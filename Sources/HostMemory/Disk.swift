@@ -9,15 +9,18 @@ public final class Disk: @unchecked Sendable {
     public let pages: Int
     /// Reading must be waited for: a fault gives up the mmap lock for it.
     public let slow: Bool
+    /// Bytes that a file may have. Kernel: the file system's `s_maxbytes`.
+    public let largestFile: UInt64
     private let store: UnsafeMutableRawPointer
     private let lock = SpinLock(.swap)
     private var failures = TransferFailures()
 
     /// A disk of zeros. - Parameter pages: its size.
-    public init(pages: Int, slow: Bool = false) {
+    public init(pages: Int, slow: Bool = false, largestFile: UInt64 = UInt64(Int64.max)) {
         precondition(pages > 0)
         self.pages = pages
         self.slow = slow
+        self.largestFile = largestFile
         store = .allocate(byteCount: pages << Int(pageShift), alignment: Int(pageSize))
         store.initializeMemory(as: UInt64.self, repeating: 0, count: pages * Int(pageSize / 8))
     }

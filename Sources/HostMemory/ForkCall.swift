@@ -39,14 +39,15 @@ extension AddressSpace {
             twin.anonymous.store(host.newAnonymousIdentity(), ordering: .relaxed)
             twin.hasInheritedAnonymous = true
         }
-        let writeProtects = vma.flags.copiesOnWrite
+        // Elsewhere the child's own faults do as well. Kernel: `vma_needs_copy`.
+        let hasGuards = vma.mayHoldGuards.load(ordering: .acquiring)
+        let needsCopy = hasAnonymous || hasGuards || vma.flags.pfnMap || vma.flags.mixedMap
+        let writeProtects = needsCopy && vma.flags.copiesOnWrite
         if writeProtects { notifyStart(vma.range) }
         list?.lock.lock()
         var fits = true
-        // Elsewhere the child's own faults do as well. Kernel: `vma_needs_copy`.
-        let hasGuards = vma.mayHoldGuards.load(ordering: .acquiring)
         twin.mayHoldGuards.store(hasGuards, ordering: .relaxed)
-        if hasAnonymous || hasGuards || vma.flags.pfnMap || vma.flags.mixedMap {
+        if needsCopy {
             if writeProtects { writeProtectSequence.beginWrite() }
             fits = vma.hugeFile.map { copyHugeFile(vma, $0, child) } ?? copyEntries(vma, child)
             if writeProtects { writeProtectSequence.endWrite() }

@@ -11,32 +11,27 @@ extension AddressSpace {
             if vma.flags.locked { throw .EINVAL }
             if case .anonymous = vma.backing { prepareAnonymous(vma) }
             vma.mayHoldGuards.store(true, ordering: .releasing)
-            zapNotified(part)
-            try installGuards(emptied: vma, part)
+            // What is in the way goes, with all else.
+            while try !placeGuards(part) { zapNotified(part) }
         }
     }
 
-    private func installGuards(emptied vma: VMA, _ part: Range<UserAddress>) throws(Errno) {
+    /// False: something other than a guard was met. Kernel: `madvise_guard_install`.
+    private func placeGuards(_ part: Range<UserAddress>) throws(Errno) -> Bool {
         for page in part.lowerBound.page..<part.upperBound.page {
             let address = UserAddress(page << pageShift)
-            while true {
-                guard let middle = makeMiddleEntry(address) else { throw .ENOMEM }
-                let last = makeLastEntry(address, in: middle.word)
-                if last.isLeaf {
-                    zapNotified(part)
-                    continue
-                }
-                guard let word = last.word else { throw .ENOMEM }
-                pageTableLock.lock()
-                let seen = HostEntry(word.load())
-                let placed = seen.bits == 0 || seen.isGuard
-                if placed { word.store(HostEntry.guarding) }
-                pageTableLock.unlock()
-                if placed { break }
-                // A fault was faster.
-                zapNotified(address..<(address + pageSize))
-            }
+            guard let middle = makeMiddleEntry(address) else { throw .ENOMEM }
+            let last = makeLastEntry(address, in: middle.word)
+            if last.isLeaf { return false }
+            guard let word = last.word else { throw .ENOMEM }
+            pageTableLock.lock()
+            let seen = HostEntry(word.load())
+            let isFree = seen.bits == 0 || seen.isGuard
+            if isFree { word.store(HostEntry.guarding) }
+            pageTableLock.unlock()
+            if !isFree { return false }
         }
+        return true
     }
 
     /// The next access finds new memory. Errors as `installGuards`, but for secret memory, in which there is nothing to do.

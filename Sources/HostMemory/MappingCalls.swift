@@ -129,16 +129,15 @@ extension AddressSpace {
         remove(range)
     }
 
-    /// Removes the VMAs of `range` and their entries, in one pair of notifier calls for all of them. The VMAs leave
+    /// Removes the VMAs of `range` and their entries, in one pair of notifier calls for all of it (recorded on 6.18). The VMAs leave
     /// their backings' lists only when the entries are gone: until then whoever takes a page away must find them.
     func remove(_ range: Range<UserAddress>) {
         let indices = splitting(range)
-        guard let first = indices.first, let last = indices.last else { return }
-        let whole = vmas[first].range.lowerBound..<vmas[last].range.upperBound
+        guard !indices.isEmpty else { return }
         var gather = Gather()
-        notifyStart(whole)
+        notifyStart(range)
         for vma in vmas[indices] { zap(vma.range, &gather, dropGuards: true) }
-        notifyEnd(whole)
+        notifyEnd(range)
         for vma in vmas[indices] {
             vma.mappings?.remove(vma)
             vma.hugeFile?.pool.unreserve(vma.promises.exchange(0, ordering: .relaxed))

@@ -52,6 +52,7 @@ extension AddressSpace {
             switch backing {
             case .object(let object, _, _):
                 if object.isSecret { throw .EOPNOTSUPP }
+                if let disk = object.disk, UInt64(pages.upperBound) > disk.largestFile >> pageShift { throw .EFBIG }
                 object.punchHole(pages)
             case .huge(let file, _, _): file.punchHole(smallPages: pages)
             case .anonymous, .anonymousShared: throw .EINVAL

@@ -70,6 +70,20 @@ extension AddressSpace {
         memory.entry(Self.index(address, 1), of: last.frame).prefetch()
     }
 
+    /// The first address of `range` whose 1 GiB has a table, or a leaf. No lock needed.
+    func firstWithTable(_ range: Range<UserAddress>) -> UserAddress? {
+        let top = root.load(ordering: .relaxed)
+        guard top != 0 else { return nil }
+        var address = range.lowerBound
+        while address < range.upperBound {
+            let upper = HostEntry(memory.entry(Self.index(address, 4), of: HostFrame(top)).peek())
+            if upper.isPresent, memory.entry(Self.index(address, 3), of: upper.frame).peek() != 0 { return address }
+            let shift: UInt64 = upper.isPresent ? 30 : 39
+            address = UserAddress((address.value >> shift + 1) << shift)
+        }
+        return nil
+    }
+
     /// The level-3 entry of `address`, if there is one. No lock needed.
     func upperEntry(_ address: UserAddress) -> AtomicWord? {
         let top = root.load(ordering: .acquiring)

@@ -35,9 +35,22 @@ extension AddressSpace {
             return flags
         } then: { part in
             guard let vma = find(part.lowerBound) else { return }
-            notifyStart(part)
-            change(vma, part, hint: false)
-            notifyEnd(part)
+            changeNotified(vma, part, hint: false)
+        }
+    }
+
+    /// As `change`. The notifiers hear of what lies behind the first table, once in each 512 GiB; of huge pages of a pool
+    /// they hear in any case. Kernel: `change_pud_range`, `hugetlb_change_protection`; recorded on 6.18.
+    private func changeNotified(_ vma: VMA, _ range: Range<UserAddress>, hint: Bool) {
+        var low = range.lowerBound
+        while low < range.upperBound {
+            let high = min(range.upperBound, UserAddress((low.value >> 39 + 1) << 39))
+            if let first = vma.hugeFile != nil ? low : firstWithTable(low..<high) {
+                notifyStart(first..<high)
+                change(vma, first..<high, hint: hint)
+                notifyEnd(first..<high)
+            }
+            low = high
         }
     }
 
@@ -52,9 +65,7 @@ extension AddressSpace {
             index += 1
             guard vma.hugeFile == nil, vma.flags.isAccessible, !vma.flags.pfnMap, !vma.flags.mixedMap, !vma.flags.shared
             else { continue }
-            notifyStart(part)
-            change(vma, part, hint: true)
-            notifyEnd(part)
+            changeNotified(vma, part, hint: true)
         }
     }
 

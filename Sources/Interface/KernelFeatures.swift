@@ -24,6 +24,8 @@ public struct KernelFeatures: Sendable, Equatable {
     /// Whether the guest's memory is translated in two stages. Without, each of a guest's large pages has tables of its own,
     /// kept as the shadow MMU keeps direct ones.
     public var isTwoStage = true
+    /// Bytes that a file may have, in the file system where scripts have theirs.
+    public var largestFile = UInt64(Int64.max)
     /// Where a guest has page tables of its own, which the shadow MMU shadows; nil: its addresses are physical ones. Such a
     /// guest makes accesses of 8 bytes, in one VM.
     public var guest: GuestLayout?
@@ -35,8 +37,9 @@ public struct KernelFeatures: Sendable, Equatable {
     public init() {}
 
     /// Those of the kernel that gave these answers.
-    public init(_ capabilities: KernelCapabilities, slotAddressBits: UInt64) {
+    public init(_ capabilities: KernelCapabilities, slotAddressBits: UInt64, largestFile: UInt64) {
         self.slotAddressBits = slotAddressBits
+        self.largestFile = largestFile
         func value(_ number: Int) -> Int64 { capabilities.device[UInt64(number)] ?? 0 }
         types = UInt64(bitPattern: value(KVM_CAP_VM_TYPES)) | 1 << KVM_X86_DEFAULT_VM
         addressSpaces = max(1, min(2, Int(value(KVM_CAP_MULTI_ADDRESS_SPACE))))

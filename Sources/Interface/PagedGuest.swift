@@ -101,7 +101,9 @@ final class PagedGuest {
         }
         guard !isLoaded else { return }
         isLoaded = true
-        mmu.load(.longMode(root: GuestAddress(layout.address + layout.root)), on: cpu)
+        var registers = GuestRegisters.longMode(root: GuestAddress(layout.address + layout.root))
+        registers.physicalAddressBits = UInt8(truncatingIfNeeded: min(52, layout.addressBits))
+        mmu.load(registers, on: cpu)
     }
 
     /// One access: the program's first instruction must be there, and where a read's value goes.
@@ -163,11 +165,6 @@ final class PagedGuest {
 
     private func read(_ address: UInt64, _ code: FaultCode) {
         cpu.vm.withSlots { _ = mmu.translate(cpu, address, code) }
-    }
-
-    /// Takes the root that a vCPU begins with, before its registers are set. Kernel: `kvm_mmu_reload`.
-    func takeRoot() {
-        if !isLoaded { mmu.loadRoot(cpu) }
     }
 
     /// The OUT at the end. KVM reads the instruction, and the task state, for whether user code may use the port.

@@ -214,7 +214,8 @@ public final class VirtualCPU {
         let range = PreFaultRange(address: GuestAddress(request.gpa), size: request.size, flags: request.flags)
         guard vm.features.preFault else {
             try range.check()
-            if case .paged(let guest) = runner { guest.takeRoot() }
+            // The shadow MMU has a root first. Recorded on 6.18.
+            if case .paged(let guest) = runner { guest.cpu.reloadRoot() }
             throw .EOPNOTSUPP
         }
         let left = try vm.core.preFault(core, range)

@@ -18,6 +18,8 @@ public struct GuestLayout: Sendable, Equatable {
     /// The first guest address.
     public var address: UInt64
     public var size: UInt64
+    /// Bits of the guest's physical addresses.
+    public var addressBits: UInt32
     public var reads: Program
     public var writes: Program
     /// The processor's task state, all zeros.
@@ -29,12 +31,13 @@ public struct GuestLayout: Sendable, Equatable {
     public var tables: UInt64
 
     public init(
-        slot: UInt32, address: UInt64, size: UInt64, reads: Program, writes: Program, taskState: UInt64, values: UInt64,
-        root: UInt64, tables: UInt64
+        slot: UInt32, address: UInt64, size: UInt64, addressBits: UInt32, reads: Program, writes: Program,
+        taskState: UInt64, values: UInt64, root: UInt64, tables: UInt64
     ) {
         self.slot = slot
         self.address = address
         self.size = size
+        self.addressBits = addressBits
         self.reads = reads
         self.writes = writes
         self.taskState = taskState

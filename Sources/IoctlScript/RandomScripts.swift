@@ -13,6 +13,8 @@ public struct RandomScripts {
         public var portableOnly = false
         /// Types of VMs, a bit for each, of which the first of a script has one.
         public var vmTypes: UInt64 = 3
+        /// One VM, whose guest makes accesses of whole words and no others: what can be compared with a recording.
+        public var isTraced = false
         public init() {}
     }
     private(set) var names = Names()
@@ -61,7 +63,7 @@ public struct RandomScripts {
     private mutating func begin() {
         for _ in 0..<1 + below(3) { add(makeHost()) }
         add(makeVM(type: chance(20) ? profile.vmTypes >> 1 & 1 : 0))
-        if chance(15) { add(makeVM(type: UInt64(below(3)))) }
+        if chance(15), !profile.isTraced { add(makeVM(type: UInt64(below(3)))) }
         if chance(20) {
             add(.enableCapability(vm: 0, capability: ringCapability(), flags: 0, arguments: [ringBytes()]))
         }
@@ -128,7 +130,7 @@ public struct RandomScripts {
     private mutating func rarely() -> Step? {
         switch below(12) {
         case 0: return makeCPU(vm: vm(), id: pick([0, 0, 1, 2, 1023, 4095, 4096, 1 << 32, .max]))
-        case 1: return names.vms.count < 4 ? makeVM(type: pick([0, 1, 2, .max])) : nil
+        case 1: return names.vms.count < (profile.isTraced ? 1 : 4) ? makeVM(type: pick([0, 1, 2, .max])) : nil
         case 2: return names.regions.count < 6 ? makeHost() : nil
         case 3: return enableCapability()
         case 4:
@@ -169,6 +171,7 @@ public struct RandomScripts {
         ])
         // It limits the numbers of vCPUs, and nothing else of a script says so.
         if capability == UInt64(KVM_CAP_MAX_VCPU_ID) { return enableCapability() }
+        if profile.isTraced, capability == bitmap { return enableCapability() }
         let argument = capability == manual ? pick([0, 1, 2, 3, 4, .max]) : ringBytes()
         return .enableCapability(
             vm: vm(), capability: capability, flags: chance(5) ? 1 : 0, arguments: chance(5) ? [] : [argument])
@@ -196,9 +199,9 @@ public struct RandomScripts {
         return .guest(
             cpu,
             GuestAccess(
-                kind, address, size: chance(80) ? 8 : pick([1, 2, 4]),
+                kind, address, size: chance(80) || profile.isTraced ? 8 : pick([1, 2, 4]),
                 Repetition(count: chance(50) ? 1 : UInt64(1 + below(12)), stride: stride),
-                value: value(), emulated: chance(8)))
+                value: value(), emulated: chance(8) && !profile.isTraced))
     }
 
     /// Begins with the byte of an instruction that needs no operand: it may be executed.

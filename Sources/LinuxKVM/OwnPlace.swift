@@ -33,7 +33,7 @@ struct OwnPlace: Equatable {
 }
 
 extension GuestLayout {
-    init(_ place: OwnPlace) {
+    init(_ place: OwnPlace, width: UInt32) {
         func page(_ number: Int) -> UInt64 { UInt64(number) << 12 }
         func program(_ writes: Int32) -> Program {
             let program = fl_kvm_program_of(writes, 8)
@@ -41,7 +41,7 @@ extension GuestLayout {
             return Program(first: code + program.first, access: code + program.access, out: code + program.out)
         }
         self.init(
-            slot: place.slot, address: place.address, size: OwnPlace.size, reads: program(0), writes: program(1),
+            slot: place.slot, address: place.address, size: OwnPlace.size, addressBits: width, reads: program(0), writes: program(1),
             taskState: page(fl_kvm_own_task), values: page(fl_kvm_own_values), root: page(fl_kvm_own_root),
             tables: page(fl_kvm_own_tables))
     }

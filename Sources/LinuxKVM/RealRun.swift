@@ -116,7 +116,7 @@ public final class RealRun {
     /// Ends what the last script left and starts the next.
     private func begin(_ place: OwnPlace, forcing: ForcedError) throws(Failure) {
         encoding = CallEncoding(emulates: emulates ?? false, sharedMemory: options.memory)
-        guestLayout = GuestLayout(place)
+        guestLayout = GuestLayout(place, width: child.map { fl_kvm_guest_width($0) } ?? 48)
         do throws(Unavailable) {
             if child == nil { try start() }
             var end = fl_kvm_end()
@@ -181,7 +181,7 @@ public final class RealRun {
     }
 
     /// Where the executor's guest had its code and tables beside the last script.
-    public private(set) var guestLayout = GuestLayout(OwnPlace())
+    public private(set) var guestLayout = GuestLayout(OwnPlace(), width: 48)
 
     // MARK: What this kernel does
 

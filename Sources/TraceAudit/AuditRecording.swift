@@ -22,6 +22,17 @@ package func auditRecording(
     return auditor.finish(file: source.path)
 }
 
+/// The same for a file that is text as it is, such as one of tracefs.
+package func auditText(
+    path: String, follower: any RecordingFollower
+) throws(AuditInputError) -> AuditReport {
+    let auditor = TraceAuditor(follower: follower)
+    var file = try RecordingFile(path: path)
+    defer { file.close() }
+    try file.forEachPart { part throws(AuditInputError) in auditor.feed(part) }
+    return auditor.finish(file: path)
+}
+
 private struct ProgressMeter {
     private var total: UInt64 = 0
     private var next: UInt64 = 1 << 24

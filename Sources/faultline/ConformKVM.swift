@@ -39,7 +39,11 @@ struct ConformKVM: AsyncParsableCommand {
     var explanations: String?
     @Flag(help: "Try what is said of KVM since 6.13, a table, instead of random scripts.")
     var claims = false
-    @Flag(help: "Record what KVM does for a scenario, and compare that with what the model does. Needs root.")
+    @Flag(
+        help: """
+            Record what KVM does for scenarios, scripts (*.ioctl) or random scripts, and compare that with what the model does. \
+            Needs root.
+            """)
     var trace = false
     @Option(help: ArgumentHelp("With --trace, keep the recording in this file.", valueName: "file"))
     var keep: String?
@@ -58,7 +62,9 @@ struct ConformKVM: AsyncParsableCommand {
         if claims, seed != nil || steps != nil || seconds != nil || resume != nil {
             throw ValidationError("--claims takes no --seed, --steps, --seconds or --resume.")
         }
-        if trace, scenarios.isEmpty { throw ValidationError("--trace needs a scenario.") }
+        if trace, claims || json || seconds != nil || resume != nil || jobs != 1 {
+            throw ValidationError("--trace takes no --claims, --json, --seconds, --resume or --jobs.")
+        }
         if keep != nil, !trace || scenarios.count != 1 {
             throw ValidationError("--keep goes with --trace and one scenario.")
         }
@@ -102,7 +108,7 @@ struct ConformKVM: AsyncParsableCommand {
     }
 
     func run() async throws {
-        if trace { return try await traceAll() }
+        if trace { return try scenarios.isEmpty ? traceRandom() : traceAll() }
         if !scenarios.isEmpty { return try playAll() }
         if claims { return try tryClaims() }
         let file = resume.map { CampaignFile(path: $0) }
@@ -215,9 +221,9 @@ private struct CampaignFile {
 }
 
 /// Ctrl-C, asked for between two rounds. The second one ends the process.
-private let isInterrupted = Atomic<Bool>(false)
+let isInterrupted = Atomic<Bool>(false)
 
-private func stopAtInterrupt() {
+func stopAtInterrupt() {
     signal(SIGINT) { _ in
         if isInterrupted.exchange(true, ordering: .relaxed) { _exit(130) }
     }

@@ -3,17 +3,18 @@ import Foundation
 import IoctlScript
 import LinuxKVM
 import Replay
+import Synchronization
 import TraceAudit
 
 extension ConformKVM {
     /// `--trace`. Status 3 if nothing could be traced.
-    func traceAll() async throws {
+    func traceAll() throws {
         let rules = try readExplanations(explanations)
         var (isFaithful, traced) = (true, 0)
         for path in scenarios {
             let subject = try TracedSubject(path)
             do {
-                var comparison = try await trace(subject)
+                var comparison = try trace(subject)
                 comparison.explain(rules)
                 traced += 1
                 isFaithful = isFaithful && comparison.report.isFaithful
@@ -27,11 +28,39 @@ extension ConformKVM {
         if traced == 0 { throw Failure(.impossibleHere) }
     }
 
-    private func trace(_ subject: TracedSubject) async throws -> TracedScript {
+    /// Random scripts.
+    func traceRandom() throws {
+        stopAtInterrupt()
+        let (steps, first) = (steps ?? 2000, seed ?? 1)
+        let run: TracedRun
+        do throws(RealRun.Unavailable) { run = try TracedRun(kernel.applied(to: RealRun.Options())) } catch {
+            throw Failure(.impossibleHere, "error: \(error.reason)")
+        }
+        var (done, compared) = (0, 0)
+        let found: TracedRun.Found?
+        do {
+            found = try run.compareRandom(seed: first, steps: steps) {
+                (done, compared) = ($0, $1)
+                return !isInterrupted.load(ordering: .relaxed)
+            }
+        } catch let error as PlayError {
+            throw Failure(error, "a random script")
+        }
+        guard let found else {
+            output("ok: \(done) steps from seed \(first), \(compared) comparisons, no difference\n")
+            return
+        }
+        output(found.comparison.text + "\n" + found.script.source)
+        throw Failure(.findings)
+    }
+
+    private func trace(_ subject: TracedSubject) throws -> TracedScript {
         var options = kernel.applied(to: RealRun.Options())
         options.hugePages = subject.usesHugePages
         do {
-            return try await TracedScript(try subject.script(), name: subject.name, options, copying: copy)
+            return try TracedRun(options).compare(try subject.script(), name: subject.name, copying: copy)
+        } catch let error as RealRun.Unavailable {
+            throw PlayError.unavailable(error)
         } catch let error as AuditInputError {
             throw Failure(.unusable, "error: the recording can't be read: \(error)")
         }

@@ -25,7 +25,7 @@ public final class ModelExecutor: Executor {
     public init(_ storage: ModelStorage, features: KernelFeatures = KernelFeatures()) {
         self.features = features
         journal = Journal(keepsEvents: false)
-        machine = ModelMachine(storage, journal)
+        machine = ModelMachine(storage, journal, largestFile: features.largestFile)
     }
 
     public func perform(_ step: Step, process: Int) -> Answer {
@@ -79,6 +79,9 @@ public final class ModelExecutor: Executor {
         journal.checkQuiescent()
         machine.finish()
     }
+
+    /// Whether there is a VM, which hears of what happens to its process's memory.
+    public var hasMachine: Bool { vms.contains { $0 != nil } }
 
     /// What broke a rule so far.
     public var findings: [Finding] { journal.findings }

@@ -33,10 +33,12 @@ final class ModelMachine {
     private var pool: HugePagePool?
     private static let hugePages = 16
     private let framesAtStart: Int
+    private let largestFile: UInt64
     /// By process.
     private var pipes: [Int: PagePipe] = [:]
     /// Regions that a failed `host` has left nothing of.
-    init(_ storage: ModelStorage, _ journal: Journal) {
+    init(_ storage: ModelStorage, _ journal: Journal, largestFile: UInt64) {
+        self.largestFile = largestFile
         self.storage = storage
         self.journal = journal
         let memory = PhysicalMemory(storage.memory, journal: journal)
@@ -116,7 +118,7 @@ final class ModelMachine {
         if kind == .hugetlb || kind == .hugetlbPrivate, pool == nil {
             pool = HugePagePool(host, level: .page2M, pages: Self.hugePages)
         }
-        guard let region = ModelRegion(kind, size: size, host, pool) else { throw .ENOMEM }
+        guard let region = ModelRegion(kind, size: size, host, pool, largestFile: largestFile) else { throw .ENOMEM }
         regions[number] = region
         guard let backing = region.backing() else { return }
         try space.map(

@@ -18,7 +18,7 @@ struct ModelRegion {
     private let kind: HostKind
 
     /// Nil: no memory for it.
-    init?(_ kind: HostKind, size: UInt64, _ host: Host, _ pool: HugePagePool?) {
+    init?(_ kind: HostKind, size: UInt64, _ host: Host, _ pool: HugePagePool?, largestFile: UInt64) {
         self.kind = kind
         let pages = Int(size >> pageShift)
         func driver<D: DriverMapping>(_ made: D?, _ frames: (D) -> Int) -> Behind? {
@@ -30,7 +30,9 @@ struct ModelRegion {
             case .anonymous: .anonymous
             case .sharedAnonymous: .sharedAnonymous
             case .memfd, .memfdPrivate: .object(MemoryObject(host: host, pages: pages))
-            case .file, .filePrivate: .object(MemoryObject(host: host, file: Disk(pages: pages), bytes: Int(size)))
+            case .file, .filePrivate: 
+                .object(
+                    MemoryObject(host: host, file: Disk(pages: pages, largestFile: largestFile), bytes: Int(size)))
             case .secret: .object(MemoryObject(host: host, pages: pages, secret: true))
             case .hugetlb, .hugetlbPrivate:
                 pool.map { .huge(HugePageFile($0, pages: Int(size / PageLevel.page2M.bytes))) }
