@@ -1,4 +1,5 @@
 import CKVMInterface
+import Explanations
 import Interface
 import IoctlScript
 import LinuxKVM
@@ -11,8 +12,13 @@ public final class TracedRun {
     private let description: KernelDescription
     var features: KernelFeatures { description.features }
 
-    /// - Parameter options: of the run; it records, whatever they say.
-    public init(_ options: RealRun.Options) throws(RealRun.Unavailable) {
+    private let rules: [Explanation]
+
+    /// - Parameters:
+    ///   - options: of the run; it records, whatever they say.
+    ///   - rules: beside those that this project knows.
+    public init(_ options: RealRun.Options, rules: [Explanation] = []) throws(RealRun.Unavailable) {
+        self.rules = Self.known + rules
         var options = options
         options.records = true
         run = try RealRun(options)
@@ -23,6 +29,14 @@ public final class TracedRun {
                     + "paging are")
         }
     }
+
+    /// Rules/traced.yaml, which is part of the program.
+    static let known: [Explanation] = {
+        do throws(ExplanationError) {
+            let text = String(decoding: PackageResources.traced_yaml, as: UTF8.self)
+            return try ExplanationFile(text: text, file: "traced.yaml").rules
+        } catch { preconditionFailure("\(error)") }
+    }()
 
     /// Runs a script of one VM, whose guest makes accesses of whole words, and compares. Throws `PlayError` and
     /// `AuditInputError`, and what `copy` throws.
@@ -56,7 +70,8 @@ public final class TracedRun {
         if audited.lostEvents > 0 { findings.append("the kernel lost \(audited.lostEvents) events") }
         findings += audited.findings.map { "the recording, \($0.rule): \($0.text)" }
         return TracedScript(
-            script, name: name, kernel: description.release, recording, answers, model, findings: findings, layout)
+            script, name: name, kernel: description.release, recording, answers, model, findings: findings, layout,
+            rules)
     }
 
     private func answers(of script: Script) throws(PlayError) -> ([Answer], failure: String?) {

@@ -20,7 +20,8 @@ public struct TracedScript: Sendable {
 
     init(
         _ script: Script, name: String, kernel: String, _ recording: LineRecording, _ answers: [Answer],
-        _ model: ModelLines, findings: [String], _ layout: GuestLayout
+        _ model: ModelLines, findings: [String], _ layout: GuestLayout,
+        _ rules: [Explanation]
     ) {
         self.kernel = kernel
         var renaming = FrameRenaming()
@@ -29,7 +30,7 @@ public struct TracedScript: Sendable {
         for (index, answer) in answers.enumerated() {
             let line = script.lines[index]
             func compared(_ told: [ReplayObservation]) -> [ReplayObservation] {
-                let shown = told.filter { $0.isShown(by: line) }
+                let shown = told.filter(\.isOfScript)
                 return line.step.executesUnknownCode ? shown.withoutWalks(in: layout) : shown
             }
             let theirs = compared(recording.told[index])
@@ -47,10 +48,8 @@ public struct TracedScript: Sendable {
                     differences: comparison.differences))
         }
         report = ReplayReport(file: name, steps: steps, findings: findings, leftOut: [])
+        report.explain(rules)
     }
-
-    /// Takes out what `rules` explain.
-    public mutating func explain(_ rules: [Explanation]) { report.explain(rules) }
 
     public var text: String {
         ReplayText.render(report, heading: "recorded on Linux \(kernel), beside the model's shadow MMU", show: 5)
@@ -125,9 +124,8 @@ struct ModelLines {
         let listener = Listener()
         executor.journal.observer = listener
         for (line, answer) in zip(script.lines, theirs) {
-            let isHeard = executor.hasMachine
             answers.append(answer.isNotHere ? answer : executor.perform(line.step, process: line.process))
-            told.append(listener.told.filter { isHeard || $0.range == nil })
+            told.append(listener.told)
             listener.told = []
         }
         executor.check()
@@ -138,7 +136,12 @@ struct ModelLines {
     private final class Listener: EventObserver {
         var told: [ReplayObservation] = []
         override func observe(_ event: Event) {
-            if let observation = ReplayObservation(event) { told.append(observation) }
+            // Whether a VM hears of it, the event does not say.
+            guard event.kind != .notifierStart, let observation = ReplayObservation(event) else { return }
+            told.append(observation)
+        }
+        override func invalidationStarted(_ first: UInt64, _ count: UInt64) {
+            told.append(ReplayObservation(invalidated: first << 12..<(first + count) << 12))
         }
     }
 }
@@ -151,11 +154,8 @@ extension Step {
 }
 
 extension ReplayObservation {
-    /// Ranges count where scripts have memory, of the process whose VM it is.
-    fileprivate func isShown(by line: Script.Line) -> Bool {
-        guard let range else { return true }
-        return line.process == 0 && range.overlaps(HostPlace.regions)
-    }
+    /// Ranges count where scripts have memory.
+    fileprivate var isOfScript: Bool { range?.overlaps(HostPlace.regions) ?? true }
 }
 
 extension [ReplayObservation] {

@@ -113,6 +113,10 @@ final class PagedGuest {
         case .execute:
             let result = answer(cpu.access(.fetch, at: address))
             if result == .mmio { read(address, [.user, .fetch]) }
+            // Two zero bytes are an instruction that changes what its register points to. Intel SDM volume 2, ADD.
+            if case .value(let code) = result, code & 0xffff == 0 {
+                _ = cpu.access(.lockedAdd(0), at: layout.address + layout.scratch)
+            }
             return result
         case .write:
             if let failure = fetch(program) { return failure }

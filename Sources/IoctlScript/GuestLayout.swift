@@ -24,6 +24,8 @@ public struct GuestLayout: Sendable, Equatable {
     public var writes: Program
     /// The processor's task state, all zeros.
     public var taskState: UInt64
+    /// Where all registers point while unknown code is executed.
+    public var scratch: UInt64
     /// Where a program puts what it has read.
     public var values: UInt64
     /// The topmost page table, and the first of the others.
@@ -32,7 +34,7 @@ public struct GuestLayout: Sendable, Equatable {
 
     public init(
         slot: UInt32, address: UInt64, size: UInt64, addressBits: UInt32, reads: Program, writes: Program,
-        taskState: UInt64, values: UInt64, root: UInt64, tables: UInt64
+        taskState: UInt64, scratch: UInt64, values: UInt64, root: UInt64, tables: UInt64
     ) {
         self.slot = slot
         self.address = address
@@ -41,6 +43,7 @@ public struct GuestLayout: Sendable, Equatable {
         self.reads = reads
         self.writes = writes
         self.taskState = taskState
+        self.scratch = scratch
         self.values = values
         self.root = root
         self.tables = tables

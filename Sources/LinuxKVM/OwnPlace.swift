@@ -41,8 +41,9 @@ extension GuestLayout {
             return Program(first: code + program.first, access: code + program.access, out: code + program.out)
         }
         self.init(
-            slot: place.slot, address: place.address, size: OwnPlace.size, addressBits: width, reads: program(0), writes: program(1),
-            taskState: page(fl_kvm_own_task), values: page(fl_kvm_own_values), root: page(fl_kvm_own_root),
+            slot: place.slot, address: place.address, size: OwnPlace.size, addressBits: width,
+            reads: program(0), writes: program(1), taskState: page(fl_kvm_own_task),
+            scratch: page(fl_kvm_own_scratch) + 2048, values: page(fl_kvm_own_values), root: page(fl_kvm_own_root),
             tables: page(fl_kvm_own_tables))
     }
 }

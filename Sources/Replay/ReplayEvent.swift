@@ -61,6 +61,11 @@ package struct ReplayObservation: Sendable {
 }
 
 extension ReplayObservation {
+    package init(invalidated range: Range<UInt64>) {
+        event = .invalidated(range.lowerBound, range.upperBound)
+        frame = nil
+    }
+
     /// What a recording says. Nil: nothing that the model could say too.
     package init?(_ body: EventBody) {
         frame = nil

@@ -14,8 +14,7 @@ extension ConformKVM {
         for path in scenarios {
             let subject = try TracedSubject(path)
             do {
-                var comparison = try trace(subject)
-                comparison.explain(rules)
+                let comparison = try trace(subject, rules)
                 traced += 1
                 isFaithful = isFaithful && comparison.report.isFaithful
                 output(comparison.text)
@@ -32,8 +31,11 @@ extension ConformKVM {
     func traceRandom() throws {
         stopAtInterrupt()
         let (steps, first) = (steps ?? 2000, seed ?? 1)
+        let rules = try readExplanations(explanations)
         let run: TracedRun
-        do throws(RealRun.Unavailable) { run = try TracedRun(kernel.applied(to: RealRun.Options())) } catch {
+        do throws(RealRun.Unavailable) { 
+            run = try TracedRun(kernel.applied(to: RealRun.Options()), rules: rules)
+        } catch {
             throw Failure(.impossibleHere, "error: \(error.reason)")
         }
         var (done, compared) = (0, 0)
@@ -54,11 +56,11 @@ extension ConformKVM {
         throw Failure(.findings)
     }
 
-    private func trace(_ subject: TracedSubject) throws -> TracedScript {
+    private func trace(_ subject: TracedSubject, _ rules: [Explanation]) throws -> TracedScript {
         var options = kernel.applied(to: RealRun.Options())
         options.hugePages = subject.usesHugePages
         do {
-            return try TracedRun(options).compare(try subject.script(), name: subject.name, copying: copy)
+            return try TracedRun(options, rules: rules).compare(try subject.script(), name: subject.name, copying: copy)
         } catch let error as RealRun.Unavailable {
             throw PlayError.unavailable(error)
         } catch let error as AuditInputError {

@@ -80,9 +80,6 @@ public final class ModelExecutor: Executor {
         machine.finish()
     }
 
-    /// Whether there is a VM, which hears of what happens to its process's memory.
-    public var hasMachine: Bool { vms.contains { $0 != nil } }
-
     /// What broke a rule so far.
     public var findings: [Finding] { journal.findings }
 
