@@ -30,7 +30,7 @@ public struct TracedScript: Sendable {
         for (index, answer) in answers.enumerated() {
             let line = script.lines[index]
             func compared(_ told: [ReplayObservation]) -> [ReplayObservation] {
-                let shown = told.filter(\.isOfScript)
+                let shown = told.filter(\.isOfScript).withOrderedRanges
                 return line.step.executesUnknownCode ? shown.withoutWalks(in: layout) : shown
             }
             let theirs = compared(recording.told[index])
@@ -159,6 +159,21 @@ extension ReplayObservation {
 }
 
 extension [ReplayObservation] {
+    /// The areas that show an object hear of a change to it in no certain order.
+    fileprivate var withOrderedRanges: [ReplayObservation] {
+        var (ordered, ranges) = ([ReplayObservation](), [ReplayObservation]())
+        func flush() {
+            ordered += ranges.sorted { ($0.range?.lowerBound ?? 0) < ($1.range?.lowerBound ?? 0) }
+            ranges = []
+        }
+        for observation in self {
+            if observation.range == nil { flush() }
+            if observation.range == nil { ordered.append(observation) } else { ranges.append(observation) }
+        }
+        flush()
+        return ordered
+    }
+
     /// Without what concerns the executor's own slot.
     fileprivate func withoutWalks(in layout: GuestLayout) -> [ReplayObservation] {
         var isOwn = false

@@ -236,7 +236,8 @@ public final class MemoryObject: @unchecked Sendable {
     public func punchHole(_ range: Range<Int>) {
         let hole = range.clamped(to: 0..<pages)
         let gone = detach(hole, resizeTo: nil)
-        mappings.unmap(hole, keepAnonymous: true)
+        // Of a memfd whoever maps what lies beyond the end hears of it too. Recorded on 6.18.
+        mappings.unmap(disk == nil ? range : hole, keepAnonymous: true)
         discard(gone)
     }
 

@@ -94,9 +94,10 @@ final class PagedGuest {
         program.kind == .write ? layout.writes : layout.reads
     }
 
-    /// What the executor does before a run. Errors: those of the slot's call.
+    /// What the executor does before a run; each piece of unknown code has a run of its own. Errors: those of the slot's call.
     func prepare(_ program: GuestProgram, from done: UInt64) throws(Errno) {
-        for index in done..<max(done, program.count) {
+        let isCode = program.kind == .execute
+        for index in done..<max(done, isCode ? min(program.count, done + 1) : program.count) {
             try tables.map(program.address.value &+ index &* program.stride)
         }
         guard !isLoaded else { return }

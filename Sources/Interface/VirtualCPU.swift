@@ -129,6 +129,7 @@ public final class VirtualCPU {
             case .failed(let errno): throw exit(with: errno)
             }
             done += 1
+            if case .paged(let guest) = runner, program.kind == .execute { try guest.prepare(program, from: done) }
         }
         if case .paged(let guest) = runner { guest.end(program) }
         return exitForOutput()

@@ -13,7 +13,8 @@ public struct RandomScripts {
         public var portableOnly = false
         /// Types of VMs, a bit for each, of which the first of a script has one.
         public var vmTypes: UInt64 = 3
-        /// One VM, whose guest makes accesses of whole words and no others: what can be compared with a recording.
+        /// One VM, whose guest makes accesses of whole words and no others, and no files, of whose large folios the notifiers
+        /// hear: what can be compared with a recording.
         public var isTraced = false
         public init() {}
     }
@@ -82,6 +83,7 @@ public struct RandomScripts {
         var kind = chance(60) ? pick(common) : pick(kinds)
         // Pools are the host's affair, and large.
         if kind == .hugetlb || kind == .hugetlbPrivate, profile.portableOnly || chance(80) { kind = .anonymous }
+        if profile.isTraced, kind == .file || kind == .filePrivate { kind = .memfd }
         let isHuge = kind == .hugetlb || kind == .hugetlbPrivate
         var size: UInt64 = isHuge ? 2 << 20 : UInt64(1 + below(80)) << 12
         // One page of control and a power of two of data.
