@@ -110,7 +110,11 @@ let package = Package(
                 "LinuxKVM", "CKVMInterface", "Interface", "IoctlScript", "TextInput", "Frames", "Audit", "HostMemory",
                 "Machine", "Explanations", "JSONOutput",
                 "Report", "Replay", "TraceAudit",
-            ], resources: [.embedInCode("Rules/known.yaml"), .embedInCode("Rules/traced.yaml"), .embedInCode("Claims/claims.ioctl")],
+            ],
+            resources: [
+                .embedInCode("Rules/known.yaml"), .embedInCode("Rules/traced.yaml"),
+                .embedInCode("Claims/claims.ioctl"),
+            ],
             swiftSettings: strict),
         // The host model beside this machine's kernel.
         .target(name: "CHostProcess", dependencies: ["CSystemCalls"]),

@@ -63,14 +63,16 @@ public struct Campaign: Sendable {
     private static let roundScripts: UInt64 = 32
 
     /// Runs scripts until `isOver` says so, which is asked between rounds, or one shows something. The tally is whole at
-    /// each question: from any of them a campaign goes on as if it had not stopped.
+    /// each question: from any of them a campaign goes on as if it had not stopped. With what was found comes the tally from
+    /// which a campaign comes to it again.
     public func run(
         _ tally: inout Tally, until isOver: (Tally) -> Bool
-    ) async throws(RealRun.Unavailable) -> Found? {
+    ) async throws(RealRun.Unavailable) -> (found: Found, before: Tally)? {
         let clock = ContinuousClock()
         while !isOver(tally) {
             let start = clock.now
             var found: (script: UInt64, found: Found)?
+            let before = tally
             let next = tally.scripts
             let base = tally.seed
             let rounds = await withTaskGroup(of: Round.self) { group in
@@ -88,7 +90,7 @@ public struct Campaign: Sendable {
                 if let new = round.found, new.script < found?.script ?? .max { found = new }
             }
             tally.duration += (clock.now - start) / .seconds(1)
-            if let found { return found.found }
+            if let found { return (found.found, before) }
         }
         return nil
     }

@@ -141,9 +141,7 @@ struct ConformKVM: AsyncParsableCommand {
         let progress = Progress(steps: steps, seconds: seconds, before)
         var saved = before.duration
         defer { progress.end() }
-        var whole = tally
-        let found = try await campaign.run(&tally) { tally in
-            whole = tally
+        let end = try await campaign.run(&tally) { tally in
             progress.show(tally)
             if tally.duration - saved > 5 {
                 saved = tally.duration
@@ -152,9 +150,9 @@ struct ConformKVM: AsyncParsableCommand {
             return tally.steps >= steps || tally.duration - before.duration >= seconds ?? .infinity
                 || isInterrupted.load(ordering: .relaxed)
         }
-        // What was found stands in front of whoever goes on: the round is run again, not passed over.
-        try file?.writeAtEnd(found == nil ? tally : whole)
-        return found
+        // What was found stands in front of whoever goes on.
+        try file?.writeAtEnd(end?.before ?? tally)
+        return end?.found
     }
 
     private func rules() throws -> [AnswerRule] {

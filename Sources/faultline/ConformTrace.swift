@@ -33,7 +33,7 @@ extension ConformKVM {
         let (steps, first) = (steps ?? 2000, seed ?? 1)
         let rules = try readExplanations(explanations)
         let run: TracedRun
-        do throws(RealRun.Unavailable) { 
+        do throws(RealRun.Unavailable) {
             run = try TracedRun(kernel.applied(to: RealRun.Options()), rules: rules)
         } catch {
             throw Failure(.impossibleHere, "error: \(error.reason)")

@@ -30,9 +30,46 @@ import Testing
         #expect(result.errors.contains("/nowhere/kvm can't be opened: ENOENT"))
     }
 
+    @Test(.enabled(if: hasKVM && getuid() == 0, "recording needs root and /dev/kvm"))
+    func `a scenario is traced, its recording is kept, and can be audited`() throws {
+        try withFolder { folder in
+            let file = folder + "/recording"
+            let traced = try Command.run("conform", "--trace", "Scenarios/zero-page.yaml", "--keep", file)
+            // A kernel that translates in two stages says so.
+            guard traced.status != 3 else { return }
+            #expect(traced.status == 0, "\(traced.output)\(traced.errors)")
+            #expect(traced.output.hasPrefix("zero-page  recorded on Linux ") && !traced.output.contains("\u{1b}"))
+            #expect(traced.output.hasSuffix(" comparisons, 0 differ\n"))
+            let audited = try Command.run("audit", file)
+            #expect(audited.status == 0, "\(audited.output)\(audited.errors)")
+            let refused = try Command.run("conform", "--trace", "Scenarios/swap.yaml")
+            #expect(refused.status == 3 && refused.output.contains("swap can't be traced: a swap device"))
+            let unwritable = try Command.run(
+                "conform", "--trace", "Scenarios/zero-page.yaml", "--keep", "/nowhere/file")
+            #expect(unwritable.status == 2 && unwritable.errors.contains("/nowhere/file can't be written"))
+        }
+    }
+
+    @Test(.enabled(if: hasKVM, "/dev/kvm can't be opened"))
+    func `a campaign of another kernel is not gone on with`() throws {
+        try withFolder { folder in
+            let file = folder + "/campaign.json"
+            let first = try Command.run("conform", "--steps", "500", "--resume", file)
+            #expect(first.status == 0, "\(first.output)\(first.errors)")
+            var text = try String(contentsOfFile: file, encoding: .utf8)
+            let kernel = try #require(text.split(separator: "\n").first { $0.contains("\"kernel\"") })
+            text = text.replacing(kernel, with: "  \"kernel\" : \"5.4.0\",")
+            try Data(text.utf8).write(to: URL(fileURLWithPath: file))
+            let other = try Command.run("conform", "--steps", "1000", "--resume", file)
+            #expect(other.status == 3 && other.errors.contains("the campaign was begun on Linux 5.4.0, and this is "))
+        }
+    }
+
     @Test(arguments: [
         ["--steps=0"], ["--seconds=0"], ["--jobs=0"], ["--deadline=0"], ["--seed=-1"], ["--explanations=/nowhere"],
-        ["--resume=/nowhere/file"],
+        ["--resume=/nowhere/file"], ["--keep=/tmp/f"], ["--trace", "--json"], ["--trace", "--claims"],
+        ["--trace", "--jobs=2"], ["--trace", "--keep=/tmp/f"], ["--trace", "/nowhere.yaml"],
+        ["--trace", "/nowhere.ioctl"], ["--json", "Scenarios/swap.yaml"],
     ])
     func `bad input is refused before anything runs`(arguments: [String]) throws {
         let result = try Command.run(["conform"] + arguments)

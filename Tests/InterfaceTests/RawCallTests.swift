@@ -1,6 +1,7 @@
 import CKVMInterface
 import Frames
 import HostMemory
+import IoctlScript
 import Machine
 import Testing
 
@@ -29,6 +30,16 @@ private struct RawVM {
 }
 
 @Suite struct RawIoctls {
+    @Test func `a script makes each call without its structure`() throws {
+        let calls = StructureCall.allCases.map(\.rawValue)
+        let script = "vm\n" + calls.map { "no_argument call=\($0)\n" }.joined()
+        #expect(try outcomes(script) == ["0"] + calls.map { _ in "-1 EFAULT" })
+        // Whose VM it is not, and which is no more.
+        let ends = "vm\nprocess name=p\nno_argument call=region as=p\nclose vm=vm\nno_argument call=region vm=vm\n"
+        #expect(try outcomes(ends).suffix(3) == ["-1 EIO", "0", "-1 EBADF"])
+        #expect(try Script(text: script, file: "s").source.contains("no_argument vm=vm call=clear_dirty_log\n"))
+    }
+
     @Test func `a null pointer is EFAULT where a structure is wanted, after who calls`() throws {
         let raw = try RawVM()
         let child = try raw.process.fork()

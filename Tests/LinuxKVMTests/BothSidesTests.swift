@@ -19,9 +19,8 @@ import Testing
 
     @Test(arguments: [
         "addresses", "capabilities", "dirty-log", "documentation", "driver-mappings", "emulator", "host-memory",
-        "kinds", "limits",
-        "prefault", "processes", "regions",
-        "ring-bitmap", "rings", "vmsplice",
+        "kinds", "limits", "no-argument", "prefault", "processes", "regions", "ring-bitmap", "rings", "traced",
+        "vmsplice",
     ])
     func `no answer differs`(script: String) throws {
         for line in try differences(script) { Issue.record("\(script):\(line.line.number): \(line.answers)") }

@@ -21,8 +21,8 @@ import TextInput
 
     private func run(_ campaign: Campaign, seed: UInt64, steps: Int) async throws -> (Tally, Campaign.Found?) {
         var tally = Tally(seed: seed, kernel: campaign.kernel.release)
-        let found = try await campaign.run(&tally) { $0.steps >= steps }
-        return (tally, found)
+        let end = try await campaign.run(&tally) { $0.steps >= steps }
+        return (tally, end?.found)
     }
 
     @Test func `no answer differs, and most steps touch what a slot shows`() async throws {
@@ -47,6 +47,16 @@ import TextInput
         // The seed that is told begins with that script.
         let (again, same) = try await run(campaign, seed: difference.seed, steps: 1)
         #expect(again.scripts == 1 && same?.text == difference.text)
+    }
+
+    @Test func `what was found is in front of whoever goes on`() async throws {
+        let campaign = try campaign { $0.slotAddressBits = 33 }
+        var tally = Tally(seed: 3, kernel: campaign.kernel.release)
+        let first = try #require(try await campaign.run(&tally) { $0.steps >= 200_000 })
+        #expect(tally.steps > first.before.steps)
+        tally = first.before
+        let second = try #require(try await campaign.run(&tally) { $0.steps >= 200_000 })
+        #expect(second.found == first.found)
     }
 
     @Test func `what is explained is counted, and too much of it is a failure`() async throws {
@@ -77,8 +87,8 @@ import TextInput
         while tally.steps < 12_000 {
             stops += 1
             let limit = tally.steps + 1
-            let found = try await campaign.run(&tally) { $0.steps >= min(limit, 12_000) }
-            #expect(found == nil)
+            let end = try await campaign.run(&tally) { $0.steps >= min(limit, 12_000) }
+            #expect(end == nil)
         }
         tally.duration = whole.duration
         #expect(stops > 1 && tally == whole)

@@ -36,7 +36,8 @@ import Testing
         "enable_cap cap=manual_dirty_log_protect2 args=1", "check_extension cap=user_memory",
         "vm name=other", "vcpu id=7", "memfd name=g size=64k",
         "attributes gpa=0 size=4k attributes=none", "prefault cpu=0 gpa=0 size=4k", "ring_reset",
-        "stats names=pages_4k", "munmap host=r length=4k", "mprotect host=r length=4k prot=r",
+        "no_argument call=region", "stats names=pages_4k", "munmap host=r length=4k",
+        "mprotect host=r length=4k prot=r",
         "mmap host=r length=4k", "madvise host=r length=4k advice=cold", "close vm=vm",
         "mremap host=r length=4k new_length=4k to=r+64k", "process name=p",
     ])

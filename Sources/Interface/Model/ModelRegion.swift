@@ -30,7 +30,7 @@ struct ModelRegion {
             case .anonymous: .anonymous
             case .sharedAnonymous: .sharedAnonymous
             case .memfd, .memfdPrivate: .object(MemoryObject(host: host, pages: pages))
-            case .file, .filePrivate: 
+            case .file, .filePrivate:
                 .object(
                     MemoryObject(host: host, file: Disk(pages: pages, largestFile: largestFile), bytes: Int(size)))
             case .secret: .object(MemoryObject(host: host, pages: pages, secret: true))
