@@ -27,7 +27,7 @@ import TextInput
         ("vm a", "1:4: \"a\" means nothing here; after the call come keys: type, name, as"),
         ("  vm\ttype=defalt", "1:11: type has no \"defalt\"; did you mean default?"),
         ("ring_reset", "1:1: there is no VM yet; an earlier line must make it: vm"),
-        ("vm\nno_argument call=regin", "2:18: call has no \"regin\"; did you mean region?"),
+        ("vm\nno_argument call=regin", "2:18: call can't be \"regin\"; did you mean region?"),
         ("vm\nno_argument", "2:1: no_argument needs call; for example call=region"),
         ("vm name=a\nvm name=b\nring_reset", "3:1: which VM?; say vm=a"),
         ("vm\nring_reset vm=vmx", "2:15: there is no VM \"vmx\" yet; did you mean vm?"),

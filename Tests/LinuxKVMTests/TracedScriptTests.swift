@@ -153,7 +153,7 @@ extension Trait where Self == ConditionTrait {
             "guest write cpu=0 gpa=0x10000 count=16 value=1", "get_dirty_log slot=0", "munmap host=r length=64k",
             "mmap host=r length=64k", "mprotect host=r length=64k prot=none", "guest read cpu=0 gpa=0x10000")
         let result = try run().compare(script, name: "rule")
-        #expect(result.report.explained == 1 && result.report.isFaithful, "\(result.text)")
+        #expect(result.report.explained == 1 && result.report.differences == 0, "\(result.text)")
     }
 
     @Test(arguments: [
@@ -235,13 +235,15 @@ extension Trait where Self == ConditionTrait {
         let calls = window.preparationCalls
         var reasons: Set<String> = []
         for call in 1...calls {
-            do throws(RealRun.Unavailable) {
+            do {
                 // It may be one that nothing depends on.
                 _ = try start { $0.preparation = .init(call: call, errno: 13) }
             } catch let error as RealRun.Unavailable {
                 reasons.insert(error.reason)
             }
-            #expect(try instances(window) == [name(window)], "call \(call)")
+            // Other tests record meanwhile.
+            let left = try instances(window).filter { !Process.exists(Int32($0.dropFirst(10)) ?? 0) }
+            #expect(left.isEmpty, "call \(call): \(left)")
         }
         #expect(reasons.contains("what a kernel does can be recorded by root alone: EACCES"))
         #expect(reasons.contains("this kernel's tracefs can't be used for recording: EACCES"))
