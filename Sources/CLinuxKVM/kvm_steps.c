@@ -87,8 +87,10 @@ static void set_region(fl_worker *w, const fl_kvm_call *call, fl_kvm_answer *ans
         fl_fail(answer, fl_kvm_own_memory, 0);
         return;
     }
-    // More pages than a slot may have the kernel refuses before it makes tables.
-    if (n[3] / fl_page > all->options.slot_pages && n[3] / fl_page <= INT32_MAX) {
+    // More pages than a slot may have the kernel refuses before it makes tables, and tables for which it has no memory.
+    uint64_t pages = n[3] / fl_page;
+    int is_refused = pages > INT32_MAX || (all->refused_pages && pages > all->refused_pages);
+    if (pages > all->options.slot_pages && !is_refused) {
         fl_fail(answer, fl_kvm_too_large, 0);
         return;
     }

@@ -103,6 +103,8 @@ static long make_group(fl_kvm *kvm, const fl_kvm_options *options, fl_switch *ca
     failed = write_file(path, "memory.max", limit, calls);
     if (failed == -ENOENT) failed = write_file(path, "memory.limit_in_bytes", limit, calls);
     if (failed < 0) return failed;
+    // Where a cgroup can be told not to end processes, of version 1, the kernel's own requests for memory fail instead.
+    if (write_file(path, "memory.oom_control", "1", calls) >= 0) kvm->shared->refused_pages = options->group_bytes / 8;
     snprintf(kvm->shared->group, sizeof kvm->shared->group, "%.1000s/cgroup.procs", path);
     return 0;
 }
@@ -272,6 +274,7 @@ const fl_kvm_answer *fl_kvm_answers(const fl_kvm *kvm) { return kvm->shared->ans
 const uint64_t *fl_kvm_output(const fl_kvm *kvm) { return kvm->shared->output; }
 uint64_t fl_kvm_calls_made(const fl_kvm *kvm) { return kvm->shared->worker_calls.made; }
 uint64_t fl_kvm_keeper_calls_made(const fl_kvm *kvm) { return kvm->shared->keeper_calls.made; }
+uint64_t fl_kvm_refused_pages(const fl_kvm *kvm) { return kvm->shared->refused_pages; }
 uint32_t fl_kvm_guest_width(const fl_kvm *kvm) { return kvm->shared->guest_width; }
 const char *fl_kvm_instance(const fl_kvm *kvm) { return kvm->shared->instance; }
 int32_t fl_kvm_keeper(const fl_kvm *kvm) { return atomic_load(&kvm->shared->keeper); }

@@ -48,6 +48,8 @@ typedef struct fl_shared {
         struct kvm_cpuid2 head;
         struct kvm_cpuid_entry2 entries[fl_most_cpuid];
     } cpuid;  ///< what the host's KVM can show a guest
+    /// Where the kernel has no memory for a slot's tables it says so, of slots of more pages than this; 0: it ends processes.
+    uint64_t refused_pages;
     uint64_t own_low, own_below;  ///< the processes' own memory: from here on, and below here
     /// The instance of tracefs, and its file for marks; empty, and 0: nothing is recorded.
     char instance[64];

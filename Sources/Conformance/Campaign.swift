@@ -21,6 +21,8 @@ public struct Campaign: Sendable {
         public init() {
             // A slot has tables of its size, on both sides.
             real.slotPages = 1 << 20
+            // In a cgroup the largest slots have none.
+            real.groupMemory = 256 << 20
         }
     }
 

@@ -50,11 +50,17 @@ public struct CampaignReport {
         }
         return [
             "Linux \(tally.kernel); the guest is \(guest)", "read from it: " + own.joined(separator: ", "),
+            "measured: slots' addresses of \(kernel.features.slotAddressBits) bits, \(files)",
             "\(tally.steps) steps in \(tally.scripts) scripts, \(Int(tally.duration)) s, \(rate) a second;"
                 + " \(share / 10).\(share % 10) % are guest accesses and changes to memory that a slot shows",
             "\(tally.compared) answers compared, \(tally.notCompared) not: one side could not do it, or the two had parted",
             "",
         ]
+    }
+
+    private var files: String {
+        let largest = kernel.features.largestFile
+        return largest == Int64.max ? "files of any length" : "files of at most \(largest) bytes"
     }
 
     private var histogram: [String] {
@@ -77,6 +83,8 @@ public struct CampaignReport {
             var campaign: Tally
             var guest: String
             var capabilities: [String: Int64]
+            var slotAddressBits: UInt64
+            var largestFile: UInt64
             var difference: String?
             var script: String?
             var clean: Bool
@@ -85,6 +93,7 @@ public struct CampaignReport {
             Report(
                 campaign: tally, guest: kernel.guest.rawValue,
                 capabilities: Dictionary(uniqueKeysWithValues: kernel.capabilities.table.map { ($0.name, $0.device) }),
+                slotAddressBits: kernel.features.slotAddressBits, largestFile: kernel.features.largestFile,
                 difference: found?.text, script: found?.script.source, clean: isClean))
     }
 }

@@ -1,3 +1,4 @@
+import Glibc
 import Interface
 import IoctlScript
 import LinuxKVM
@@ -23,8 +24,10 @@ public struct KernelDescription: Sendable {
         capabilities = try KernelCapabilities { script throws(RealRun.Unavailable) in
             try Self.answers(to: script, of: run)
         }
-        features = KernelFeatures(
+        var features = KernelFeatures(
             capabilities, slotAddressBits: try Self.slotAddressBits(run), largestFile: try Self.largestFile(run))
+        features.slotPages = try Self.slotPages(run)
+        self.features = features
         do throws(RealRun.Failure) { guest = try run.emulates(privileged: false) ? .emulator : .processor } catch {
             throw RealRun.Unavailable(error)
         }
@@ -34,6 +37,15 @@ public struct KernelDescription: Sendable {
         do throws(RealRun.Failure) { return try run.answers(of: script) } catch {
             throw RealRun.Unavailable(error)
         }
+    }
+
+    /// Without a limit on the kernel's memory nobody asks for more than it has.
+    private static func slotPages(_ run: RealRun) throws(RealRun.Unavailable) -> UInt64 {
+        guard let pages = run.refusedPages else { return .max }
+        let largest = Region(
+            slot: 0, guestAddress: 0, size: UInt64(Int32.max) << 12, userAddress: HostPlace(.region(0)))
+        let steps: [Step] = [.createVM(vm: 0, type: 0), .setRegion(vm: 0, largest, version: 1)]
+        return try answers(to: Script(steps), of: run)[1].outcome == .failed(ENOMEM) ? pages : .max
     }
 
     /// The most for which a slot at the end of the addresses is made.
@@ -93,6 +105,7 @@ extension KernelFeatures {
         var profile = RandomScripts.Profile()
         profile.portableOnly = true
         profile.vmTypes = types
+        profile.hasRefusedSlots = slotPages < .max
         return profile
     }
 }

@@ -111,6 +111,9 @@ open class SecondaryMMU: @unchecked Sendable {
     public final var vm: VirtualMachine { owner.takeUnretainedValue() }
     // Set once, before anybody reads it.
     @exclusivity(unchecked) private final var owner: Unmanaged<VirtualMachine>!
+    /// Pages of the largest slot for whose reverse maps and counts there is memory: beyond, ENOMEM. Set before there is a
+    /// slot. Spec: generic 4.4, row 22.
+    @exclusivity(unchecked) public final var mostSlotPages = UInt64.max
 
     public init() {}
 

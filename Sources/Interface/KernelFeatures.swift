@@ -24,6 +24,8 @@ public struct KernelFeatures: Sendable, Equatable {
     /// Whether the guest's memory is translated in two stages. Without, each of a guest's large pages has tables of its own,
     /// kept as the shadow MMU keeps direct ones.
     public var isTwoStage = true
+    /// Pages of the largest slot for whose tables the kernel has memory.
+    public var slotPages = UInt64.max
     /// Bytes that a file may have, in the file system where scripts have theirs.
     public var largestFile = UInt64(Int64.max)
     /// Where a guest has page tables of its own, which the shadow MMU shadows; nil: its addresses are physical ones. Such a

@@ -40,6 +40,7 @@ public final class VirtualMachine {
         self.descriptors = descriptors
         self.features = features
         tables = features.tables
+        tables.mmu.mostSlotPages = features.slotPages
         core = GuestMemory.VirtualMachine(
             addressSpace: process, mmu: tables.mmu,
             type: type == UInt64(KVM_X86_SW_PROTECTED_VM) ? .softwareProtected : .standard,

@@ -13,6 +13,8 @@ public struct RandomScripts {
         public var portableOnly = false
         /// Types of VMs, a bit for each, of which the first of a script has one.
         public var vmTypes: UInt64 = 3
+        /// The largest slot is asked for now and then: there is no memory for its tables.
+        public var hasRefusedSlots = false
         /// One VM, whose guest makes accesses of whole words and no others, and no files, of whose large folios the notifiers
         /// hear: what can be compared with a recording.
         public var isTraced = false
@@ -272,8 +274,17 @@ public struct RandomScripts {
         return .setRegion(vm: vm(), slot, version: slot.memfd != nil || chance(30) ? 2 : 1)
     }
 
+    /// Right but for its size.
+    private mutating func largestRegion() -> Step {
+        let region = Region(
+            slot: slotNumber(), flags: pick([0, 1, 2]), guestAddress: 1 << UInt64(44 + below(6)),
+            size: UInt64(Int32.max) << 12, userAddress: HostPlace(.region(0)))
+        return .setRegion(vm: vm(), region, version: 1 + below(2))
+    }
+
     /// Anything.
     private mutating func oddRegion() -> Step? {
+        if profile.hasRefusedSlots, chance(5) { return largestRegion() }
         var place = HostPlace(pick([.null, .kernel]), pick([0, 1, 4096, 0 &- 4096]))
         if !regionSizes.isEmpty, chance(75) {
             let region = below(regionSizes.count)

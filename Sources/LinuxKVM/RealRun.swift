@@ -20,6 +20,8 @@ public final class RealRun {
         public var memory = UInt64(max(0, sysconf(Int32(_SC_PHYS_PAGES)))) * 4096 / 2
         /// A cgroup in which the child makes one for itself, with so much memory.
         public var memoryGroup: String?
+        /// Bytes that the cgroup has; nil: `memory`.
+        public var groupMemory: UInt64?
         /// Seconds of processor time of each process.
         public var processorSeconds: UInt64 = 3600
         /// Pages of the largest slot that is made: its tables are the kernel's memory, and not small.
@@ -82,7 +84,7 @@ public final class RealRun {
         var end = fl_kvm_end()
         var options = fl_kvm_options()
         options.private_memory = self.options.memory
-        options.group_bytes = self.options.memory
+        options.group_bytes = self.options.groupMemory ?? self.options.memory
         options.processor_seconds = self.options.processorSeconds
         options.slot_pages = self.options.slotPages
         options.huge_pages = self.options.hugePages ? 1 : 0
@@ -184,6 +186,13 @@ public final class RealRun {
     public private(set) var guestLayout = GuestLayout(OwnPlace(), width: 48)
 
     // MARK: What this kernel does
+
+    /// Slots of more pages are asked for, however large, since the cgroup has no memory for their tables; nil: there is no
+    /// cgroup, or one that ends processes instead.
+    public var refusedPages: UInt64? {
+        let pages = child.map { fl_kvm_refused_pages($0) } ?? 0
+        return pages == 0 ? nil : pages
+    }
 
     /// KVM's own count of the instructions that it has emulated says whether a guest's code, privileged or not, is. Ends
     /// the last script.

@@ -31,8 +31,7 @@ extension Vocabulary {
     /// The errors that KVM's and Linux's calls give here, by name.
     static let errors: [Errno] = [
         .EPERM, .ENOENT, .EINTR, .EIO, .ENXIO, .EBADF, .EAGAIN, .ENOMEM, .EACCES, .EFAULT, .EBUSY, .EEXIST, .ENODEV,
-        .E2BIG,
-        .EINVAL, .ENOSPC, .EOVERFLOW, .EOPNOTSUPP, .EREMOTEIO, .EHWPOISON,
+        .E2BIG, .EINVAL, .EFBIG, .ENOSPC, .EOVERFLOW, .EOPNOTSUPP, .EREMOTEIO, .EHWPOISON,
     ]
 
     static func errno(_ name: String) -> Errno? { errors.first { "\($0)" == name } }

@@ -1,3 +1,5 @@
+import Interface
+import IoctlScript
 import Testing
 
 /// The rows of the call's table through both ioctls. Each case is one call after the same beginning; what it leaves is
@@ -112,5 +114,27 @@ import Testing
                 guest read vm=vm cpu=0 gpa=0x10000
                 """)
         #expect(all.suffix(2) == ["-1 EINVAL", "0 exit=io done=1 values=0x9"])
+    }
+
+    /// Rows 20 to 22, where the kernel's own memory ends.
+    @Test func `a slot whose tables find no memory is ENOMEM; what is there stays`() throws {
+        var features = KernelFeatures()
+        features.slotPages = 16
+        let script = try Script(
+            text: """
+                host name=ram kind=anonymous size=1M
+                vm
+                region slot=0 gpa=0 size=68k hva=ram
+                region slot=0 flags=log_dirty gpa=0 size=68k hva=ram
+                region slot=0 gpa=0 size=64k hva=ram
+                region slot=0 flags=log_dirty gpa=0 size=64k hva=ram
+                region slot=1 gpa=0 size=68k hva=ram
+                region slot=0 gpa=0 size=0 hva=ram
+                """, file: "script")
+        var executor = try #require(ModelExecutor(features: features))
+        let answers = script.run(on: &executor).dropFirst(2).map(\.description)
+        executor.finish()
+        #expect(answers == ["-1 ENOMEM", "-1 ENOMEM", "0", "0", "-1 EEXIST", "0"])
+        #expect(executor.findings.isEmpty)
     }
 }

@@ -266,6 +266,8 @@ const uint64_t *fl_kvm_output(const fl_kvm *kvm);
 /// System calls that the script has made so far, and those of the keeper.
 uint64_t fl_kvm_calls_made(const fl_kvm *kvm);
 uint64_t fl_kvm_keeper_calls_made(const fl_kvm *kvm);
+/// Slots of more pages have tables that the cgroup has no memory for, on shadow paging; 0: nobody knows of any.
+uint64_t fl_kvm_refused_pages(const fl_kvm *kvm);
 /// Bits of a guest's address.
 uint32_t fl_kvm_guest_width(const fl_kvm *kvm);
 /// The instance of tracefs, by name; empty: nothing is recorded. What it has recorded is read in the keeper's file system.

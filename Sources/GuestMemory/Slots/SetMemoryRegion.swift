@@ -149,15 +149,17 @@ extension VirtualMachine {
         _ region: MemoryRegion, replacing old: MemorySlot?, keepsMetadata: Bool
     ) throws(Errno) -> MemorySlot {
         let pages = region.size >> pageShift
+        let fits = keepsMetadata || pages <= mmu.mostSlotPages
         let new = MemorySlot(
             id: UInt16(truncatingIfNeeded: region.slot), addressSpace: UInt8(region.slot >> 16),
             baseFrame: region.guestAddress.frame, pageCount: pages, userAddress: region.userAddress,
-            flags: region.flags, dirtyBitmap: try bitmap(of: old, region.flags, pages: pages),
+            flags: region.flags, dirtyBitmap: fits ? try bitmap(of: old, region.flags, pages: pages) : nil,
             largePages: keepsMetadata ? old?.largePages : nil, extra: keepsMetadata ? old?.extra : nil,
             guestMemory: region.flags.guestMemory
                 ? SlotGuestMemory(firstPage: region.guestMemoryOffset >> pageShift) : nil)
         if region.flags.guestMemory { try bind(new, to: region.guestMemory, offset: region.guestMemoryOffset) }
         do throws(Errno) {
+            guard fits else { throw .ENOMEM }
             try mmu.prepare(new)
         } catch {
             unbind(new)
