@@ -27,6 +27,7 @@ public struct KernelDescription: Sendable {
         var features = KernelFeatures(
             capabilities, slotAddressBits: try Self.slotAddressBits(run), largestFile: try Self.largestFile(run))
         features.slotPages = try Self.slotPages(run)
+        features.swaps = hostSwaps()
         self.features = features
         do throws(RealRun.Failure) { guest = try run.emulates(privileged: false) ? .emulator : .processor } catch {
             throw RealRun.Unavailable(error)
@@ -116,6 +117,31 @@ extension RealRun.Unavailable {
         switch failure {
         case .unavailable(let unavailable): self = unavailable
         case .finding(let finding): self.init(reason: "the kernel did not answer: \(finding.reason)")
+        }
+    }
+}
+
+/// Whether this machine has a swap device now: somebody may switch one on or off at any time. Kernel: /proc/swaps, a line of
+/// headings and one for each device.
+func hostSwaps() -> Bool {
+    guard let file = fopen("/proc/swaps", "re") else { return false }
+    defer { fclose(file) }
+    var lines = 0
+    var byte = getc(file)
+    while byte != EOF {
+        if byte == 10 { lines += 1 }
+        byte = getc(file)
+    }
+    return lines > 1
+}
+
+extension KernelFeatures {
+    /// Runs a script while the host has a swap device all the time, or has none, and tells the model which.
+    mutating func withSteadySwap<R, E: Error>(_ body: (KernelFeatures) throws(E) -> R) throws(E) -> R {
+        while true {
+            swaps = hostSwaps()
+            let result = try body(self)
+            if hostSwaps() == swaps { return result }
         }
     }
 }

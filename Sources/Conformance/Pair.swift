@@ -9,7 +9,7 @@ import Report
 actor Pair {
     private let real: RealRun
     private let storage: ModelStorage
-    private let features: KernelFeatures
+    private var features: KernelFeatures
     private let rules: [AnswerRule]
 
     init(
@@ -65,6 +65,10 @@ actor Pair {
     }
 
     private func run(_ script: Script) throws(RealRun.Unavailable) -> ScriptRun {
+        try features.withSteadySwap { features throws(RealRun.Unavailable) in try run(script, features) }
+    }
+
+    private func run(_ script: Script, _ features: KernelFeatures) throws(RealRun.Unavailable) -> ScriptRun {
         var ending: String?
         let answers: [Answer]
         do throws(RealRun.Failure) {

@@ -52,6 +52,14 @@ public final class TracedRun {
         _ script: Script, name: String, copying copy: (String) throws -> Void = { _ in },
         _ change: @escaping (ReplayObservation) -> ReplayObservation?
     ) throws -> TracedScript {
+        var features = features
+        return try features.withSteadySwap { try compare(script, name: name, $0, copying: copy, change) }
+    }
+
+    private func compare(
+        _ script: Script, name: String, _ features: KernelFeatures, copying copy: (String) throws -> Void,
+        _ change: @escaping (ReplayObservation) -> ReplayObservation?
+    ) throws -> TracedScript {
         if let line = script.lines.first(where: { $0.step.whyUntraceable != nil }), let why = line.step.whyUntraceable {
             throw PlayError.unplayable(PlanScript.Unplayable(description: "\(script.source(of: line)): \(why)"))
         }
@@ -64,7 +72,7 @@ public final class TracedRun {
         try copy(path)
         let recording = LineRecording(lines: script.lines.count, change)
         let audited = try auditText(path: path, follower: recording)
-        let model = try ModelLines(script, answers, description.features, layout)
+        let model = try ModelLines(script, answers, features, layout)
         var findings = model.findings
         if let failure { findings.append(failure) }
         if audited.lostEvents > 0 { findings.append("the kernel lost \(audited.lostEvents) events") }

@@ -24,6 +24,8 @@ public struct KernelFeatures: Sendable, Equatable {
     /// Whether the guest's memory is translated in two stages. Without, each of a guest's large pages has tables of its own,
     /// kept as the shadow MMU keeps direct ones.
     public var isTwoStage = true
+    /// Whether the host has a swap device.
+    public var swaps = false
     /// Pages of the largest slot for whose tables the kernel has memory.
     public var slotPages = UInt64.max
     /// Bytes that a file may have, in the file system where scripts have theirs.

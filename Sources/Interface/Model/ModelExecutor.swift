@@ -25,7 +25,7 @@ public final class ModelExecutor: Executor {
     public init(_ storage: ModelStorage, features: KernelFeatures = KernelFeatures()) {
         self.features = features
         journal = Journal(keepsEvents: false)
-        machine = ModelMachine(storage, journal, largestFile: features.largestFile)
+        machine = ModelMachine(storage, journal, features)
     }
 
     public func perform(_ step: Step, process: Int) -> Answer {

@@ -32,17 +32,20 @@ final class ModelMachine {
     /// Huge pages, set aside when the first region asks for them.
     private var pool: HugePagePool?
     private static let hugePages = 16
+    /// More than a script's regions have pages.
+    private static let swapSlots = 1 << 11
     private let framesAtStart: Int
     private let largestFile: UInt64
     /// By process.
     private var pipes: [Int: PagePipe] = [:]
     /// Regions that a failed `host` has left nothing of.
-    init(_ storage: ModelStorage, _ journal: Journal, largestFile: UInt64) {
-        self.largestFile = largestFile
+    init(_ storage: ModelStorage, _ journal: Journal, _ features: KernelFeatures) {
+        largestFile = features.largestFile
         self.storage = storage
         self.journal = journal
         let memory = PhysicalMemory(storage.memory, journal: journal)
-        host = Host(memory: memory, transparentHugePages: false, reclaims: true)
+        let swap = features.swaps ? SwapDevice(slots: Self.swapSlots) : nil
+        host = Host(memory: memory, transparentHugePages: false, swap: swap, reclaims: true)
         framesAtStart = memory.freeFrames
         spaces = [AddressSpace(host: host)]
     }
