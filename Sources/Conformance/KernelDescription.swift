@@ -137,11 +137,13 @@ func hostSwaps() -> Bool {
 
 extension KernelFeatures {
     /// Runs a script while the host has a swap device all the time, or has none, and tells the model which.
-    mutating func withSteadySwap<R, E: Error>(_ body: (KernelFeatures) throws(E) -> R) throws(E) -> R {
+    mutating func withSteadySwap<R, E: Error>(
+        asking isOn: () -> Bool = hostSwaps, _ body: (KernelFeatures) throws(E) -> R
+    ) throws(E) -> R {
         while true {
-            swaps = hostSwaps()
+            swaps = isOn()
             let result = try body(self)
-            if hostSwaps() == swaps { return result }
+            if isOn() == swaps { return result }
         }
     }
 }

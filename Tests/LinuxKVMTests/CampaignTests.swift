@@ -153,6 +153,32 @@ import TextInput
     }
 }
 
+/// Swap, which somebody may switch on or off at any time.
+@Suite struct SteadySwap {
+    @Test func `what ran while it changed runs again`() {
+        var features = KernelFeatures()
+        var answers = [false, true, true, false, false, false]
+        var told: [Bool] = []
+        features.withSteadySwap(asking: { answers.removeFirst() }) { told.append($0.swaps) }
+        #expect(told == [false, true, false] && answers.isEmpty && !features.swaps)
+    }
+
+
+    /// Of memory that may be written and not read only what is mapped can be read by a guest.
+    @Test(arguments: [(false, "0 exit=io done=1 values=0x5"), (true, "-1 EFAULT done=0")])
+    func `pages leave the model's memory where the host swaps`(swaps: Bool, answer: String) throws {
+        var features = KernelFeatures()
+        features.swaps = swaps
+        let script = try Script(
+            "host name=r kind=anonymous size=64k prot=w", "vm", "vcpu", "store host=r value=5",
+            "madvise host=r length=4k advice=pageout", "region slot=0 gpa=0 size=64k hva=r", "guest read cpu=0 gpa=0")
+        var executor = try #require(ModelExecutor(features: features))
+        let answers = script.run(on: &executor)
+        executor.finish()
+        #expect(answers[6].description == answer && executor.findings.isEmpty)
+    }
+}
+
 /// What counts as memory that a slot shows.
 @Suite struct ShownMemories {
     private let slot = Region(
