@@ -159,10 +159,10 @@ import TextInput
         var features = KernelFeatures()
         var answers = [false, true, true, false, false, false]
         var told: [Bool] = []
-        features.withSteadySwap(asking: { answers.removeFirst() }) { told.append($0.swaps) }
+        func ask() -> Bool { answers.removeFirst() }
+        features.withSteadySwap(asking: ask) { told.append($0.swaps) }
         #expect(told == [false, true, false] && answers.isEmpty && !features.swaps)
     }
-
 
     /// Of memory that may be written and not read only what is mapped can be read by a guest.
     @Test(arguments: [(false, "0 exit=io done=1 values=0x5"), (true, "-1 EFAULT done=0")])
