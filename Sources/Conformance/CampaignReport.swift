@@ -54,7 +54,13 @@ public struct CampaignReport {
             "\(tally.steps) steps in \(tally.scripts) scripts, \(Int(tally.duration)) s, \(rate) a second;"
                 + " \(share / 10).\(share % 10) % are guest accesses and changes to memory that a slot shows",
             "\(tally.compared) answers compared, \(tally.notCompared) not: one side could not do it, or the two had parted",
-            "",
+        ] + disturbed + [""]
+    }
+
+    private var disturbed: [String] {
+        guard tally.disturbed > 0 else { return [] }
+        return [
+            "\(tally.disturbed) scripts ran again, and then without a difference: the kernel moved or took pages meanwhile"
         ]
     }
 

@@ -120,30 +120,3 @@ extension RealRun.Unavailable {
         }
     }
 }
-
-/// Whether this machine has a swap device now: somebody may switch one on or off at any time. Kernel: /proc/swaps, a line of
-/// headings and one for each device.
-func hostSwaps() -> Bool {
-    guard let file = fopen("/proc/swaps", "re") else { return false }
-    defer { fclose(file) }
-    var lines = 0
-    var byte = getc(file)
-    while byte != EOF {
-        if byte == 10 { lines += 1 }
-        byte = getc(file)
-    }
-    return lines > 1
-}
-
-extension KernelFeatures {
-    /// Runs a script while the host has a swap device all the time, or has none, and tells the model which.
-    mutating func withSteadySwap<R, E: Error>(
-        asking isOn: () -> Bool = hostSwaps, _ body: (KernelFeatures) throws(E) -> R
-    ) throws(E) -> R {
-        while true {
-            swaps = isOn()
-            let result = try body(self)
-            if isOn() == swaps { return result }
-        }
-    }
-}

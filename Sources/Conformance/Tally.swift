@@ -13,6 +13,8 @@ public struct Tally: Codable, Sendable, Equatable {
     public var compared = 0
     /// Lines that a side could not do.
     public var notCompared = 0
+    /// Scripts that showed a difference while the kernel's own threads moved or took pages, and none when they ran again.
+    public var disturbed = 0
     /// How often each call gave each answer on the kernel's side.
     public var answers: [String: [String: Int]] = [:]
     /// How often each rule explained a difference, by name.
@@ -34,6 +36,7 @@ public struct Tally: Codable, Sendable, Equatable {
         touching += other.touching
         compared += other.compared
         notCompared += other.notCompared
+        disturbed += other.disturbed
         answers.merge(other.answers) { $0.merging($1, uniquingKeysWith: +) }
         explained.merge(other.explained, uniquingKeysWith: +)
     }
