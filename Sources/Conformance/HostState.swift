@@ -9,16 +9,16 @@ func hostSwaps() -> Bool { lines(ofFile: "/proc/swaps").count > 1 }
 
 /// Counts what the kernel's own threads do to pages of processes, at times that nobody knows: moving them for compaction,
 /// taking them for reclaim. Two readings that are the same have nothing of it in between. Kernel: /proc/vmstat.
-func disturbances() -> UInt64 {
+func disturbances(_ counts: [Substring] = lines(ofFile: "/proc/vmstat")) -> UInt64 {
     let names = ["pgmigrate_success ", "pgmigrate_fail ", "pgscan_kswapd ", "pgscan_direct ", "pgscan_khugepaged "]
-    return lines(ofFile: "/proc/vmstat").reduce(0) { sum, line in
+    return counts.reduce(0) { sum, line in
         guard let name = names.first(where: line.hasPrefix) else { return sum }
         return sum &+ (UInt64(line.dropFirst(name.count)) ?? 0)
     }
 }
 
 /// Of a file of /proc, which says that it is empty; none if it can't be read.
-private func lines(ofFile path: String) -> [Substring] {
+func lines(ofFile path: String) -> [Substring] {
     guard let file = fopen(path, "re") else { return [] }
     defer { fclose(file) }
     var bytes = [UInt8](repeating: 0, count: 1 << 14)

@@ -179,6 +179,29 @@ import TextInput
     }
 }
 
+/// What the kernel's own threads do to pages while a script runs.
+@Suite struct Disturbances {
+    @Test func `moved and taken pages count, and nothing else`() {
+        let text = "nr_free_pages 5\npgscan_kswapd 1\npgscan_kswapd_x 9\npgmigrate_success 20\npgmigrate_fail 300\n"
+        #expect(disturbances(text.split(separator: "\n")) == 321)
+        #expect(disturbances([]) == 0)
+        // Two that there are on every kernel.
+        let names = lines(ofFile: "/proc/vmstat").map { $0.prefix { $0 != " " } }
+        #expect(names.contains("pgscan_kswapd") && names.contains("pgscan_direct"))
+    }
+
+    @Test(.needsKVM) func `what was gone in a second run is told`() throws {
+        let campaign = try Campaign()
+        var (tally, other) = (Tally(seed: 1, kernel: "k"), Tally(seed: 1, kernel: "k"))
+        #expect(!CampaignReport(campaign, tally, nil).text.contains("ran again"))
+        other.disturbed = 2
+        tally.add(other)
+        tally.add(other)
+        #expect(
+            CampaignReport(campaign, tally, nil).text.contains("\n4 scripts ran again, and then without a difference"))
+    }
+}
+
 /// What counts as memory that a slot shows.
 @Suite struct ShownMemories {
     private let slot = Region(
