@@ -114,7 +114,18 @@ static long set_up(fl_shared *all) {
     return make(all, SYS_open, (uint64_t)path_in(all, "/trace_marker", path), O_WRONLY | O_CLOEXEC, 0, 0, 0);
 }
 
+/// On one processor the kernel's lists of pages are one processor's: whether a page is reused or copied is no matter of luck.
+/// Best effort.
+static void stay_here(fl_shared *all) {
+    uint32_t processor = 0;
+    uint64_t mask[16] = {0};
+    if (make(all, SYS_getcpu, (uint64_t)&processor, 0, 0, 0, 0) < 0 || processor >= sizeof mask * 8) return;
+    mask[processor / 64] = UINT64_C(1) << processor % 64;
+    make(all, SYS_sched_setaffinity, 0, sizeof mask, (uint64_t)mask, 0, 0);
+}
+
 uint32_t fl_trace_open(fl_shared *all, long *error) {
+    stay_here(all);
     *error = make(all, SYS_unshare, CLONE_NEWNS, 0, 0, 0, 0);
     if (*error >= 0) *error = make(all, SYS_mount, 0, (uint64_t)"/", 0, MS_REC | MS_PRIVATE, 0);
     if (*error < 0) return fl_kvm_at_rights;

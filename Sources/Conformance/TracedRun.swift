@@ -12,13 +12,13 @@ public final class TracedRun {
     private let description: KernelDescription
     var features: KernelFeatures { description.features }
 
-    private let rules: [Explanation]
+    private let rules: TraceRules
 
     /// - Parameters:
     ///   - options: of the run; it records, whatever they say.
     ///   - rules: beside those that this project knows.
     public init(_ options: RealRun.Options, rules: [Explanation] = []) throws(RealRun.Unavailable) {
-        self.rules = Self.known + rules
+        self.rules = TraceRules(events: Self.known.events + rules, answers: Self.known.answers)
         var options = options
         options.records = true
         run = try RealRun(options)
@@ -30,11 +30,12 @@ public final class TracedRun {
         }
     }
 
-    /// Rules/traced.yaml, which is part of the program.
-    static let known: [Explanation] = {
+    /// Those that are part of the program: of events Rules/traced.yaml.
+    static let known: TraceRules = {
         do throws(ExplanationError) {
             let text = String(decoding: PackageResources.traced_yaml, as: UTF8.self)
-            return try ExplanationFile(text: text, file: "traced.yaml").rules
+            return TraceRules(
+                events: try ExplanationFile(text: text, file: "traced.yaml").rules, answers: try AnswerRule.known())
         } catch { preconditionFailure("\(error)") }
     }()
 

@@ -1,12 +1,9 @@
 import Audit
 import CKVMInterface
-import Frames
 import Interface
 import IoctlScript
 import LinuxKVM
-import Machine
 import Replay
-import Report
 import TraceAudit
 
 /// A script on this machine's kernel, with what KVM's trace events told meanwhile, beside what the model tells of the same
@@ -20,15 +17,23 @@ public struct TracedScript: Sendable {
 
     init(
         _ script: Script, name: String, kernel: String, _ recording: LineRecording, _ answers: [Answer],
-        _ model: ModelLines, findings: [String], _ layout: GuestLayout,
-        _ rules: [Explanation]
+        _ model: ModelLines, findings: [String], _ layout: GuestLayout, _ rules: TraceRules
     ) {
         self.kernel = kernel
         var renaming = FrameRenaming()
         var shown = ShownPages()
         var steps: [ReplayStep] = []
+        var leftOut: [String] = []
         for (index, answer) in answers.enumerated() {
             let line = script.lines[index]
+            let (theirAnswer, ourAnswer) = (
+                "\(answer.comparable(to: line.step))", "\(model.answers[index].comparable(to: line.step))"
+            )
+            if let rule = rules.why(script, index, model: ourAnswer, kvm: theirAnswer) {
+                // The two are not in the same state from here on.
+                leftOut.append("from line \(index + 1) on, whose answer is explained: \(rule.name)")
+                break
+            }
             func compared(_ told: [ReplayObservation]) -> [ReplayObservation] {
                 let shown = told.filter(\.isOfScript).withOrderedRanges
                 return line.step.executesUnknownCode ? shown.withoutWalks(in: layout) : shown
@@ -38,21 +43,34 @@ public struct TracedScript: Sendable {
             for range in theirs.compactMap(\.range) { renaming.forget { shown.contains($0, range) } }
             for guest in shown.note(line.step, answer) { renaming.forget { guest.contains($0) } }
             var comparison = Comparison()
-            comparison.compare(
-                "answer", recorded: "\(answer.comparable(to: line.step))",
-                model: "\(model.answers[index].comparable(to: line.step))")
+            comparison.compare("answer", recorded: theirAnswer, model: ourAnswer)
             comparison.compare(theirs, compared(model.told[index]), &renaming)
             steps.append(
                 ReplayStep(
                     name: "\(index + 1) \(script.source(of: line))", compared: comparison.compared,
                     differences: comparison.differences))
         }
-        report = ReplayReport(file: name, steps: steps, findings: findings, leftOut: [])
-        report.explain(rules)
+        report = ReplayReport(file: name, steps: steps, findings: findings, leftOut: leftOut)
+        report.explain(rules.events)
     }
 
     public var text: String {
         ReplayText.render(report, heading: "recorded on Linux \(kernel), beside the model's shadow MMU", show: 5)
+    }
+}
+
+/// Why a difference is none: of events, and of answers.
+struct TraceRules {
+    var events: [Explanation]
+    var answers: [AnswerRule]
+
+    /// The rule that explains why the answers to a line differ; nil: they don't, or none does.
+    func why(_ script: Script, _ index: Int, model: String, kvm: String) -> AnswerRule? {
+        guard model != kvm else { return nil }
+        let difference = AnswerRule.Difference(
+            line: script.source(of: script.lines[index]),
+            before: script.lines[..<index].map { script.source(of: $0) }, model: model, kvm: kvm)
+        return answers.first { $0.matches(difference) }
     }
 }
 
@@ -167,8 +185,12 @@ extension [ReplayObservation] {
             ranges = []
         }
         for observation in self {
-            if observation.range == nil { flush() }
-            if observation.range == nil { ordered.append(observation) } else { ranges.append(observation) }
+            guard observation.range == nil else {
+                ranges.append(observation)
+                continue
+            }
+            flush()
+            ordered.append(observation)
         }
         flush()
         return ordered
@@ -178,10 +200,7 @@ extension [ReplayObservation] {
     fileprivate func withoutWalks(in layout: GuestLayout) -> [ReplayObservation] {
         var isOwn = false
         return filter { observation in
-            switch observation.event {
-            case .walk(let address, _): isOwn = layout.contains(address)
-            default: break
-            }
+            if case .walk(let address, _) = observation.event { isOwn = layout.contains(address) }
             return !isOwn
         }
     }

@@ -15,8 +15,8 @@ public struct RandomScripts {
         public var vmTypes: UInt64 = 3
         /// The largest slot is asked for now and then: there is no memory for its tables.
         public var hasRefusedSlots = false
-        /// One VM, whose guest makes accesses of whole words and no others, and no files, of whose large folios the notifiers
-        /// hear: what can be compared with a recording.
+        /// What can be compared with a recording: one VM with one vCPU, whose guest makes accesses of whole words and no others,
+        /// no files, of whose large folios the notifiers hear, and no forks, after which a page may be copied or not.
         public var isTraced = false
         public init() {}
     }
@@ -133,7 +133,10 @@ public struct RandomScripts {
 
     private mutating func rarely() -> Step? {
         switch below(12) {
-        case 0: return makeCPU(vm: vm(), id: pick([0, 0, 1, 2, 1023, 4095, 4096, 1 << 32, .max]))
+        case 0:
+            let vm = vm()
+            let id: UInt64 = pick([0, 0, 1, 2, 1023, 4095, 4096, 1 << 32, .max])
+            return profile.isTraced && !names.cpus[vm].isEmpty ? nil : makeCPU(vm: vm, id: id)
         case 1: return names.vms.count < (profile.isTraced ? 1 : 4) ? makeVM(type: pick([0, 1, 2, .max])) : nil
         case 2: return names.regions.count < 6 ? makeHost() : nil
         case 3: return enableCapability()
@@ -153,7 +156,7 @@ public struct RandomScripts {
     }
 
     private mutating func fork() -> Step? {
-        guard names.processes.count < 4 else { return nil }
+        guard names.processes.count < 4, !profile.isTraced else { return nil }
         names.processes.append("p\(names.processes.count)")
         running.append(names.processes.count - 1)
         return .fork(process: names.processes.count - 1)
