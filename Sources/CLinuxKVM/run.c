@@ -140,15 +140,28 @@ static long start_keeper(fl_kvm *kvm, const fl_kvm_options *options, fl_switch *
     return pid;
 }
 
+/// The keeper was killed, and could not remove what it had made.
+static void remove_instance(fl_kvm *kvm) {
+    if (!kvm->shared->instance[0]) return;
+    long pid = fl_plain(SYS_clone, SIGCHLD, 0, 0, 0, 0, 0);
+    if (pid == 0) {
+        fl_trace_clear(kvm->shared);
+        for (;;) fl_plain(SYS_exit_group, 0, 0, 0, 0, 0, 0);
+    }
+    if (pid > 0) fl_plain(SYS_wait4, (uint64_t)pid, 0, 0, 0, 0, 0);
+}
+
 /// Waits for the keeper's end; after a while it is ended.
 static void await_keeper(fl_kvm *kvm) {
     int64_t start = fl_milliseconds();
-    while (fl_plain(SYS_wait4, (uint64_t)kvm->keeper, 0, WNOHANG, 0, 0, 0) == 0) {
+    int status = 0;
+    while (fl_plain(SYS_wait4, (uint64_t)kvm->keeper, (uint64_t)&status, WNOHANG, 0, 0, 0) == 0) {
         if (fl_milliseconds() - start > keeper_milliseconds / 2)
             fl_plain(SYS_kill, (uint64_t)kvm->keeper, SIGKILL, 0, 0, 0, 0);
         if (fl_milliseconds() - start > keeper_milliseconds) return;
         fl_plain(SYS_poll, 0, 0, 1, 0, 0, 0);
     }
+    if (WIFSIGNALED(status)) remove_instance(kvm);
 }
 
 fl_kvm *fl_kvm_start(const fl_kvm_options *options, fl_kvm_end *end) {

@@ -131,6 +131,8 @@ long fl_map_pages(fl_worker *w, int fd, uint64_t bytes, uint64_t offset);
 uint32_t fl_trace_open(fl_shared *all, long *error);
 /// Removes the instance, if there is one.
 void fl_trace_close(fl_shared *all);
+/// Removes the instance of a keeper that was killed; in a process made for that, whose view of mounts it changes.
+void fl_trace_clear(fl_shared *all);
 /// Records what the keeper's children do from here on, in an empty buffer. Minus an errno. Nothing happens where there is no
 /// instance.
 long fl_trace_begin(fl_shared *all);

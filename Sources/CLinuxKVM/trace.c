@@ -11,7 +11,8 @@
 #include <sys/syscall.h>
 
 // A private instance of tracefs, in a mount namespace of the keeper's own: no other process sees the mount, which ends with
-// the keeper. The instance is removed when the keeper leaves; one whose keeper was killed, by the next that begins.
+// the keeper. The instance is removed when the keeper leaves; one whose keeper was killed, by the one who asked, or if that is
+// gone as well, by the next keeper.
 
 #define TRACEFS "/sys/kernel/tracing"
 #define INSTANCES TRACEFS "/instances"
@@ -124,13 +125,19 @@ static void stay_here(fl_shared *all) {
     make(all, SYS_sched_setaffinity, 0, sizeof mask, (uint64_t)mask, 0, 0);
 }
 
-uint32_t fl_trace_open(fl_shared *all, long *error) {
-    stay_here(all);
+/// Mounts tracefs where only the calling process sees it. 0, or what failed.
+static uint32_t mount_alone(fl_shared *all, long *error) {
     *error = make(all, SYS_unshare, CLONE_NEWNS, 0, 0, 0, 0);
     if (*error >= 0) *error = make(all, SYS_mount, 0, (uint64_t)"/", 0, MS_REC | MS_PRIVATE, 0);
     if (*error < 0) return fl_kvm_at_rights;
     *error = make(all, SYS_mount, (uint64_t)"faultline", (uint64_t)TRACEFS, (uint64_t)"tracefs", 0, 0);
-    if (*error < 0) return fl_kvm_at_tracing;
+    return *error < 0 ? fl_kvm_at_tracing : 0;
+}
+
+uint32_t fl_trace_open(fl_shared *all, long *error) {
+    stay_here(all);
+    uint32_t failed = mount_alone(all, error);
+    if (failed) return failed;
     remove_left_over(all);
     append(all->instance, PREFIX);
     append_number(all->instance, (uint64_t)fl_plain(SYS_getpid, 0, 0, 0, 0, 0, 0));
@@ -146,15 +153,24 @@ uint32_t fl_trace_open(fl_shared *all, long *error) {
     return 0;
 }
 
-void fl_trace_close(fl_shared *all) {
-    if (!all->instance[0]) return;
-    if (all->marker > 0) fl_plain(SYS_close, (uint64_t)all->marker, 0, 0, 0, 0, 0);
+static void remove_instance(const fl_shared *all) {
     char path[fl_most_path];
     int64_t start = fl_milliseconds();
     // Busy while one who reads it, or a worker that is just ending, has it open.
     while (fl_plain(SYS_rmdir, (uint64_t)path_in(all, "", path), 0, 0, 0, 0, 0) == -EBUSY &&
            fl_milliseconds() - start < 2000)
         fl_plain(SYS_poll, 0, 0, 10, 0, 0, 0);
+}
+
+void fl_trace_close(fl_shared *all) {
+    if (!all->instance[0]) return;
+    if (all->marker > 0) fl_plain(SYS_close, (uint64_t)all->marker, 0, 0, 0, 0, 0);
+    remove_instance(all);
+}
+
+void fl_trace_clear(fl_shared *all) {
+    long error;
+    if (mount_alone(all, &error) == 0) remove_instance(all);
 }
 
 long fl_trace_begin(fl_shared *all) {

@@ -231,12 +231,22 @@ extension Trait where Self == ConditionTrait {
         #expect(run.recordingPath == nil)
     }
 
-    @Test func `what a killed child leaves the next removes`() throws {
+    @Test func `what a killed child leaves goes when that is noticed`() throws {
         let window = try start()
         let killed = try start()
         let left = try name(killed)
         kill(try #require(killed.processes?.child), SIGKILL)
+        #expect(try instances(window).contains(left))
         #expect(throws: RealRun.Failure.self) { try killed.answers(of: try Script("vm")) }
+        #expect(try !instances(window).contains(left))
+    }
+
+    @Test func `what is left by one whose asker is gone too the next removes`() throws {
+        let window = try start()
+        // No process has this number.
+        let left = "faultline-4194300"
+        let folder = "/proc/\(try #require(window.processes?.child))/root/sys/kernel/tracing/instances/\(left)"
+        try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: false)
         #expect(try instances(window).contains(left))
         let next = try start()
         #expect(try !instances(window).contains(left))
