@@ -11,13 +11,20 @@ extension ConformKVM {
     func traceAll() throws {
         let rules = try readExplanations(explanations)
         var (isFaithful, traced) = (true, 0)
+        // Making an instance of tracefs takes a second: one for all, and one for those with huge pages.
+        var runs: [Bool: TracedRun] = [:]
         for path in scenarios {
             let subject = try TracedSubject(path)
             do {
-                let comparison = try trace(subject, rules)
+                let script = try subject.script()
+                let run = try runs[subject.usesHugePages] ?? start(rules, hugePages: subject.usesHugePages)
+                runs[subject.usesHugePages] = run
+                let comparison = try run.compare(script, name: subject.name, copying: copy)
                 traced += 1
                 isFaithful = isFaithful && comparison.report.isFaithful
                 output(comparison.text)
+            } catch let error as AuditInputError {
+                throw Failure(.unusable, "error: the recording can't be read: \(error)")
             } catch let error as PlayError {
                 guard case .unplayable(let why) = error else { throw Failure(error, subject.name) }
                 output("\(subject.name) can't be traced: \(why)\n")
@@ -27,17 +34,19 @@ extension ConformKVM {
         if traced == 0 { throw Failure(.impossibleHere) }
     }
 
+    private func start(_ rules: [Explanation], hugePages: Bool = false) throws(Failure) -> TracedRun {
+        var options = kernel.applied(to: RealRun.Options())
+        options.hugePages = hugePages
+        do throws(RealRun.Unavailable) { return try TracedRun(options, rules: rules) } catch {
+            throw Failure(.impossibleHere, "error: \(error.reason)")
+        }
+    }
+
     /// Random scripts.
     func traceRandom() throws {
         stopAtInterrupt()
         let (steps, first) = (steps ?? 2000, seed ?? 1)
-        let rules = try readExplanations(explanations)
-        let run: TracedRun
-        do throws(RealRun.Unavailable) {
-            run = try TracedRun(kernel.applied(to: RealRun.Options()), rules: rules)
-        } catch {
-            throw Failure(.impossibleHere, "error: \(error.reason)")
-        }
+        let run = try start(try readExplanations(explanations))
         var (done, compared) = (0, 0)
         let found: TracedRun.Found?
         do {
@@ -45,6 +54,8 @@ extension ConformKVM {
                 (done, compared) = ($0, $1)
                 return !isInterrupted.load(ordering: .relaxed)
             }
+        } catch let error as AuditInputError {
+            throw Failure(.unusable, "error: the recording can't be read: \(error)")
         } catch let error as PlayError {
             throw Failure(error, "a random script")
         }
@@ -54,18 +65,6 @@ extension ConformKVM {
         }
         output(found.comparison.text + "\n" + found.script.source)
         throw Failure(.findings)
-    }
-
-    private func trace(_ subject: TracedSubject, _ rules: [Explanation]) throws -> TracedScript {
-        var options = kernel.applied(to: RealRun.Options())
-        options.hugePages = subject.usesHugePages
-        do {
-            return try TracedRun(options, rules: rules).compare(try subject.script(), name: subject.name, copying: copy)
-        } catch let error as RealRun.Unavailable {
-            throw PlayError.unavailable(error)
-        } catch let error as AuditInputError {
-            throw Failure(.unusable, "error: the recording can't be read: \(error)")
-        }
     }
 
     /// A file of tracefs says that it is empty: it is read to its end.
