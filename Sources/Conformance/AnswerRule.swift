@@ -68,3 +68,13 @@ public struct AnswerRule: Sendable, Equatable {
         }
     }
 }
+
+extension [AnswerRule] {
+    /// The first that says why the answers to a script's line differ.
+    func first(explaining script: Script, _ index: Int, model: String, kvm: String) -> AnswerRule? {
+        let difference = AnswerRule.Difference(
+            line: script.source(of: script.lines[index]),
+            before: script.lines[..<index].map { script.source(of: $0) }, model: model, kvm: kvm)
+        return first { $0.matches(difference) }
+    }
+}

@@ -84,19 +84,11 @@ actor Pair {
     }
 
     private func run(_ script: Script, _ features: KernelFeatures) throws(RealRun.Unavailable) -> ScriptRun {
-        var ending: String?
-        let answers: [Answer]
         let before = disturbances()
-        do throws(RealRun.Failure) {
-            answers = try real.answers(of: script)
-        } catch {
-            switch error {
-            case .unavailable(let unavailable): throw unavailable
-            case .finding(let finding):
-                answers = finding.answers
-                let line = script.lines[finding.index]
-                ending = "\(line.number): \(script.source(of: line)): \(finding.reason)"
-            }
+        let (answers, end) = try real.answersAndEnd(of: script)
+        let ending = end.map { end in
+            let line = script.lines[end.index]
+            return "\(line.number): \(script.source(of: line)): \(end.reason)"
         }
         let isDisturbed = disturbances() != before
         var executor = ModelExecutor(storage, features: features)
@@ -136,10 +128,8 @@ struct ScriptRun {
         if !rules.isEmpty, let first = whole.differences.first,
             let index = script.lines.firstIndex(where: { $0 == first.line })
         {
-            let difference = AnswerRule.Difference(
-                line: script.source(of: first.line), before: script.lines[..<index].map { script.source(of: $0) },
-                model: "\(first.answers[0])", kvm: "\(first.answers[1])")
-            rule = rules.first { $0.matches(difference) }
+            rule = rules.first(
+                explaining: script, index, model: "\(first.answers[0])", kvm: "\(first.answers[1])")
             if rule != nil { compared = index + 1 }
         }
         self.compared = compared

@@ -40,14 +40,9 @@ public struct PlayedScenario: Sendable {
         var failure: String?
         do throws(RealRun.Unavailable) {
             description = try KernelDescription(run)
-            do throws(RealRun.Failure) { answers = try run.answers(of: script) } catch {
-                switch error {
-                case .unavailable(let unavailable): throw unavailable
-                case .finding(let finding):
-                    answers = finding.answers
-                    failure = "\(script.source(of: script.lines[finding.index])): \(finding.reason)"
-                }
-            }
+            let end: RealRun.Finding?
+            (answers, end) = try run.answersAndEnd(of: script)
+            failure = end.map { "\(script.source(of: script.lines[$0.index])): \($0.reason)" }
         } catch {
             throw .unavailable(error)
         }

@@ -72,7 +72,10 @@ public final class TracedRun {
         if let line = script.lines.first(where: { $0.step.whyUntraceable != nil }), let why = line.step.whyUntraceable {
             throw PlayError.unplayable(PlanScript.Unplayable(description: "\(script.source(of: line)): \(why)"))
         }
-        let (answers, failure) = try answers(of: script)
+        let (answers, end): ([Answer], RealRun.Finding?)
+        do throws(RealRun.Unavailable) { (answers, end) = try run.answersAndEnd(of: script) } catch {
+            throw PlayError.unavailable(error)
+        }
         let layout = run.guestLayout
         run.finish()
         guard let path = run.recordingPath else {
@@ -83,22 +86,12 @@ public final class TracedRun {
         let audited = try auditText(path: path, follower: recording)
         let model = try ModelLines(script, answers, features, layout)
         var findings = model.findings
-        if let failure { findings.append(failure) }
+        if let end { findings.append("\(script.source(of: script.lines[end.index])): \(end.reason)") }
         if audited.lostEvents > 0 { findings.append("the kernel lost \(audited.lostEvents) events") }
         findings += audited.findings.map { "the recording, \($0.rule): \($0.text)" }
         return TracedScript(
             script, name: name, kernel: description.release, recording, answers, model, findings: findings, layout,
             rules)
-    }
-
-    private func answers(of script: Script) throws(PlayError) -> ([Answer], failure: String?) {
-        do throws(RealRun.Failure) { return (try run.answers(of: script), nil) } catch {
-            switch error {
-            case .unavailable(let unavailable): throw .unavailable(unavailable)
-            case .finding(let finding):
-                return (finding.answers, "\(script.source(of: script.lines[finding.index])): \(finding.reason)")
-            }
-        }
     }
 }
 

@@ -1,5 +1,4 @@
 import Audit
-import CKVMInterface
 import Interface
 import IoctlScript
 import LinuxKVM
@@ -29,7 +28,9 @@ public struct TracedScript: Sendable {
             let (theirAnswer, ourAnswer) = (
                 "\(answer.comparable(to: line.step))", "\(model.answers[index].comparable(to: line.step))"
             )
-            if let rule = rules.why(script, index, model: ourAnswer, kvm: theirAnswer) {
+            if theirAnswer != ourAnswer,
+                let rule = rules.answers.first(explaining: script, index, model: ourAnswer, kvm: theirAnswer)
+            {
                 // The two are not in the same state from here on.
                 leftOut.append("from line \(index + 1) on, whose answer is explained: \(rule.name)")
                 break
@@ -63,15 +64,6 @@ public struct TracedScript: Sendable {
 struct TraceRules {
     var events: [Explanation]
     var answers: [AnswerRule]
-
-    /// The rule that explains why the answers to a line differ; nil: they don't, or none does.
-    func why(_ script: Script, _ index: Int, model: String, kvm: String) -> AnswerRule? {
-        guard model != kvm else { return nil }
-        let difference = AnswerRule.Difference(
-            line: script.source(of: script.lines[index]),
-            before: script.lines[..<index].map { script.source(of: $0) }, model: model, kvm: kvm)
-        return answers.first { $0.matches(difference) }
-    }
 }
 
 /// Which pages of the VM's process its slots show where.

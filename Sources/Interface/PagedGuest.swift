@@ -172,16 +172,10 @@ final class PagedGuest {
         cpu.vm.withSlots { _ = mmu.translate(cpu, address, code) }
     }
 
-    /// The OUT at the end. KVM reads the instruction, and the task state, for whether user code may use the port.
+    /// The OUT at the end.
     func end(_ program: GuestProgram) {
         // Of unknown code there is none: its own exception ends it.
         guard program.kind != .execute else { return }
-        let out = layout.address + code(program).out
-        read(out, .user)
-        read(out, [.user, .fetch])
-        // Intel SDM volume 1, 19.5.2: the map's place is told at 0x66.
-        let task = layout.address + layout.taskState
-        read(task + 0x66, [])
-        read(task + 2, [])
+        cpu.walkForOutput(at: layout.address + code(program).out, taskState: layout.address + layout.taskState)
     }
 }

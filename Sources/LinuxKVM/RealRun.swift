@@ -108,6 +108,16 @@ public final class RealRun {
     /// Runs a script from the beginning: one answer for each line.
     public func answers(of script: Script) throws(Failure) -> [Answer] { try answers(of: script, forcing: .none) }
 
+    /// The same, with what ended the script early beside the answers before it; nil: nothing did.
+    public func answersAndEnd(of script: Script) throws(Unavailable) -> (answers: [Answer], end: Finding?) {
+        do throws(Failure) { return (try answers(of: script), nil) } catch {
+            switch error {
+            case .unavailable(let unavailable): throw unavailable
+            case .finding(let finding): return (finding.answers, finding)
+            }
+        }
+    }
+
     func answers(of script: Script, forcing: ForcedError) throws(Failure) -> [Answer] {
         if emulates == nil, script.hasEmulation { emulates = try emulates(privileged: true) }
         let width = child.map { fl_kvm_guest_width($0) } ?? 48

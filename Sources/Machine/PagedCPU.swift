@@ -34,6 +34,17 @@ public final class PagedCPU: LinearCPU, @unchecked Sendable {
     /// Kernel: the exit of an INVLPG.
     public func flush(_ address: UInt64) { mmu.invalidatePage(self, address) }
 
+    /// The walks that KVM makes for a user's OUT, which it emulates: of the instruction, and of the task state, for whether user
+    /// code may use the port. The map's place is told at 0x66: Intel SDM volume 1, 19.5.2. Recorded on 6.18.
+    public func walkForOutput(at out: UInt64, taskState: UInt64) {
+        vm.withSlots {
+            _ = mmu.translate(self, out, .user)
+            _ = mmu.translate(self, out, [.user, .fetch])
+            _ = mmu.translate(self, taskState + 0x66, [])
+            _ = mmu.translate(self, taskState + 2, [])
+        }
+    }
+
     /// The registers that the processor really has: KVM's tables, with its own bits of control.
     private var registers: PagingRegisters {
         let state = shadow

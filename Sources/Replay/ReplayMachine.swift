@@ -203,16 +203,9 @@ final class ReplayMachine {
         return nil
     }
 
-    /// How KVM ends a run. OUT: it reads the instruction, and the task state, for whether user code may use the port.
+    /// How KVM ends a run. OUT: it emulates that.
     func endWithOut(_ run: GuestRun) {
-        let cpu = cpu(Int(run.vcpu))
-        let out = Guest.out(run.operation)
-        vm.withSlots {
-            _ = mmu.translate(cpu, out, .user)
-            _ = mmu.translate(cpu, out, [.user, .fetch])
-            _ = mmu.translate(cpu, Guest.taskState + 0x66, [])
-            _ = mmu.translate(cpu, Guest.taskState + 2, [])
-        }
+        cpu(Int(run.vcpu)).walkForOutput(at: Guest.out(run.operation), taskState: Guest.taskState)
     }
 
     /// MMIO: it reads the instruction of the access itself.

@@ -93,23 +93,14 @@ struct Ioctl: ParsableCommand {
         do throws(RealRun.Unavailable) {
             let run = try RealRun(kernel.applied(to: RealRun.Options()))
             let features = describing ? try KernelDescription(run).features : nil
-            let (answers, finding) = try answers(to: script, of: run)
+            let (answers, end) = try run.answersAndEnd(of: script)
+            let finding = end.map { end in
+                let line = script.lines[end.index]
+                return "\(line.number): \(script.source(of: line)): \(end.reason)"
+            }
             return (answers, finding, features)
         } catch {
             throw Failure(.impossibleHere, "error: \(error.reason)")
-        }
-    }
-
-    private func answers(to script: Script, of run: RealRun) throws(RealRun.Unavailable) -> ([Answer], String?) {
-        do throws(RealRun.Failure) {
-            return (try run.answers(of: script), nil)
-        } catch {
-            switch error {
-            case .unavailable(let unavailable): throw unavailable
-            case .finding(let finding):
-                let line = script.lines[finding.index]
-                return (finding.answers, "\(line.number): \(script.source(of: line)): \(finding.reason)")
-            }
         }
     }
 
